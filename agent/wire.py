@@ -1,0 +1,260 @@
+"""Messages between the service process and a worker process: msgpack structs in length-prefixed frames.
+
+The service owns the conversation and sends it whole with every request to respond; the worker keeps only caches.
+`session` is the service's number for a leased slot, `utterance` numbers the user's stretches of speech within a session,
+and `generation` numbers responses: whatever arrives with a generation older than the current one is dropped.
+Audio towards the worker is s16le mono at 16 kHz; audio from it is s16le mono at `Ready.output_sample_rate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Literal
+
+import msgspec
+
+WIRE_VERSION = 1
+INPUT_SAMPLE_RATE = 16_000
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of everything that crosses the socket."""
+
+
+class ContextItem(msgspec.Struct, frozen=True, array_like=True):
+    """One earlier turn. `utterance` names encoded audio the worker may still hold; `text` is used where it does not."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    utterance: int | None = None
+
+
+class WordSpan(msgspec.Struct, frozen=True, array_like=True):
+    """A word of the answer and the output samples [start, end) in which it is heard."""
+
+    text: str
+    start_sample: int
+    end_sample: int
+
+
+class TokenSpan(msgspec.Struct, frozen=True, array_like=True):
+    """A speech token and how many 12.5 Hz frames it lasts."""
+
+    code: int
+    duration_frames: int
+
+
+class ResponseStats(msgspec.Struct, frozen=True, array_like=True):
+    """What one response cost; times in ms since the worker read `Respond`, 0 where a stage never ran."""
+
+    first_text_ms: float = 0.0
+    first_token_ms: float = 0.0
+    first_audio_ms: float = 0.0
+    total_ms: float = 0.0
+    encode_ms: float = 0.0
+    prefill_ms: float = 0.0
+    thinker_ms: float = 0.0
+    talker_ms: float = 0.0
+    flow_ms: float = 0.0
+    vocoder_ms: float = 0.0
+    text_tokens: int = 0
+    speech_tokens: int = 0
+    speech_frames: int = 0
+    prompt_positions: int = 0
+    input_frames: int = 0
+    input_groups: int = 0
+    realised_input_hz: float = 0.0
+    realised_output_hz: float = 0.0
+    requested_output_hz: float = 0.0
+
+
+# --- service to worker ---
+
+
+class OpenSession(Message, frozen=True):
+    """Lease a slot. Answered by `SessionOpened` or `Refused`."""
+
+    session: int
+
+
+class CloseSession(Message, frozen=True):
+    session: int
+
+
+class StartUtterance(Message, frozen=True):
+    """The user began to speak: encode and prefill what follows behind `context` at `input_hz`."""
+
+    session: int
+    utterance: int
+    input_hz: float
+    context: list[ContextItem]
+    instructions: str = ""
+
+
+class AudioIn(Message, frozen=True):
+    session: int
+    utterance: int
+    pcm: bytes
+
+
+class EndUtterance(Message, frozen=True):
+    """No more audio for this utterance. Answered by a final `Transcript` and `UtteranceEncoded`."""
+
+    session: int
+    utterance: int
+
+
+class DropUtterance(Message, frozen=True):
+    session: int
+    utterance: int
+
+
+class Respond(Message, frozen=True):
+    """Answer `context`, whose last item is what to answer. Cancels any older generation of the session."""
+
+    session: int
+    generation: int
+    context: list[ContextItem]
+    output_hz: float
+    instructions: str = ""
+    speech: bool = True
+    max_output_tokens: int = 600
+    input_hz: float = 12.5
+
+
+class Cancel(Message, frozen=True):
+    session: int
+    generation: int
+
+
+class Ping(Message, frozen=True):
+    number: int
+
+
+# --- worker to service ---
+
+
+class Ready(Message, frozen=True):
+    """First frame of a worker on a new connection."""
+
+    version: int
+    model: str
+    slots: int
+    output_sample_rate: int
+    codec_frame_rate_hz: float
+    min_rate_hz: float = 4.0
+    max_rate_hz: float = 12.5
+
+
+class SessionOpened(Message, frozen=True):
+    session: int
+
+
+class Refused(Message, frozen=True):
+    session: int
+    code: str
+    message: str
+
+
+class Transcript(Message, frozen=True):
+    """What the recogniser head hears so far; `text` is the whole transcript of the utterance, not a delta."""
+
+    session: int
+    utterance: int
+    text: str
+    final: bool
+
+
+class UtteranceEncoded(Message, frozen=True):
+    session: int
+    utterance: int
+    samples: int
+    frames: int
+    groups: int
+    realised_input_hz: float
+    encode_ms: float
+
+
+class TextDelta(Message, frozen=True):
+    """Text the Thinker wrote, ahead of its sound; the service shows it when it is heard."""
+
+    session: int
+    generation: int
+    text: str
+
+
+class AudioOut(Message, frozen=True):
+    """A stretch of the answer's sound. `first_sample` counts from the response's first sample; `tokens` are those whose
+    last frame is rendered here, `words` those that begin here."""
+
+    session: int
+    generation: int
+    first_sample: int
+    pcm: bytes
+    tokens: list[TokenSpan]
+    words: list[WordSpan]
+
+
+class ResponseDone(Message, frozen=True):
+    session: int
+    generation: int
+    reason: Literal["completed", "max_output_tokens", "cancelled", "failed"]
+    text: str
+    stats: ResponseStats
+    error: str = ""
+
+
+class WorkerError(Message, frozen=True):
+    """`session` 0 concerns the worker as a whole."""
+
+    session: int
+    code: str
+    message: str
+
+
+class Pong(Message, frozen=True):
+    number: int
+
+
+ToWorker = OpenSession | CloseSession | StartUtterance | AudioIn | EndUtterance | DropUtterance | Respond | Cancel | Ping
+FromWorker = (
+    Ready | SessionOpened | Refused | Transcript | UtteranceEncoded | TextDelta | AudioOut | ResponseDone | WorkerError | Pong
+)
+
+_HEADER = struct.Struct("<I")
+_encoder = msgspec.msgpack.Encoder()
+
+
+class WireError(Exception):
+    """The peer broke the framing: the connection must be closed."""
+
+
+def encode(message: Message) -> bytes:
+    """One frame: payload length (uint32, little endian) and msgpack payload."""
+    payload = _encoder.encode(message)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise WireError(f"frame of {len(payload)} bytes is over the limit of {MAX_FRAME_BYTES}; send audio in smaller pieces")
+    return _HEADER.pack(len(payload)) + payload
+
+
+to_worker_decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+from_worker_decoder: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
+    """Payload of the next frame, or None at a clean end of the stream."""
+    try:
+        header = await reader.readexactly(_HEADER.size)
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise WireError("the stream ended inside a frame header") from error
+        return None
+    (size,) = _HEADER.unpack(header)
+    if size > MAX_FRAME_BYTES:
+        raise WireError(f"peer announced a frame of {size} bytes; the limit is {MAX_FRAME_BYTES}")
+    try:
+        return await reader.readexactly(size)
+    except asyncio.IncompleteReadError as error:
+        raise WireError("the stream ended inside a frame") from error
