@@ -1,0 +1,305 @@
+"""The coffee counter that the embedded model lives in: what customers say and what the barista answers.
+
+Everything is drawn from a seeded `random.Random`. Replies are a deterministic function of the conversation, so that a
+small Thinker can learn them: an order is confirmed by restating every slot, a change restates the whole changed order.
+`pool_turn(seed)` gives the turns whose customers and replies are both synthesised; seeds from `HELD_OUT_SEED` are never
+trained on.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+Order = dict[str, str]
+
+DRINKS = ("coffee", "iced coffee", "drip coffee", "house coffee", "mocha", "iced mocha", "americano", "cappuccino", "latte", "espresso")
+SIZES = ("small", "medium", "large", "eight ounce", "twelve ounce", "sixteen ounce", "twenty ounce")
+ROASTS = ("light roast", "medium roast", "dark roast")
+SHOTS = ("single shot", "double shot", "triple shot")
+AMOUNTS = ("", "some ", "a bit of ", "a little bit of ", "lots of ", "a lot of ")
+MILKS = ("milk", "cream", "soy milk", "almond milk", "whole milk", "skim milk")
+SUGARS = ("sugar", "brown sugar", "sweetener")
+
+SLOT_ORDER = ("size", "numberOfShots", "roast", "coffeeDrink", "milkAmount", "sugarAmount")
+HELD_OUT_SEED = 1_000_000
+
+_BASE_PRICE_CENTS = {
+    "coffee": 200, "drip coffee": 200, "house coffee": 200, "iced coffee": 250, "espresso": 250,
+    "americano": 300, "cappuccino": 350, "latte": 350, "mocha": 400, "iced mocha": 400,
+}
+_SIZE_PRICE_CENTS = {
+    "small": 0, "eight ounce": 0, "medium": 50, "twelve ounce": 50, "large": 100, "sixteen ounce": 100, "twenty ounce": 150,
+}
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+
+_CARRIERS = (
+    "can i get", "can i have", "can i please have", "can i please get", "could i get", "could i have", "could i please get",
+    "may i have", "may i please have", "may i get", "i would like", "i'd like", "i would like to have", "i'd like to have",
+    "i would like to order", "i'd like to order", "i want", "i want to order", "i want to have", "i'll have", "i will have",
+    "i'll take", "i need", "give me", "please give me", "get me", "please get me", "make me", "please make me", "brew me", "brew",
+    "prepare", "can you make me", "can you get me", "can you give me", "can you please make me", "can you brew me",
+    "could you make me", "could you get me", "could you please give me", "would you make me", "let me get", "let me have",
+    "order me", "order", "get", "make", "may i order", "can i order", "fix me", "hi can i get", "hello i'd like",
+    "hey could i get", "hi i'd like", "could you brew", "can you brew", "can you make", "could you make", "",
+)
+_ENDINGS = ("", "", "", "", "", "", " please", " please", " thank you", " thanks")
+
+_GREETINGS = ("hello", "hi", "hi there", "hey", "good morning", "good afternoon", "good evening", "hello there", "hey there")
+_SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
+    (_GREETINGS, "Hello, what can I get you?"),
+    (("how are you", "how are you doing", "how is it going", "how are you today"), "I am doing great. What can I get you?"),
+    (("what do you have", "what is on the menu", "what's on the menu", "what can i get here", "what drinks do you have",
+      "what kind of coffee do you have"), "We have coffee, espresso, latte, cappuccino, mocha and americano."),
+    (("what kind of milk do you have", "which milk do you have", "do you have any milk", "what milk do you have"),
+     "We have whole milk, skim milk, soy milk, almond milk and cream."),
+    (("what sizes do you have", "what sizes are there", "which sizes do you have"), "We have small, medium and large."),
+    (("what roasts do you have", "which roasts do you have", "what kind of roast do you have"),
+     "We have light, medium and dark roast."),
+    (("thank you", "thanks", "thank you very much", "thanks a lot", "great thank you", "perfect thanks"),
+     "You are welcome. Enjoy your coffee."),
+    (("goodbye", "bye", "bye bye", "see you later", "see you", "have a nice day"), "Goodbye, have a nice day."),
+    (("what is your name", "who are you", "what's your name", "are you a robot", "are you human"), "I am agogic, your barista."),
+    (("what can you do", "can you help me", "help", "i need help"), "I can take your coffee order."),
+    (("are you open", "when do you close", "what are your hours", "when do you open"), "We are always open."),
+    (("is it good", "do you like coffee", "is the coffee good", "what do you recommend", "what is good here"),
+     "I recommend the house coffee."),
+)
+DECLINE = "Sorry, I can only help with coffee orders."
+_NOTHING_ORDERED = "You have not ordered anything yet. What can I get you?"
+_CANCELLED = "No problem, I cancelled your order."
+
+_OFF_TOPIC = (
+    "what is the weather like {when}", "play some music by {name}", "call {name}", "set a timer for {number} minutes",
+    "tell me a joke", "what time is it", "turn on the lights in the {room}", "how far is {place}", "book a flight to {place}",
+    "who won the game {when}", "send a message to {name}", "what is the capital of {place}", "do you sell {thing}",
+    "can i get a {thing}", "i want to buy a {thing}", "i would like a {thing}", "where is the {room}", "how old is {name}",
+    "remind me to call {name} {when}", "open the door to the {room}", "translate this into french", "how do i get to {place}",
+    "what is the news {when}", "what is {number} plus {number}", "tell me about {place}", "is there a train to {place} {when}",
+    "could you bring me a {thing}", "what does {name} think about it", "i am looking for a {thing}", "stop the music",
+)
+_FILL = {
+    "when": ("today", "tomorrow", "this week", "tonight", "on sunday", "next week", "this morning"),
+    "name": ("john", "mary", "peter", "anna", "my mother", "my brother", "michael", "susan", "david", "the manager"),
+    "number": ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "fifteen", "twenty"),
+    "room": ("kitchen", "bathroom", "bedroom", "garden", "office", "hall", "garage"),
+    "place": ("paris", "london", "new york", "the station", "the airport", "germany", "china", "the city", "the beach"),
+    "thing": ("pizza", "burger", "sandwich", "beer", "glass of wine", "bicycle", "newspaper", "phone", "salad", "steak", "book",
+              "bag of chips", "train ticket", "pair of shoes", "soup", "hot dog"),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange. `history` is the barista's previous reply ("" at the start), `user` is spoken lower case."""
+
+    history: str
+    user: str
+    reply: str
+    order: Order | None
+
+
+def sample_order(rng: random.Random) -> Order:
+    """A drink with each further slot present as often as in recorded orders; at least two slots most of the time."""
+    order: Order = {}
+    if rng.random() < 0.5:
+        order["size"] = rng.choice(SIZES)
+    if rng.random() < 0.52:
+        order["numberOfShots"] = rng.choice(SHOTS)
+    if rng.random() < 0.5:
+        order["roast"] = rng.choice(ROASTS)
+    order["coffeeDrink"] = rng.choice(DRINKS)
+    if rng.random() < 0.48:
+        order["milkAmount"] = _amount(rng) + rng.choice(MILKS)
+    if rng.random() < 0.53:
+        order["sugarAmount"] = _amount(rng) + rng.choice(SUGARS)
+    return order
+
+
+def _amount(rng: random.Random) -> str:
+    return "" if rng.random() < 0.45 else rng.choice(AMOUNTS[1:])
+
+
+def carriers() -> tuple[str, ...]:
+    """Ways to begin an order, "" included."""
+    return _CARRIERS
+
+
+def order_bodies(order: Order) -> list[str]:
+    """Every phrasing of the slots that the grammar knows, without carrier: word order, articles, links."""
+    before = [slot for slot in ("size", "numberOfShots", "roast") if slot in order]
+    after = [slot for slot in ("milkAmount", "sugarAmount") if slot in order]
+    bodies = []
+    for arrangement in _permutations(before):
+        head = " ".join([order[slot] for slot in arrangement] + [order["coffeeDrink"]])
+        heads = [f"{_article(head)} {head}", head]
+        if "numberOfShots" in order and arrangement and arrangement[0] != "numberOfShots":
+            rest = " ".join([order[slot] for slot in arrangement if slot != "numberOfShots"] + [order["coffeeDrink"]])
+            heads += [f"{_article(rest)} {rest} {link} {order['numberOfShots']}" for link in ("with a", "with")]
+        for link_slots in _permutations(after):
+            for tail in _tails([order[slot] for slot in link_slots]):
+                bodies += [h + tail for h in heads]
+    return list(dict.fromkeys(bodies))
+
+
+def _permutations(items: list[str]) -> list[list[str]]:
+    if len(items) < 2:
+        return [list(items)]
+    return [[first, *rest] for i, first in enumerate(items) for rest in _permutations(items[:i] + items[i + 1 :])]
+
+
+def _tails(parts: list[str]) -> list[str]:
+    if not parts:
+        return [""]
+    if len(parts) == 1:
+        return [f" with {parts[0]}", f" and {parts[0]}"]
+    return [f" with {parts[0]} and {parts[1]}", f" with {parts[0]} with {parts[1]}", f" with {parts[0]} {parts[1]}",
+            f" and {parts[0]} and {parts[1]}", f" with {parts[0]} and with {parts[1]}"]
+
+
+def _article(phrase: str) -> str:
+    return "an" if phrase[0] in "aeiou" else "a"
+
+
+def say_order(order: Order, rng: random.Random) -> str:
+    """What a customer may say for this order, lower case without punctuation."""
+    bodies = order_bodies(order)
+    # The natural word order is far more frequent than any other.
+    body = rng.choice(bodies[:2]) if rng.random() < 0.35 else rng.choice(bodies)
+    carrier = rng.choice(_CARRIERS)
+    return f"{carrier} {body}".strip() + rng.choice(_ENDINGS)
+
+
+def phrase_order(order: Order) -> str:
+    """How the barista restates an order: "one large double shot latte with soy milk and sugar"."""
+    head = " ".join(order[slot] for slot in SLOT_ORDER[:4] if slot in order)
+    extras = [order[slot] for slot in SLOT_ORDER[4:] if slot in order]
+    return f"one {head}" + (f" with {' and '.join(extras)}" if extras else "")
+
+
+def confirm(order: Order) -> str:
+    return f"Okay, {phrase_order(order)}. Anything else?"
+
+
+def confirm_change(order: Order) -> str:
+    return f"Sure, {phrase_order(order)}. Anything else?"
+
+
+def price_text(order: Order) -> str:
+    """Price from drink and size, in words: "three dollars fifty"."""
+    cents = _BASE_PRICE_CENTS[order["coffeeDrink"]] + _SIZE_PRICE_CENTS[order.get("size", "small")]
+    dollars, rest = divmod(cents, 100)
+    return f"{_NUMBERS[dollars]} dollars" + (" fifty" if rest else "")
+
+
+def parse_order(reply: str) -> Order | None:
+    """Slots restated in a reply of the barista, None if it restates no order."""
+    found = re.search(r"\bone ([a-z ]+)", reply.lower())
+    if not found:
+        return None
+    head, _, tail = found.group(1).strip().partition(" with ")
+    order: Order = {}
+    for slot, values in (("size", SIZES), ("numberOfShots", SHOTS), ("roast", ROASTS)):
+        for value in values:
+            if head.startswith(f"{value} "):
+                order[slot] = value
+                head = head[len(value) + 1 :]
+                break
+    if head not in DRINKS:
+        return None
+    order["coffeeDrink"] = head
+    for part in filter(None, tail.split(" and ")):
+        bare = next((part[len(amount) :] for amount in reversed(AMOUNTS) if part.startswith(amount)), part)
+        slot = "milkAmount" if bare in MILKS else "sugarAmount" if bare in SUGARS else None
+        if slot is None or slot in order:
+            return None
+        order[slot] = part
+    return order
+
+
+def _change(order: Order, rng: random.Random) -> tuple[str, Order]:
+    """A wish to change `order`, and the order after it."""
+    changed = dict(order)
+    kind = rng.choice(("size", "shots", "roast", "drink", "milk", "sugar", "no milk", "no sugar"))
+    lead = rng.choice(("", "", "actually ", "sorry ", "wait ", "oh "))
+    if kind in ("size", "shots", "roast"):
+        slot, values = {"size": ("size", SIZES), "shots": ("numberOfShots", SHOTS), "roast": ("roast", ROASTS)}[kind]
+        value = rng.choice(values)
+        changed[slot] = value
+        article = _article(value)
+        said = rng.choice((f"make it {article} {value}", f"make that {article} {value}", f"make it {value}", f"{article} {value} please",
+                           f"can you make it {article} {value}", f"i want {article} {value} instead", f"{value} please"))
+    elif kind == "drink":
+        value = rng.choice(DRINKS)
+        changed["coffeeDrink"] = value
+        said = rng.choice((f"make it {_article(value)} {value}", f"i want {_article(value)} {value} instead",
+                           f"change it to {_article(value)} {value}", f"make that {_article(value)} {value}"))
+    elif kind in ("milk", "sugar"):
+        slot, things = ("milkAmount", MILKS) if kind == "milk" else ("sugarAmount", SUGARS)
+        value = _amount(rng) + rng.choice(things)
+        changed[slot] = value
+        said = rng.choice((f"with {value}", f"add {value}", f"and {value}", f"with {value} please", f"can you add {value}",
+                           f"i'd like {value} with that", f"{value} please", f"with {value} instead"))
+    else:
+        slot, word = ("milkAmount", "milk") if kind == "no milk" else ("sugarAmount", "sugar")
+        changed.pop(slot, None)
+        said = rng.choice((f"no {word}", f"without {word}", f"no {word} please", f"leave out the {word}", f"hold the {word}"))
+    return lead + said, changed
+
+
+def _fill(template: str, rng: random.Random) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: rng.choice(_FILL[match.group(1)]), template)
+
+
+def sample_turn(rng: random.Random) -> Turn:
+    """An exchange: 62 % orders, 16 % changes, the rest price, cancelling, small talk and what is declined."""
+    draw = rng.random()
+    order = sample_order(rng)
+    history = (confirm if rng.random() < 0.7 else confirm_change)(order)
+    if draw < 0.62:
+        earlier = "" if rng.random() < 0.7 else rng.choice([reply for _, reply in _SMALL_TALK] + [DECLINE])
+        return Turn(earlier, say_order(order, rng), confirm(order), order)
+    if draw < 0.78:
+        said, changed = _change(order, rng)
+        return Turn(history, said, confirm_change(changed), changed)
+    if draw < 0.84:
+        if rng.random() < 0.5:
+            said = rng.choice(("how much is that", "how much is it", "what does it cost", "how much do i owe you", "what is the price",
+                               "how much does that cost", "what do i owe you"))
+            if rng.random() < 0.2:
+                return Turn("", said, _NOTHING_ORDERED, None)
+            return Turn(history, said, f"That is {price_text(order)}.", None)
+        said = rng.choice(("no that's all", "that's all", "that's it", "no thank you", "no thanks", "nothing else", "no that is all thanks",
+                           "that would be all", "no", "that's it thank you"))
+        return Turn(history, said, f"Great, that is {price_text(order)}.", None)
+    if draw < 0.87:
+        if rng.random() < 0.5:
+            said = rng.choice(("cancel my order", "cancel that", "never mind", "forget it", "please cancel my order"))
+            return Turn(history, said, _CANCELLED, None)
+        said = rng.choice(("can you repeat that", "what did you say", "say that again", "repeat that please", "pardon", "sorry what"))
+        return Turn(history, said, confirm(order), order)
+    if draw < 0.94:
+        phrases, reply = rng.choice(_SMALL_TALK)
+        return Turn("" if rng.random() < 0.5 else history, rng.choice(phrases), reply, None)
+    return Turn("" if rng.random() < 0.6 else history, _fill(rng.choice(_OFF_TOPIC), rng), DECLINE, None)
+
+
+def pool_turn(seed: int) -> Turn:
+    """The turn with this number; the same number names the same turn for customers' and barista's recordings."""
+    return sample_turn(random.Random(f"turn {seed}"))
+
+
+def reply_pool(count: int, first_seed: int = 0) -> list[str]:
+    """Distinct replies of `pool_turn(first_seed)` onwards, in order, until `count` are found."""
+    replies: dict[str, None] = {}
+    seed = first_seed
+    while len(replies) < count:
+        replies[pool_turn(seed).reply] = None
+        seed += 1
+    return list(replies)
+
+
+def sample_reply(rng: random.Random) -> str:
+    """A reply of the barista; use `reply_pool` where the customers' side must match."""
+    return sample_turn(rng).reply
