@@ -202,7 +202,7 @@ def parse_order(reply: str) -> Order | None:
     order: Order = {}
     for slot, values in (("size", SIZES), ("numberOfShots", SHOTS), ("roast", ROASTS)):
         for value in values:
-            if head.startswith(f"{value} "):
+            if head.startswith(f"{value} ") and not head.startswith(f"{value} roast"):
                 order[slot] = value
                 head = head[len(value) + 1 :]
                 break
