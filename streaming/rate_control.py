@@ -1,9 +1,10 @@
 """Causal control of the merger's frame rate: does the frame that just arrived start a new group?
 
-Offline grouping (FlexiSLM section 3.4) cuts an utterance at the k lowest cosine similarities of neighbouring frames, which needs
-the whole utterance. Here the decision falls as soon as the frame is there: cut when its similarity to the frame before lies in
-the lowest `q` of those seen lately, where `q` is the requested rate over the base rate, raised or lowered to repay the debt
-(groups owed minus groups made). The debt is bounded, hence so is the error of the realised rate at every moment.
+Offline grouping (FlexiSLM section 3.4) cuts an utterance at the k lowest cosine similarities of neighbouring frames,
+which needs the whole utterance. Here the decision falls as soon as the frame is there: cut when its similarity to the
+frame before lies in the lowest `q` of those seen lately, where `q` is the requested rate over the base rate, raised or
+lowered to repay the debt (groups owed minus groups made). The debt is bounded, hence so is the error of the realised
+rate at every moment.
 
 A decision is a few scalar operations on one stream, so rows are plain objects: one `RateState` per stream, no tensor.
 """
@@ -40,8 +41,8 @@ class RateState:
     """One stream's controller.
 
     owed_groups: groups due minus groups made in this utterance; carried_groups: what earlier utterances left unpaid;
-    due_groups: groups due so far; open_frames: length of the open group in frames; recent: the last similarities in order of
-    arrival; ranked: the same values sorted.
+    due_groups: groups due so far; open_frames: length of the open group in frames; recent: the last similarities in
+    order of arrival; ranked: the same values sorted.
     """
 
     owed_groups: float = 0.0
@@ -57,8 +58,8 @@ class RateState:
 class RateController:
     """Decides group starts in a stream of frames at `base_hz`; groups hold at most `max_group` frames.
 
-    prior: similarities typical of the encoder (a table of quantiles, in any order), which stand in for the window until enough
-    frames have been seen. Memory and time per frame are bounded by `WINDOW_FRAMES`.
+    prior: similarities typical of the encoder (a table of quantiles, in any order), which stand in for the window until
+    enough frames have been seen. Memory and time per frame are bounded by `WINDOW_FRAMES`.
     """
 
     def __init__(self, base_hz: float, max_group: int, prior: Iterable[float] = ()) -> None:
@@ -128,7 +129,8 @@ class RateController:
         ahead = DEBT_SHARE * max(state.due_groups, early_groups)
         if state.owed_groups - 1.0 < -ahead:
             return False
-        overdue = max(OVERDUE_SHARE * state.due_groups, DEBT_SHARE * early_groups * (1.0 - state.frames / EARLY_FRAMES), 1.0)
+        early = DEBT_SHARE * early_groups * (1.0 - state.frames / EARLY_FRAMES)
+        overdue = max(OVERDUE_SHARE * state.due_groups, early, 1.0)
         if state.owed_groups >= overdue:
             return True
         quantile = due + (state.owed_groups + state.carried_groups) / REPAY_FRAMES
