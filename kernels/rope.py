@@ -1,0 +1,37 @@
+"""Rotary position embeddings in the two layouts our networks use; angles always in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rope_angles(positions: Tensor, head_dim: int, base: float) -> Tensor:
+    """Angles `positions * base^(-2j / head_dim)`, float32, [..., head_dim / 2] for integer `positions` [...]."""
+    pair = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    inverse_frequency = 1.0 / (base ** (pair / head_dim))
+    return positions.to(torch.float32).unsqueeze(-1) * inverse_frequency
+
+
+def rotate_interleaved(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotate adjacent pairs (2j, 2j + 1), the convention of Moshi/Mimi.
+
+    x [batch, heads, frames, head_dim]; angles [batch or 1, frames, head_dim / 2].
+    Computed in float32, returned in x's dtype.
+    """
+    cosine, sine = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+def rotate_half(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotate pairs (j, j + head_dim / 2), the convention of Llama/Qwen2.
+
+    x [batch, heads, frames, head_dim]; angles [batch or 1, frames, head_dim / 2].
+    Cosine and sine are rounded to x's dtype before the product, as Qwen2 does, so that bfloat16 checkpoints see the
+    numbers they were trained with.
+    """
+    cosine, sine = angles.cos().to(x.dtype).unsqueeze(1), angles.sin().to(x.dtype).unsqueeze(1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
