@@ -1,0 +1,149 @@
+"""The service's configuration: TOML in, frozen structs out, one-line errors for whatever does not fit."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Rate = Literal["auto"] | Annotated[float, Meta(ge=4.0, le=12.5)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names the key, the value and what is allowed."""
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all sections: a key that is not a field is an error."""
+
+
+class HttpConfig(Section, frozen=True):
+    host: str = "127.0.0.1"
+    port: Port = 8790
+    api_keys: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ("*",)
+    ping_interval_s: Positive = 20.0
+    max_message_bytes: Annotated[int, Meta(ge=65_536)] = 22 * 1024 * 1024
+    drain_s: Annotated[float, Meta(ge=0)] = 5.0
+
+
+class ModelConfig(Section, frozen=True):
+    spec: str = "embedded"
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    threads: Annotated[int, Meta(ge=0)] = 0
+    start_timeout_s: Positive = 120.0
+
+
+class SessionConfig(Section, frozen=True):
+    instructions: str = ""
+    voice: str = "default"
+    max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] = 600
+    input_frame_rate: Rate = "auto"
+    output_frame_rate: Rate = "auto"
+    max_utterance_s: Positive = 60.0
+    max_sessions: Annotated[int, Meta(ge=1)] = 256
+
+
+class TurnConfig(Section, frozen=True):
+    threshold: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
+    prefix_padding_ms: Annotated[int, Meta(ge=0, le=5000)] = 300
+    silence_duration_ms: Annotated[int, Meta(ge=32, le=10_000)] = 500
+
+
+class PlayoutConfig(Section, frozen=True):
+    lead_ms: Annotated[int, Meta(ge=40, le=10_000)] = 300
+    slice_ms: Annotated[int, Meta(ge=20, le=1000)] = 100
+
+
+class WebRtcConfig(Section, frozen=True):
+    addresses: tuple[str, ...] = ()
+    ice_servers: tuple[str, ...] = ()
+    connect_timeout_s: Positive = 30.0
+    disconnected_tolerance_s: Positive = 10.0
+
+
+class ServerConfig(Section, frozen=True):
+    http: HttpConfig = HttpConfig()
+    model: ModelConfig = ModelConfig()
+    session: SessionConfig = SessionConfig()
+    turn: TurnConfig = TurnConfig()
+    playout: PlayoutConfig = PlayoutConfig()
+    webrtc: WebRtcConfig = WebRtcConfig()
+
+
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
+
+
+def parse_config(text: str, source: str = "configuration") -> ServerConfig:
+    """Reads TOML. Raises `ConfigError` with one line that names the key, its value and what is allowed."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from error
+    try:
+        return msgspec.convert(raw, ServerConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(str(error), raw)}") from error
+
+
+def load_config(path: Path | None) -> ServerConfig:
+    """The defaults where `path` is None."""
+    if path is None:
+        return ServerConfig()
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; name a TOML file such as configs/embedded.toml") from error
+    return parse_config(text, str(path))
+
+
+def check_exposure(config: ServerConfig) -> None:
+    """Loopback needs no key; any other address does. Raises `ConfigError`."""
+    if config.http.api_keys or is_loopback(config.http.host):
+        return
+    raise ConfigError(
+        f"http.host = {config.http.host!r} is reachable by others but no API key is set; "
+        "set http.api_keys or AGOGIC_API_KEY, or bind 127.0.0.1"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _explain(message: str, raw: dict[str, object]) -> str:
+    match = _PATH.match(message)
+    what, path = (match["what"], match["path"] or "") if match else (message, "")
+    unknown = re.match(r"Object contains unknown field `(.*)`", what)
+    if unknown:
+        key = f"{path}.{unknown[1]}" if path else unknown[1]
+        return f"unknown key `{key}`; allowed here: {', '.join(_keys_at(path))}"
+    return f"`{path}` = {_value_at(raw, path)!r}: {what[0].lower()}{what[1:]}"
+
+
+def _keys_at(path: str) -> tuple[str, ...]:
+    struct = msgspec.structs.fields(ServerConfig)
+    for part in filter(None, path.split(".")):
+        kind = next((field.type for field in struct if field.encode_name == part), None)
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            return ()
+        struct = msgspec.structs.fields(kind)
+    return tuple(field.encode_name for field in struct)
+
+
+def _value_at(raw: object, path: str) -> object:
+    for part in filter(None, re.split(r"\.|\[\.*\]|\[(\d+)\]", path)):
+        raw = raw.get(part) if isinstance(raw, dict) else raw
+    return raw

@@ -1,0 +1,23 @@
+"""Identifiers in the Realtime protocol's shapes."""
+
+from __future__ import annotations
+
+import secrets
+
+
+class Ids:
+    """Makes identifiers unique within a process: `item_…`, `resp_…`. One per session, so that replay can inject its own."""
+
+    def __init__(self, stem: str | None = None) -> None:
+        self._stem = stem if stem is not None else secrets.token_hex(6)
+        self._count = 0
+
+    def new(self, kind: str) -> str:
+        """`kind` is the prefix the protocol uses: event, item, resp, conv, sess, call, rtc."""
+        self._count += 1
+        return f"{kind}_{self._stem}{self._count:06x}"
+
+
+def secret(prefix: str) -> str:
+    """Unguessable token with 192 bits, such as an ephemeral key (`ek`)."""
+    return f"{prefix}_{secrets.token_urlsafe(24)}"

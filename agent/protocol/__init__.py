@@ -1,0 +1,1 @@
+"""The OpenAI Realtime protocol: what may be said, without any socket."""

@@ -1,0 +1,144 @@
+"""Client events: bytes in, structs out. Unknown fields are accepted; unknown events and bad values are `ProtocolError`s."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from agent.protocol.errors import ProtocolError, from_validation
+
+MAX_APPEND_BYTES = 15 * 1024 * 1024
+JsonObject = dict[str, object]
+EventId = Annotated[str, Meta(max_length=512)]
+ItemId = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class ClientEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Base: `event_id` comes back only in errors."""
+
+    event_id: EventId | None = None
+
+
+class SessionUpdate(ClientEvent, frozen=True):
+    session: JsonObject
+
+
+class InputAudioAppend(ClientEvent, frozen=True):
+    audio: bytes
+
+
+class InputAudioCommit(ClientEvent, frozen=True):
+    pass
+
+
+class InputAudioClear(ClientEvent, frozen=True):
+    pass
+
+
+class OutputAudioClear(ClientEvent, frozen=True):
+    pass
+
+
+class ItemCreate(ClientEvent, frozen=True):
+    item: JsonObject
+    previous_item_id: str | None = None
+
+
+class ItemRetrieve(ClientEvent, frozen=True):
+    item_id: str
+
+
+class ItemTruncate(ClientEvent, frozen=True):
+    item_id: str
+    audio_end_ms: Annotated[int, Meta(ge=0)]
+    content_index: Annotated[int, Meta(ge=0)] = 0
+
+
+class ItemDelete(ClientEvent, frozen=True):
+    item_id: str
+
+
+class ResponseRates(msgspec.Struct, frozen=True):
+    """`x_agogic` of `response.create`."""
+
+    input_frame_rate: Literal["auto"] | Annotated[float, Meta(ge=4.0, le=12.5)] | UnsetType = UNSET
+    output_frame_rate: Literal["auto"] | Annotated[float, Meta(ge=4.0, le=12.5)] | UnsetType = UNSET
+
+
+class ResponseParams(msgspec.Struct, frozen=True):
+    """What `response.create` may change for one response; absent or null fields fall back to the session's."""
+
+    conversation: Literal["auto", "none"] | None = None
+    input: list[JsonObject] | None = None
+    instructions: str | None = None
+    output_modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] | None = None
+    tools: list[JsonObject] | None = None
+    tool_choice: str | JsonObject | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] | Literal["inf"] | None = None
+    metadata: JsonObject | None = None
+    x_agogic: ResponseRates | None = None
+
+
+class ResponseCreate(ClientEvent, frozen=True):
+    response: ResponseParams | None = None
+
+
+class ResponseCancel(ClientEvent, frozen=True):
+    response_id: str | None = None
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    type: str
+    event_id: EventId | None = None
+
+
+_DECODERS: dict[str, msgspec.json.Decoder[ClientEvent]] = {
+    name: msgspec.json.Decoder(kind)
+    for name, kind in {
+        "session.update": SessionUpdate,
+        "input_audio_buffer.append": InputAudioAppend,
+        "input_audio_buffer.commit": InputAudioCommit,
+        "input_audio_buffer.clear": InputAudioClear,
+        "output_audio_buffer.clear": OutputAudioClear,
+        "conversation.item.create": ItemCreate,
+        "conversation.item.retrieve": ItemRetrieve,
+        "conversation.item.truncate": ItemTruncate,
+        "conversation.item.delete": ItemDelete,
+        "response.create": ResponseCreate,
+        "response.cancel": ResponseCancel,
+    }.items()
+}
+_envelope = msgspec.json.Decoder(_Envelope)
+
+
+def decode_client_event(data: str | bytes) -> ClientEvent:
+    """Raises `ProtocolError` (with the client's `event_id` where one could be read) for whatever is no valid event."""
+    try:
+        envelope = _envelope.decode(data)
+    except msgspec.ValidationError as error:
+        raise from_validation(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError("invalid_event", f"The message is not valid JSON: {error}.") from error
+    decoder = _DECODERS.get(envelope.type)
+    if decoder is None:
+        raise ProtocolError(
+            "invalid_event", f"Unknown event type: {envelope.type[:100]}", param="type", event_id=envelope.event_id
+        )
+    try:
+        event = decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise from_validation(error, event_id=envelope.event_id) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(
+            "invalid_event", f"The message is not valid JSON: {error}.", event_id=envelope.event_id
+        ) from error
+    if isinstance(event, InputAudioAppend) and len(event.audio) > MAX_APPEND_BYTES:
+        raise ProtocolError(
+            "invalid_value",
+            f"One append may carry {MAX_APPEND_BYTES} bytes of audio, this one has {len(event.audio)}; send smaller pieces.",
+            param="audio",
+            event_id=event.event_id,
+        )
+    return event

@@ -1,0 +1,1 @@
+"""When the user's turn starts and ends."""
