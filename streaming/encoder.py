@@ -1,0 +1,272 @@
+"""Block-causal audio encoder of the embedded model: log-mel at 100 Hz in, frames at 25 Hz out, character and piece CTC heads.
+
+Four mel frames make one encoder frame (two stride-2 convolutions that look left only across that grid). Attention sees the
+open block and a bounded past; RoPE positions count frames from the start of the stream. Emformer (arXiv 2010.10759) has the
+block pattern, Nozaki and Komatsu (arXiv 2104.02724) the self-conditioned CTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.rope import rope_angles, rotate_half
+from streaming.module import StreamingModule, keep_inactive
+
+MEL_FRAMES_PER_FRAME = 4
+
+
+class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes; `block_frames` and `left_frames` are in 25 Hz frames, `middle_layer` carries the intermediate CTC head."""
+
+    mel_bins: int = 80
+    hidden_size: int = 256
+    layers: int = 6
+    heads: int = 4
+    feed_forward: int = 768
+    kernel: int = 7
+    block_frames: int = 8
+    left_frames: int = 48
+    characters: int = 29
+    pieces: int = 1025
+    middle_layer: int = 3
+    rope_base: float = 10_000.0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """keys, values [rows, heads, left_frames, head_dim] right-aligned; convolution [rows, kernel - 1, hidden]."""
+
+    keys: Tensor
+    values: Tensor
+    convolution: Tensor
+
+
+@dataclass(frozen=True)
+class EncoderState:
+    """pending [rows, p, mel_bins] mel frames short of a block; mel_left [rows, 1, mel_bins], half_left [rows, 1, hidden]:
+    what the convolutions see on their left; position [rows] int64: frames encoded so far."""
+
+    pending: Tensor
+    mel_left: Tensor
+    half_left: Tensor
+    position: Tensor
+    layers: tuple[LayerState, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """frames [rows, n, hidden] after the final norm; character [rows, n, characters] and middle-layer logits; piece logits."""
+
+    frames: Tensor
+    characters: Tensor
+    middle_characters: Tensor
+    pieces: Tensor
+
+
+class EncoderLayer(nn.Module):
+    """Attention, causal depthwise convolution and feed-forward, each behind a LayerNorm and a residual."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.config = config
+        self.attention_norm = nn.LayerNorm(d)
+        self.qkv = nn.Linear(d, 3 * d)
+        self.out = nn.Linear(d, d)
+        self.convolution_norm = nn.LayerNorm(d)
+        self.depthwise = nn.Parameter(torch.randn(config.kernel, d) / config.kernel)
+        self.pointwise = nn.Linear(d, d)
+        self.feed_forward_norm = nn.LayerNorm(d)
+        self.up = nn.Linear(d, config.feed_forward)
+        self.down = nn.Linear(config.feed_forward, d)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, each [rows, heads, n, head_dim]."""
+        rows, n, _ = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(rows, n, 3, self.config.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return rotate_half(q, angles), rotate_half(k, angles), v
+
+    def convolve(self, x: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        """x plus its causal convolution given `left` [rows, kernel - 1, hidden] normalised frames; and the new left."""
+        n = x.shape[1]
+        window = torch.cat((left, self.convolution_norm(x)), dim=1)
+        mixed = window[:, :n] * self.depthwise[0]
+        for tap in range(1, self.config.kernel):
+            mixed = mixed + window[:, tap : tap + n] * self.depthwise[tap]
+        return x + self.dropout(self.pointwise(F.silu(mixed))), window[:, n:]
+
+    def feed(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.down(F.silu(self.up(self.feed_forward_norm(x)))))
+
+
+class BlockCausalEncoder(StreamingModule[EncoderState]):
+    """`forward` on whole clips; `step` on pieces of any size. Rows stepped together must be in phase unless each piece
+    is a whole number of blocks."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.config = config
+        self.halve_mel = nn.Linear(3 * config.mel_bins, d)
+        self.halve_hidden = nn.Linear(3 * d, d)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.middle_norm = nn.LayerNorm(d)
+        self.middle_characters = nn.Linear(d, config.characters)
+        self.self_condition = nn.Linear(config.characters, d)
+        self.final_norm = nn.LayerNorm(d)
+        self.characters = nn.Linear(d, config.characters)
+        self.pieces = nn.Linear(d, config.pieces)
+
+    @property
+    def block_mel_frames(self) -> int:
+        return self.config.block_frames * MEL_FRAMES_PER_FRAME
+
+    def _halve(self, x: Tensor, left: Tensor, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Stride-2 convolution of width 3 over [rows, 2m, c] whose left neighbour is `left` [rows, 1, c]."""
+        even, odd = x[:, 0::2], x[:, 1::2]
+        before = torch.cat((left, odd[:, :-1]), dim=1)
+        return F.gelu(linear(torch.cat((before, even, odd), dim=-1))), odd[:, -1:]
+
+    def _heads(self, x: Tensor, middle: Tensor) -> Encoded:
+        frames = self.final_norm(x)
+        return Encoded(frames, self.characters(frames), middle, self.pieces(frames))
+
+    def _condition(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        middle = self.middle_characters(self.middle_norm(x))
+        return x + self.self_condition(middle.float().softmax(-1).to(x.dtype)), middle
+
+    def encode(self, mel: Tensor, lengths: Tensor | None = None) -> Encoded:
+        """Whole clips: mel [rows, T, mel_bins], zero-padded on the right; `lengths` [rows] true mel frames.
+
+        Gives ceil(T / 4) frames per row; frames past a row's ceil(length / 4) are undefined.
+        """
+        rows, mel_frames, _ = mel.shape
+        frames = -(-mel_frames // MEL_FRAMES_PER_FRAME)
+        blocks = -(-frames // self.config.block_frames)
+        mel = F.pad(mel, (0, 0, 0, blocks * self.block_mel_frames - mel_frames))
+        x, _ = self._halve(mel, mel.new_zeros(rows, 1, mel.shape[2]), self.halve_mel)
+        x, _ = self._halve(x, x.new_zeros(rows, 1, x.shape[2]), self.halve_hidden)
+        true_frames = torch.full((rows,), frames) if lengths is None else -(-lengths // MEL_FRAMES_PER_FRAME)
+        mask = self._block_mask(blocks, true_frames.to(x.device))
+        angles = rope_angles(torch.arange(x.shape[1], device=x.device), x.shape[2] // self.config.heads, self.config.rope_base)[None]
+        middle = x
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, EncoderLayer)
+            x = x + layer.dropout(layer.out(self._block_attention(*layer.project(x, angles), mask)))
+            x, _ = layer.convolve(x, x.new_zeros(rows, self.config.kernel - 1, x.shape[2]))
+            x = layer.feed(x)
+            if i + 1 == self.config.middle_layer:
+                x, middle = self._condition(x)
+        encoded = self._heads(x, middle)
+        return Encoded(*(part[:, :frames] for part in
+                         (encoded.frames, encoded.characters, encoded.middle_characters, encoded.pieces)))
+
+    def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Frames [rows, ceil(T / 4), hidden] of whole clips, see `encode`."""
+        return self.encode(mel, lengths).frames
+
+    def _block_mask(self, blocks: int, true_frames: Tensor) -> Tensor:
+        """[rows, 1, blocks, 1, left + block] True where a block may look."""
+        span = self.config.left_frames + self.config.block_frames
+        start = torch.arange(blocks, device=true_frames.device)[:, None] * self.config.block_frames - self.config.left_frames
+        keys = start + torch.arange(span, device=true_frames.device)
+        # A block wholly past the row's end sees its own padding: its output is undefined, but must not be NaN.
+        end = torch.maximum(true_frames[:, None, None], keys[None, :, -1:] + 1 - self.config.block_frames + 1)
+        return ((keys >= 0) & (keys < end))[:, None, :, None, :]
+
+    def _block_attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        rows, heads, n, size = q.shape
+        block, left = self.config.block_frames, self.config.left_frames
+        q = q.view(rows, heads, n // block, block, size)
+        k = F.pad(k, (0, 0, left, 0)).unfold(2, left + block, block)
+        v = F.pad(v, (0, 0, left, 0)).unfold(2, left + block, block)
+        scores = (q @ k) / size**0.5
+        weights = scores.masked_fill(~mask, -1e4).softmax(-1).to(v.dtype)
+        mixed = weights @ v.transpose(-1, -2)
+        return mixed.reshape(rows, heads, n, size).transpose(1, 2).reshape(rows, n, heads * size)
+
+    def initial_state(self, batch: int) -> EncoderState:
+        c, like = self.config, self.halve_mel.weight
+        head = c.hidden_size // c.heads
+        layer = LayerState(
+            like.new_zeros(batch, c.heads, c.left_frames, head),
+            like.new_zeros(batch, c.heads, c.left_frames, head),
+            like.new_zeros(batch, c.kernel - 1, c.hidden_size),
+        )
+        return EncoderState(
+            like.new_zeros(batch, 0, c.mel_bins),
+            like.new_zeros(batch, 1, c.mel_bins),
+            like.new_zeros(batch, 1, c.hidden_size),
+            torch.zeros(batch, dtype=torch.int64, device=like.device),
+            (layer,) * c.layers,
+        )
+
+    def step_heads(self, mel: Tensor, state: EncoderState, active: Tensor | None = None) -> tuple[Encoded, EncoderState]:
+        """Encodes every block that `mel` [rows, T, mel_bins] completes; T may be 0."""
+        if active is not None and (state.pending.shape[1] or mel.shape[1] % self.block_mel_frames):
+            raise ValueError(f"rows out of phase must be stepped by whole blocks of {self.block_mel_frames} mel frames")
+        mel = torch.cat((state.pending, mel), dim=1)
+        blocks = mel.shape[1] // self.block_mel_frames
+        old, parts = state, []
+        for b in range(blocks):
+            encoded, state = self._block(mel[:, b * self.block_mel_frames : (b + 1) * self.block_mel_frames], state)
+            parts.append(encoded)
+        state = replace(state, pending=mel[:, blocks * self.block_mel_frames :])
+        return self._join(parts, mel), keep_inactive(state, old, active)
+
+    def step(self, x: Tensor, state: EncoderState, active: Tensor | None = None) -> tuple[Tensor, EncoderState]:
+        encoded, state = self.step_heads(x, state, active)
+        return encoded.frames, state
+
+    def flush_heads(self, state: EncoderState) -> tuple[Encoded, EncoderState]:
+        """The open block, as if the clip ended here; the state returned has nothing pending."""
+        mel = state.pending
+        if not mel.shape[1]:
+            return self._join([], mel), state
+        mel = F.pad(mel, (0, 0, 0, -mel.shape[1] % MEL_FRAMES_PER_FRAME))
+        encoded, state = self._block(mel, state)
+        return encoded, replace(state, pending=mel[:, :0])
+
+    def flush(self, state: EncoderState) -> tuple[Tensor, EncoderState]:
+        encoded, state = self.flush_heads(state)
+        return encoded.frames, state
+
+    def _join(self, parts: list[Encoded], like: Tensor) -> Encoded:
+        if parts:
+            return Encoded(*(torch.cat(piece, dim=1) for piece in zip(
+                *((p.frames, p.characters, p.middle_characters, p.pieces) for p in parts), strict=True)))
+        c = self.config
+        return Encoded(*(like.new_zeros(like.shape[0], 0, n) for n in (c.hidden_size, c.characters, c.characters, c.pieces)))
+
+    def _block(self, mel: Tensor, state: EncoderState) -> tuple[Encoded, EncoderState]:
+        """One block, complete or (at the end) open: mel [rows, 4n, mel_bins], n at most `block_frames`."""
+        x, mel_left = self._halve(mel, state.mel_left, self.halve_mel)
+        x, half_left = self._halve(x, state.half_left, self.halve_hidden)
+        rows, n, hidden = x.shape
+        left = self.config.left_frames
+        positions = state.position[:, None] + torch.arange(n, device=x.device)
+        angles = rope_angles(positions, hidden // self.config.heads, self.config.rope_base)
+        age = torch.arange(left, 0, -1, device=x.device)
+        seen = torch.cat((age <= state.position[:, None], torch.ones(rows, n, dtype=torch.bool, device=x.device)), dim=1)
+        layers, middle = [], x
+        for i, (layer, cache) in enumerate(zip(self.layers, state.layers, strict=True)):
+            assert isinstance(layer, EncoderLayer)
+            q, k, v = layer.project(x, angles)
+            k, v = torch.cat((cache.keys, k), dim=2), torch.cat((cache.values, v), dim=2)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None, :])
+            x = x + layer.out(mixed.transpose(1, 2).reshape(rows, n, hidden))
+            x, convolution = layer.convolve(x, cache.convolution)
+            x = layer.feed(x)
+            layers.append(LayerState(k[:, :, -left:], v[:, :, -left:], convolution))
+            if i + 1 == self.config.middle_layer:
+                x, middle = self._condition(x)
+        new = EncoderState(state.pending[:, :0], mel_left, half_left, state.position + n, tuple(layers))
+        return self._heads(x, middle), new
