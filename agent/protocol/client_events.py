@@ -119,7 +119,7 @@ def decode_client_event(data: str | bytes) -> ClientEvent:
         envelope = _envelope.decode(data)
     except msgspec.ValidationError as error:
         raise from_validation(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("invalid_event", f"The message is not valid JSON: {error}.") from error
     decoder = _DECODERS.get(envelope.type)
     if decoder is None:
@@ -130,7 +130,7 @@ def decode_client_event(data: str | bytes) -> ClientEvent:
         event = decoder.decode(data)
     except msgspec.ValidationError as error:
         raise from_validation(error, event_id=envelope.event_id) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(
             "invalid_event", f"The message is not valid JSON: {error}.", event_id=envelope.event_id
         ) from error

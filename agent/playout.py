@@ -1,0 +1,157 @@
+"""What the listener hears and when: a queue of the answer's sound with a playhead counted in samples.
+
+Over WebSocket the client plays, so the playhead is an estimate: it runs in real time from the first piece sent, and never
+past what was sent. Pieces leave at most `lead_ms` ahead of it. Over WebRTC the transport pulls 20 ms at a time, and what was
+pulled is what is heard. Words and tokens leave together with the sound that carries them.
+
+Bound: at most `MAX_QUEUED_S` of sound waits here; whoever pushes must check `is_full` and stop the generation.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.audio import Samples
+from agent.wire import AudioOut, TokenSpan, WordSpan
+
+CODEC_FRAME_RATE_HZ = 12.5
+MAX_QUEUED_S = 120.0
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A piece of sound with the words that begin in it and the tokens whose last frame it renders."""
+
+    first_sample: int
+    samples: Samples
+    words: tuple[WordSpan, ...]
+    tokens: tuple[TokenSpan, ...]
+
+
+class Playout:
+    """The sound of one response."""
+
+    def __init__(self, sample_rate_hz: int, *, lead_ms: int, slice_ms: int) -> None:
+        self.sample_rate_hz = sample_rate_hz
+        self.released_samples = 0
+        self.underruns = 0
+        self._lead_samples = lead_ms * sample_rate_hz // 1000
+        self._slice_samples = slice_ms * sample_rate_hz // 1000
+        self._queue: deque[Samples] = deque()
+        self._words: deque[WordSpan] = deque()
+        self._tokens: deque[tuple[int, TokenSpan]] = deque()
+        self._pushed_samples = 0
+        self._token_end_samples = 0.0
+        self._ended = False
+        self._playhead = 0.0
+        self._playhead_at_s: float | None = None
+        self._dry = False
+
+    @property
+    def queued_samples(self) -> int:
+        return self._pushed_samples - self.released_samples
+
+    @property
+    def is_full(self) -> bool:
+        return self.queued_samples > MAX_QUEUED_S * self.sample_rate_hz
+
+    @property
+    def drained(self) -> bool:
+        """No more will come, and everything has been released."""
+        return self._ended and self.queued_samples == 0
+
+    def push(self, chunk: AudioOut) -> None:
+        """Appends a chunk. `chunk.pcm` is s16le; its tokens are spread over it by their durations."""
+        samples = np.frombuffer(chunk.pcm, dtype="<i2").astype(np.int16, copy=False)
+        if samples.size:
+            self._queue.append(samples)
+            self._pushed_samples += samples.size
+        self._words.extend(chunk.words)
+        for token in chunk.tokens:
+            self._token_end_samples += token.duration_frames * self.sample_rate_hz / CODEC_FRAME_RATE_HZ
+            self._tokens.append((min(int(self._token_end_samples), self._pushed_samples), token))
+
+    def end(self) -> None:
+        """Nothing will be pushed any more."""
+        self._ended = True
+
+    def clear(self) -> None:
+        """Drops whatever was not released."""
+        self._queue.clear()
+        self._words.clear()
+        self._tokens.clear()
+        self._pushed_samples = self.released_samples
+        self._ended = True
+
+    def due(self, now_s: float) -> list[Slice]:
+        """Paced delivery: the slices that may leave by now."""
+        slices: list[Slice] = []
+        while self.queued_samples and self._ahead(now_s) < self._lead_samples:
+            slices.append(self._release(min(self._slice_samples, self.queued_samples), now_s))
+        return slices
+
+    def next_due_s(self, now_s: float) -> float | None:
+        """When `due` will have something again, if nothing is pushed until then."""
+        if not self.queued_samples:
+            return None
+        return now_s + max(0.0, (self._ahead(now_s) - self._lead_samples + 1) / self.sample_rate_hz)
+
+    def pull(self, count: int, now_s: float) -> Slice | None:
+        """Played delivery: the next `count` samples (fewer at the end), or None if nothing waits."""
+        if not self.queued_samples:
+            self._dry = self._dry or (self.released_samples > 0 and not self._ended)
+            return None
+        piece = self._release(min(count, self.queued_samples), now_s)
+        self._playhead = float(self.released_samples)
+        return piece
+
+    def heard_samples(self, now_s: float) -> int:
+        """Position of the playhead."""
+        self._advance(now_s)
+        return int(self._playhead)
+
+    def _ahead(self, now_s: float) -> float:
+        self._advance(now_s)
+        return self.released_samples - self._playhead
+
+    def _advance(self, now_s: float) -> None:
+        if self._playhead_at_s is None:
+            return
+        moved = self._playhead + (now_s - self._playhead_at_s) * self.sample_rate_hz
+        self._playhead_at_s = now_s
+        self._playhead = max(self._playhead, min(moved, float(self.released_samples)))
+        if moved >= self.released_samples > 0 and not self._ended and not self.queued_samples:
+            self._dry = True
+
+    def _release(self, count: int, now_s: float) -> Slice:
+        self._advance(now_s)
+        if self._playhead_at_s is None:
+            self._playhead_at_s = now_s
+        if self._dry:
+            self.underruns += 1
+            self._dry = False
+        first, end = self.released_samples, self.released_samples + count
+        samples = self._take(count)
+        self.released_samples = end
+        is_last = self._ended and self.queued_samples == 0
+        words: list[WordSpan] = []
+        while self._words and (self._words[0].start_sample < end or is_last):
+            words.append(self._words.popleft())
+        tokens: list[TokenSpan] = []
+        while self._tokens and (self._tokens[0][0] <= end or is_last):
+            tokens.append(self._tokens.popleft()[1])
+        return Slice(first, samples, tuple(words), tuple(tokens))
+
+    def _take(self, count: int) -> Samples:
+        parts: list[Samples] = []
+        while count:
+            head = self._queue.popleft()
+            if head.size > count:
+                self._queue.appendleft(head[count:])
+                head = head[:count]
+            parts.append(head)
+            count -= head.size
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,108 @@
+"""Conversation items as clients send them: validated structs. What the conversation keeps is in `agent.conversation`."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from agent.protocol.client_events import ItemId
+from agent.protocol.errors import ProtocolError, from_validation
+
+JsonObject = dict[str, object]
+T = TypeVar("T")
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One content part; which fields count depends on `type`."""
+
+    type: Literal["input_text", "input_audio", "input_image", "output_text", "output_audio", "text"]
+    text: str | None = None
+    audio: bytes | None = None
+    transcript: str | None = None
+
+
+class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
+    role: Literal["system", "user", "assistant"]
+    content: list[Part]
+    id: ItemId | None = None
+
+
+class FunctionCallItem(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
+    name: str
+    arguments: str
+    call_id: str | None = None
+    id: ItemId | None = None
+
+
+class FunctionCallOutputItem(msgspec.Struct, frozen=True, tag_field="type", tag="function_call_output"):
+    call_id: str
+    output: str
+    id: ItemId | None = None
+
+
+class ItemReference(msgspec.Struct, frozen=True, tag_field="type", tag="item_reference"):
+    id: str
+
+
+ClientItem = MessageItem | FunctionCallItem | FunctionCallOutputItem
+
+_PARTS: dict[str, tuple[str, ...]] = {
+    "system": ("input_text",),
+    "user": ("input_text", "input_audio"),
+    "assistant": ("output_text", "text"),
+}
+
+
+def parse_item(raw: JsonObject, *, param: str = "item") -> ClientItem:
+    """Raises `ProtocolError` naming the field that does not fit."""
+    item = _convert_item(raw, param)
+    if isinstance(item, MessageItem):
+        _check_parts(item, param)
+    return item
+
+
+def parse_input(raw: JsonObject, *, param: str) -> ClientItem | ItemReference:
+    """An element of `response.input`: an item, or a reference to one of the conversation."""
+    if raw.get("type") == "item_reference":
+        return _convert(raw, ItemReference, param)
+    return parse_item(raw, param=param)
+
+
+def _convert(raw: JsonObject, kind: type[T], param: str) -> T:
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise from_validation(error, prefix=param) from error
+
+
+def _convert_item(raw: JsonObject, param: str) -> ClientItem:
+    kind = raw.get("type")
+    if kind == "message":
+        return _convert(raw, MessageItem, param)
+    if kind == "function_call":
+        return _convert(raw, FunctionCallItem, param)
+    if kind == "function_call_output":
+        return _convert(raw, FunctionCallOutputItem, param)
+    raise ProtocolError(
+        "missing_required_parameter" if kind is None else "invalid_value",
+        f"'{param}.type' must be 'message', 'function_call' or 'function_call_output', not {kind!r}.",
+        param=f"{param}.type",
+    )
+
+
+def _check_parts(item: MessageItem, param: str) -> None:
+    for index, part in enumerate(item.content):
+        where = f"{param}.content[{index}]"
+        if part.type not in _PARTS[item.role]:
+            allowed = " or ".join(repr(name) for name in _PARTS[item.role])
+            raise ProtocolError(
+                "invalid_value",
+                f"Invalid value for '{where}.type': a {item.role} message takes {allowed} here, not {part.type!r}.",
+                param=f"{where}.type",
+            )
+        needed = "audio" if part.type == "input_audio" else "text"
+        if getattr(part, needed) is None:
+            raise ProtocolError(
+                "missing_required_parameter", f"Missing required parameter: '{where}.{needed}'.", param=f"{where}.{needed}"
+            )

@@ -1,0 +1,227 @@
+"""The session object: what a client may set, what is in effect, and how an update is merged into it.
+
+Stock clients send names of another vendor's models and voices, so unknown ones are mapped to ours instead of refused, and
+`session.updated` says what is in effect. Things this server does not do (noise reduction, tracing, stored prompts, another
+speed than 1) are accepted and reported as off.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from agent.config import Rate, ServerConfig
+from agent.protocol.errors import ProtocolError, from_validation
+
+JsonObject = dict[str, object]
+TRANSCRIPTION_MODEL = "agogic-ctc"
+OPT_IN_EVENTS = ("input_transcript",)
+
+# Longest silence that each eagerness of semantic_vad waits for. The published upper waits are 2, 4 and 8 s; with silence as
+# the only evidence of an ended turn those would be unbearable, so these are what `server_vad` would be set to.
+EAGERNESS_SILENCE_MS = {"low": 1200, "medium": 700, "auto": 700, "high": 400}
+
+
+class PcmFormat(msgspec.Struct, frozen=True, tag_field="type", tag="audio/pcm"):
+    rate: Literal[24000] = 24000
+
+
+class PcmuFormat(msgspec.Struct, frozen=True, tag_field="type", tag="audio/pcmu"):
+    pass
+
+
+class PcmaFormat(msgspec.Struct, frozen=True, tag_field="type", tag="audio/pcma"):
+    pass
+
+
+AudioFormat = PcmFormat | PcmuFormat | PcmaFormat
+
+
+class Transcription(msgspec.Struct, frozen=True, omit_defaults=True):
+    model: str | None = None
+    language: str | None = None
+    prompt: str | None = None
+
+
+class ServerVad(msgspec.Struct, frozen=True, tag_field="type", tag="server_vad"):
+    threshold: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
+    prefix_padding_ms: Annotated[int, Meta(ge=0, le=5000)] = 300
+    silence_duration_ms: Annotated[int, Meta(ge=32, le=10_000)] = 500
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+class SemanticVad(msgspec.Struct, frozen=True, tag_field="type", tag="semantic_vad"):
+    eagerness: Literal["low", "medium", "high", "auto"] = "auto"
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+TurnDetection = ServerVad | SemanticVad
+
+
+class InputAudio(msgspec.Struct, frozen=True):
+    format: AudioFormat = PcmFormat()
+    noise_reduction: JsonObject | None = None
+    transcription: Transcription | None = None
+    turn_detection: TurnDetection | None = None
+
+
+class OutputAudio(msgspec.Struct, frozen=True):
+    format: AudioFormat = PcmFormat()
+    voice: str | JsonObject = "default"
+    speed: Annotated[float, Meta(ge=0.25, le=1.5)] = 1.0
+
+
+class SessionAudio(msgspec.Struct, frozen=True):
+    input: InputAudio = InputAudio()
+    output: OutputAudio = OutputAudio()
+
+
+class Extensions(msgspec.Struct, frozen=True):
+    """`x_agogic`: frame rates in Hz (4.0 to 12.5) or "auto", and the extra event types this client can take."""
+
+    input_frame_rate: Rate = "auto"
+    output_frame_rate: Rate = "auto"
+    events: tuple[str, ...] = ()
+
+
+class SessionSettings(msgspec.Struct, frozen=True):
+    """Everything a client may set, as in effect."""
+
+    output_modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["audio"]
+    )
+    instructions: str = ""
+    audio: SessionAudio = SessionAudio()
+    tools: list[JsonObject] = msgspec.field(default_factory=list)
+    tool_choice: str | JsonObject = "auto"
+    max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] | Literal["inf"] = "inf"
+    truncation: str | JsonObject = "auto"
+    tracing: str | JsonObject | None = None
+    prompt: JsonObject | None = None
+    include: list[str] | None = None
+    x_agogic: Extensions = Extensions()
+
+    @property
+    def wants_audio(self) -> bool:
+        return "audio" in self.output_modalities
+
+
+_NULLABLE = {
+    "audio.input.noise_reduction",
+    "audio.input.transcription",
+    "audio.input.turn_detection",
+    "tracing",
+    "prompt",
+    "include",
+}
+
+
+def default_settings(config: ServerConfig) -> SessionSettings:
+    vad = ServerVad(
+        threshold=config.turn.threshold,
+        prefix_padding_ms=config.turn.prefix_padding_ms,
+        silence_duration_ms=config.turn.silence_duration_ms,
+    )
+    return SessionSettings(
+        instructions=config.session.instructions,
+        audio=SessionAudio(
+            input=InputAudio(transcription=Transcription(model=TRANSCRIPTION_MODEL), turn_detection=vad),
+            output=OutputAudio(voice=config.session.voice),
+        ),
+        x_agogic=Extensions(
+            input_frame_rate=config.session.input_frame_rate, output_frame_rate=config.session.output_frame_rate
+        ),
+    )
+
+
+def updated(current: SessionSettings, update: JsonObject, voice: str) -> SessionSettings:
+    """Deep merge: absent = unchanged, null clears where the protocol lets it (elsewhere it counts as absent).
+
+    Raises `ProtocolError` with `param` under `session`; then nothing has changed.
+    """
+    kind = update.get("type", "realtime")
+    if kind != "realtime":
+        raise ProtocolError(
+            "invalid_value", f"Session type {kind!r} is not served here; use 'realtime'.", param="session.type"
+        )
+    merged = _merge(msgspec.to_builtins(current), update, "")
+    try:
+        wanted = msgspec.convert(merged, SessionSettings)
+    except msgspec.ValidationError as error:
+        raise from_validation(error, prefix="session") from error
+    return _in_effect(wanted, voice)
+
+
+def _merge(base: JsonObject, update: JsonObject, path: str) -> JsonObject:
+    merged = dict(base)
+    for key, value in update.items():
+        here = f"{path}.{key}" if path else key
+        old = merged.get(key)
+        if value is None:
+            if here in _NULLABLE:
+                merged[key] = None
+        elif isinstance(value, dict) and isinstance(old, dict) and _same_kind(old, value):
+            merged[key] = _merge(old, value, here)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _same_kind(old: JsonObject, new: JsonObject) -> bool:
+    """Settings of another type (semantic_vad over server_vad) replace, they do not mix."""
+    return "type" not in new or new["type"] == old.get("type")
+
+
+def _in_effect(wanted: SessionSettings, voice: str) -> SessionSettings:
+    if set(wanted.output_modalities) == {"text", "audio"}:
+        raise ProtocolError(
+            "invalid_value",
+            "Invalid value for 'session.output_modalities': use ['audio'] (which brings a transcript) or ['text'].",
+            param="session.output_modalities",
+        )
+    replace = msgspec.structs.replace
+    source, sink = wanted.audio.input, wanted.audio.output
+    transcription = source.transcription and replace(source.transcription, model=TRANSCRIPTION_MODEL)
+    return replace(
+        wanted,
+        audio=SessionAudio(
+            input=replace(source, noise_reduction=None, transcription=transcription),
+            output=replace(sink, voice=voice, speed=1.0),
+        ),
+        tool_choice=wanted.tool_choice if isinstance(wanted.tool_choice, str) else "auto",
+        truncation=wanted.truncation if isinstance(wanted.truncation, str) else "auto",
+        tracing=None,
+        prompt=None,
+        include=None,
+        x_agogic=replace(
+            wanted.x_agogic, events=tuple(name for name in wanted.x_agogic.events if name in OPT_IN_EVENTS)
+        ),
+    )
+
+
+def render(settings: SessionSettings, *, session_id: str, model: str, expires_at: int) -> JsonObject:
+    """The whole object as `session.created` and `session.updated` carry it."""
+    head: JsonObject = {
+        "type": "realtime",
+        "object": "realtime.session",
+        "id": session_id,
+        "model": model,
+        "expires_at": expires_at,
+    }
+    return head | msgspec.to_builtins(settings)
+
+
+def silence_ms(detection: TurnDetection) -> int:
+    if isinstance(detection, ServerVad):
+        return detection.silence_duration_ms
+    return EAGERNESS_SILENCE_MS[detection.eagerness]
+
+
+def format_name(format: AudioFormat) -> Literal["pcm16", "pcmu", "pcma"]:
+    if isinstance(format, PcmFormat):
+        return "pcm16"
+    return "pcmu" if isinstance(format, PcmuFormat) else "pcma"
