@@ -1,0 +1,108 @@
+"""A model of a few lines whose work and timing the tests control, to test the engine without networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from agent.wire import Message, ResponseStats, TokenSpan, WordSpan
+from worker.parts import Conversation, Encoded, Finished, Pcm, Question, RequestError, Sound, Spoken, TextPiece
+
+SOUND_SAMPLES = 1920
+
+
+class ScriptedListener:
+    """Hears one word for every 1,600 samples; a sample of exactly 0.5 is a fault."""
+
+    def __init__(self, conversation: Conversation, input_hz: float) -> None:
+        self.conversation = conversation
+        self.input_hz = input_hz
+        self.samples = 0
+
+    @property
+    def transcript(self) -> str:
+        return " ".join(["word"] * (self.samples // 1600))
+
+    def feed(self, pcm: Pcm) -> None:
+        if (pcm == 0.5).any():
+            raise ValueError("a fault in the encoder")
+        self.samples += len(pcm)
+
+    def finish(self) -> Encoded:
+        return Encoded(self.samples, self.samples // 640, self.samples // 1280, self.input_hz, 1.0)
+
+
+@dataclass
+class ScriptedSpeaker:
+    """Says `words` words of one codec frame each, then ends; `fail_at` breaks that word."""
+
+    words: int
+    said: int = 0
+    fail_at: int = -1
+    units: list[str] = field(default_factory=list)
+    name: str = ""
+
+    def step(self) -> list[Spoken]:
+        self.units.append(self.name)
+        if self.said == self.fail_at:
+            raise ValueError("a fault in the decoder")
+        if self.said == self.words:
+            return [Finished("completed")]
+        word = f"{self.name}{self.said} "
+        start = self.said * SOUND_SAMPLES
+        self.said += 1
+        pcm = np.full(SOUND_SAMPLES, 0.25, dtype=np.float32)
+        span = WordSpan(word.strip(), start, start + SOUND_SAMPLES)
+        return [TextPiece(word), Sound(pcm, (TokenSpan(7, 1),), (span,))]
+
+    @property
+    def text(self) -> str:
+        return "".join(f"{self.name}{n} " for n in range(self.said))
+
+    def stats(self) -> ResponseStats:
+        return ResponseStats(speech_tokens=self.said)
+
+
+@dataclass
+class ScriptedModel:
+    """`units` records the order in which answers did their work; `questions` what was asked."""
+
+    words: int = 5
+    units: list[str] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    name: str = "scripted"
+    output_sample_rate: int = 24_000
+    codec_frame_rate_hz: float = 12.5
+
+    def listen(self, conversation: Conversation, input_hz: float, output_hz: float) -> ScriptedListener:
+        if not 4.0 <= input_hz <= 12.5:
+            raise RequestError("bad_rate", f"{input_hz} Hz is out of range: 4 to 12.5 Hz")
+        return ScriptedListener(conversation, input_hz)
+
+    def respond(self, question: Question) -> ScriptedSpeaker:
+        self.questions.append(question)
+        text = question.conversation.items[-1].text
+        fail_at = 2 if text == "fail" else -1
+        return ScriptedSpeaker(self.words, fail_at=fail_at, units=self.units, name=text or "a")
+
+
+class Ear:
+    """A client that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.got: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        self.got.append(message)
+
+    def of(self, kind: type) -> list:
+        return [message for message in self.got if isinstance(message, kind)]
+
+
+class HandClock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now

@@ -1,0 +1,272 @@
+"""The engine and its sessions: order of work, cancelling, isolation, refusals."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from agent.wire import (
+    AudioIn,
+    AudioOut,
+    Cancel,
+    CloseSession,
+    ContextItem,
+    DropUtterance,
+    EndUtterance,
+    OpenSession,
+    Ping,
+    Pong,
+    Refused,
+    Respond,
+    ResponseDone,
+    SessionOpened,
+    StartUtterance,
+    TextDelta,
+    Transcript,
+    UtteranceEncoded,
+    WorkerError,
+)
+from tests.worker.scripted import SOUND_SAMPLES, Ear, HandClock, ScriptedModel
+from worker.engine import Engine
+
+SECOND = b"\x00\x10" * 16_000
+
+
+def open_engine(model: ScriptedModel, slots: int = 4, sessions: int = 1) -> tuple[Engine, Ear]:
+    engine, ear = Engine(model, slots, HandClock()), Ear()
+    for number in range(1, sessions + 1):
+        engine.submit(ear, OpenSession(number))
+    return engine, ear
+
+
+def drain(engine: Engine) -> None:
+    while engine.iterate():
+        pass
+
+
+def ask(text: str = "hello", session: int = 1, generation: int = 1, **more: object) -> Respond:
+    return Respond(session, generation, [ContextItem("user", text)], 12.5, **more)  # type: ignore[arg-type]
+
+
+def codes(ear: Ear) -> list[str]:
+    return [error.code for error in ear.of(WorkerError)]
+
+
+def test_utterance_is_heard_in_pieces_and_reported() -> None:
+    engine, ear = open_engine(ScriptedModel())
+    engine.submit(ear, StartUtterance(1, 5, 12.5, []))
+    engine.submit(ear, AudioIn(1, 5, SECOND))
+    engine.submit(ear, EndUtterance(1, 5))
+    drain(engine)
+    transcripts = ear.of(Transcript)
+    assert [t.final for t in transcripts] == [False] * 4 + [True]
+    assert [len(t.text.split()) for t in transcripts] == [3, 6, 9, 10, 10]
+    assert ear.of(UtteranceEncoded) == [UtteranceEncoded(1, 5, 16_000, 25, 12, 12.5, 1.0)]
+
+
+def test_answer_counts_samples_and_reports_its_words() -> None:
+    engine, ear = open_engine(ScriptedModel(words=3))
+    engine.submit(ear, ask())
+    drain(engine)
+    sounds = ear.of(AudioOut)
+    assert [s.first_sample for s in sounds] == [0, SOUND_SAMPLES, 2 * SOUND_SAMPLES]
+    assert all(len(s.pcm) == 2 * SOUND_SAMPLES for s in sounds)
+    assert [s.words[0].start_sample for s in sounds] == [s.first_sample for s in sounds]
+    done = ear.of(ResponseDone)[0]
+    assert done.reason == "completed" and done.text == "hello0 hello1 hello2 "
+    assert done.stats.speech_tokens == 3 and done.stats.requested_output_hz == 12.5
+
+
+def test_answer_waits_for_the_utterance_it_answers() -> None:
+    model = ScriptedModel()
+    engine, ear = open_engine(model)
+    engine.submit(ear, StartUtterance(1, 1, 12.5, []))
+    engine.submit(ear, AudioIn(1, 1, SECOND))
+    engine.submit(ear, EndUtterance(1, 1))
+    engine.submit(ear, Respond(1, 1, [ContextItem("user", "", 1)], 12.5))
+    drain(engine)
+    kinds = [type(message) for message in ear.got]
+    assert kinds.index(UtteranceEncoded) < kinds.index(TextDelta)
+    assert list(model.questions[0].heard) == [1]
+
+
+def test_cancelled_answer_stops_before_the_next_unit() -> None:
+    engine, ear = open_engine(ScriptedModel(words=100))
+    engine.submit(ear, ask())
+    for _ in range(4):
+        engine.iterate()
+    before = len(ear.of(AudioOut))
+    assert before == 3
+    engine.submit(ear, Cancel(1, 1))
+    drain(engine)
+    assert len(ear.of(AudioOut)) == before
+    assert [done.reason for done in ear.of(ResponseDone)] == ["cancelled"]
+
+
+def test_cancel_of_an_older_generation_leaves_the_newer_one() -> None:
+    engine, ear = open_engine(ScriptedModel(words=2))
+    engine.submit(ear, ask(generation=7))
+    engine.submit(ear, Cancel(1, 6))
+    drain(engine)
+    assert [(d.generation, d.reason) for d in ear.of(ResponseDone)] == [(7, "completed")]
+
+
+def test_newer_answer_cancels_the_older_one() -> None:
+    engine, ear = open_engine(ScriptedModel(words=50))
+    engine.submit(ear, ask("old", generation=1))
+    engine.iterate()
+    engine.iterate()
+    engine.submit(ear, ask("new", generation=2))
+    drain(engine)
+    assert [(d.generation, d.reason) for d in ear.of(ResponseDone)] == [(1, "cancelled"), (2, "completed")]
+    first_of_new = next(i for i, m in enumerate(ear.got) if isinstance(m, AudioOut) and m.generation == 2)
+    assert not any(isinstance(m, AudioOut) and m.generation == 1 for m in ear.got[first_of_new:])
+
+
+def test_stale_generation_is_refused() -> None:
+    engine, ear = open_engine(ScriptedModel(words=1))
+    engine.submit(ear, ask(generation=3))
+    engine.submit(ear, ask(generation=3))
+    drain(engine)
+    assert codes(ear) == ["stale_generation"]
+    assert len(ear.of(ResponseDone)) == 1
+
+
+def test_two_answers_are_made_in_turns() -> None:
+    model = ScriptedModel(words=20)
+    engine, ear = open_engine(model, sessions=2)
+    engine.submit(ear, ask("a", session=1))
+    engine.submit(ear, ask("b", session=2))
+    drain(engine)
+    longest = max(len(run) for run in "".join(model.units).replace("ab", "a|b").replace("ba", "b|a").split("|"))
+    assert longest <= 2, "".join(model.units)
+
+
+def test_first_sound_goes_before_an_answer_that_is_ahead_of_its_listener() -> None:
+    model = ScriptedModel(words=20)
+    engine, ear = open_engine(model, sessions=2)
+    engine.submit(ear, ask("a", session=1))
+    for _ in range(8):
+        engine.iterate()
+    engine.submit(ear, ask("b", session=2))
+    mark = len(model.units)
+    for _ in range(2):
+        engine.iterate()
+    assert model.units[mark:] == ["b"], "one unit opens the answer, the next makes its first sound"
+
+
+def test_fault_in_one_session_leaves_the_other_alone() -> None:
+    engine, ear = open_engine(ScriptedModel(words=4), sessions=2)
+    engine.submit(ear, ask("fail", session=1))
+    engine.submit(ear, ask("fine", session=2))
+    engine.submit(ear, StartUtterance(1, 1, 12.5, []))
+    engine.submit(ear, AudioIn(1, 1, b"\x00\x40"))  # 0.5: the encoder's fault
+    drain(engine)
+    assert {d.session: d.reason for d in ear.of(ResponseDone)} == {1: "failed", 2: "completed"}
+    assert codes(ear) == ["internal"]
+    engine.submit(ear, ask("again", session=1, generation=2))
+    drain(engine)
+    assert ear.of(ResponseDone)[-1].reason == "completed", "the session itself goes on"
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (AudioIn(1, 1, b"\x00"), "bad_audio"),
+        (AudioIn(1, 99, SECOND), "unknown_utterance"),
+        (EndUtterance(1, 99), "unknown_utterance"),
+        (StartUtterance(1, 1, 12.5, []), "duplicate_utterance"),
+        (StartUtterance(1, 2, 3.0, []), "bad_rate"),
+        (AudioIn(9, 1, SECOND), "unknown_session"),
+        (Cancel(9, 1), "unknown_session"),
+    ],
+)
+def test_a_wrong_message_is_one_error_for_its_session(message: AudioIn, code: str) -> None:
+    engine, ear = open_engine(ScriptedModel())
+    engine.submit(ear, StartUtterance(1, 1, 12.5, []))
+    engine.submit(ear, message)
+    drain(engine)
+    assert codes(ear) == [code]
+    assert ear.of(WorkerError)[0].session == message.session
+    engine.submit(ear, ask())
+    drain(engine)
+    assert ear.of(ResponseDone)[0].reason == "completed"
+
+
+def test_answer_to_an_open_utterance_fails_with_a_reason() -> None:
+    engine, ear = open_engine(ScriptedModel())
+    engine.submit(ear, StartUtterance(1, 1, 12.5, []))
+    engine.submit(ear, Respond(1, 1, [ContextItem("user", "", 1)], 12.5))
+    drain(engine)
+    done = ear.of(ResponseDone)[0]
+    assert done.reason == "failed" and "has not ended" in done.error
+
+
+def test_audio_after_ten_minutes_is_an_error_and_bounded() -> None:
+    engine, ear = open_engine(ScriptedModel())
+    engine.submit(ear, StartUtterance(1, 1, 12.5, []))
+    for _ in range(11):
+        engine.submit(ear, AudioIn(1, 1, SECOND * 60))
+    drain(engine)
+    assert codes(ear) == ["utterance_too_long"]
+    assert ear.of(UtteranceEncoded)[0].samples == 600 * 16_000
+
+
+def test_slots_are_counted_over_clients_and_freed() -> None:
+    engine, ear = open_engine(ScriptedModel(), slots=2, sessions=2)
+    other = Ear()
+    engine.submit(other, OpenSession(1))
+    drain(engine)
+    assert [type(m) for m in other.got] == [Refused] and other.got[0].code == "capacity"
+    engine.submit(ear, CloseSession(1))
+    engine.submit(other, OpenSession(1))
+    drain(engine)
+    assert other.of(SessionOpened) == [SessionOpened(1)]
+    engine.client_gone(ear)
+    drain(engine)
+    assert engine.open_sessions == 1
+
+
+def test_same_session_number_on_two_connections_are_two_sessions() -> None:
+    engine, ear = open_engine(ScriptedModel(words=2))
+    other = Ear()
+    engine.submit(other, OpenSession(1))
+    engine.submit(ear, ask("mine"))
+    engine.submit(other, ask("theirs"))
+    drain(engine)
+    assert ear.of(ResponseDone)[0].text.startswith("mine0") and other.of(ResponseDone)[0].text.startswith("theirs0")
+
+
+def test_old_utterances_make_room() -> None:
+    engine, ear = open_engine(ScriptedModel())
+    for number in range(20):
+        engine.submit(ear, StartUtterance(1, number, 12.5, []))
+        engine.submit(ear, EndUtterance(1, number))
+        drain(engine)
+    assert codes(ear) == [] and len(ear.of(UtteranceEncoded)) == 20
+    engine.submit(ear, DropUtterance(1, 19))
+    engine.submit(ear, EndUtterance(1, 19))
+    drain(engine)
+    assert codes(ear) == ["unknown_utterance"]
+
+
+def test_ping_is_answered_in_the_middle_of_an_answer() -> None:
+    engine, ear = open_engine(ScriptedModel(words=50))
+    engine.submit(ear, ask())
+    engine.iterate()
+    engine.submit(ear, Ping(4))
+    engine.iterate()
+    assert ear.of(Pong) == [Pong(4)]
+
+
+def test_stop_ends_the_thread_whether_it_works_or_waits() -> None:
+    import threading
+
+    engine = Engine(ScriptedModel(), 1)
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    time.sleep(0.05)
+    engine.stop()
+    thread.join(2.0)
+    assert not thread.is_alive()

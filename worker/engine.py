@@ -1,0 +1,134 @@
+"""The engine loop: take messages in, pick the unit whose deadline is nearest, do it.
+
+One thread runs all model work. `submit` may be called from any thread; what the engine has to say leaves through each
+client's `send`, which must not block. A unit of work takes milliseconds and messages are taken in between units, so a
+cancelled answer stops within one unit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.wire import (
+    WIRE_VERSION,
+    CloseSession,
+    Message,
+    OpenSession,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    SessionOpened,
+    ToWorker,
+    WorkerError,
+)
+from worker.parts import SpeechModel
+from worker.session import Clock, Session
+
+log = logging.getLogger("agogic.worker")
+
+
+class Client(Protocol):
+    """One connection; compared by identity."""
+
+    def send(self, message: Message) -> None:
+        """Hands a message over without blocking; thread-safe."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """A client whose connection ended."""
+
+
+class Engine:
+    """slots: how many sessions may be open at once, over all clients."""
+
+    def __init__(self, model: SpeechModel, slots: int, clock: Clock = time.monotonic) -> None:
+        self._model = model
+        self._slots = slots
+        self._clock = clock
+        self._inbox: deque[tuple[Client, ToWorker | _Gone]] = deque()
+        self._news = threading.Event()
+        self._stopping = False
+        self._sessions: dict[tuple[int, int], Session] = {}
+
+    @property
+    def open_sessions(self) -> int:
+        return len(self._sessions)
+
+    def ready(self) -> Ready:
+        model = self._model
+        return Ready(WIRE_VERSION, model.name, self._slots, model.output_sample_rate, model.codec_frame_rate_hz)
+
+    def submit(self, client: Client, message: ToWorker) -> None:
+        self._inbox.append((client, message))
+        self._news.set()
+
+    def client_gone(self, client: Client) -> None:
+        """Closes the sessions of a connection that ended."""
+        self._inbox.append((client, _Gone()))
+        self._news.set()
+
+    def run(self) -> None:
+        """The thread's body; returns after `stop`."""
+        while not self._stopping:
+            if not self.iterate() and not self._stopping:
+                self._news.wait()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._news.set()
+
+    def iterate(self) -> bool:
+        """Takes in all messages, then does one unit of work. False when there was nothing to do."""
+        self._news.clear()
+        while self._inbox:
+            self._update(*self._inbox.popleft())
+        session = self._schedule()
+        if session is None:
+            return False
+        session.work()
+        return True
+
+    def _schedule(self) -> Session | None:
+        """The session whose next unit is due first."""
+        deadlines = ((session.deadline(), key) for key, session in self._sessions.items())
+        due = [(deadline, key) for deadline, key in deadlines if deadline is not None]
+        return self._sessions[min(due)[1]] if due else None
+
+    def _update(self, client: Client, message: ToWorker | _Gone) -> None:
+        match message:
+            case _Gone():
+                for key in [key for key in self._sessions if key[0] == id(client)]:
+                    self._sessions.pop(key).close()
+            case Ping(number):
+                client.send(Pong(number))
+            case OpenSession(number):
+                self._open(client, number)
+            case CloseSession(number):
+                session = self._sessions.pop((id(client), number), None)
+                if session is not None:
+                    session.close()
+            case _:
+                session = self._sessions.get((id(client), message.session))
+                if session is None:
+                    text = f"session {message.session} is not open here; send OpenSession first"
+                    client.send(WorkerError(message.session, "unknown_session", text))
+                else:
+                    session.handle(message)
+
+    def _open(self, client: Client, number: int) -> None:
+        key = (id(client), number)
+        if key in self._sessions:
+            client.send(Refused(number, "duplicate", f"session {number} is already open on this connection"))
+        elif len(self._sessions) >= self._slots:
+            text = f"all {self._slots} slots are taken; try another worker or come back later"
+            client.send(Refused(number, "capacity", text))
+        else:
+            self._sessions[key] = Session(number, self._model, client.send, self._clock)
+            client.send(SessionOpened(number))

@@ -1,0 +1,73 @@
+"""Process entry: reads the arguments, loads the model, serves the socket.
+
+Exit code 2 with one sentence on standard error where the model cannot be loaded or the address cannot be bound. The
+socket appears only when the model is ready, so that a service that can connect can be answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+DEFAULT_SLOTS = 4
+PARENT_POLL_S = 1.0
+
+
+def main() -> None:
+    arguments = _parse()
+    # Busy-waiting OpenMP threads starve the process that paces the audio; must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_NUM_THREADS", str(arguments.threads))
+    logging.basicConfig(level=arguments.log_level.upper(), format="worker %(levelname)s %(message)s", stream=sys.stderr)
+    sys.exit(asyncio.run(_serve(arguments)))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m worker", description="Serve a speech model on a socket.")
+    parser.add_argument("--socket", required=True, help="path of a Unix socket, or HOST:PORT")
+    parser.add_argument("--model", default="embedded", help="'embedded' or a checkpoint directory")
+    parser.add_argument("--slots", type=int, default=DEFAULT_SLOTS, help="sessions open at once")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--exit-with-parent", action="store_true", help="end when the starting process is gone")
+    return parser.parse_args()
+
+
+async def _serve(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from worker.engine import Engine
+    from worker.loading import ModelError, load_model
+    from worker.server import Server
+
+    torch.set_num_threads(arguments.threads)
+    try:
+        model = load_model(arguments.model)
+    except ModelError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 2
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    watch = asyncio.create_task(_watch_parent(stop)) if arguments.exit_with_parent else None
+    try:
+        await Server(Engine(model, arguments.slots), arguments.socket).run(stop)
+    except OSError as error:
+        print(f"worker: cannot listen on {arguments.socket}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    finally:
+        if watch is not None:
+            watch.cancel()
+    return 0
+
+
+async def _watch_parent(stop: asyncio.Event) -> None:
+    parent = os.getppid()
+    while os.getppid() == parent:  # noqa: ASYNC110 - nothing announces the death of a parent
+        await asyncio.sleep(PARENT_POLL_S)
+    stop.set()

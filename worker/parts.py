@@ -1,0 +1,125 @@
+"""What the engine needs of a model: something that listens to one utterance and something that speaks one answer.
+
+Both do their work in units that take a few milliseconds, so that the engine can interleave sessions and drop cancelled
+work between two units. `worker/pipeline.py` builds them from the networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.wire import ContextItem, ResponseStats, TokenSpan, WordSpan
+
+Pcm = NDArray[np.float32]
+
+
+class RequestError(Exception):
+    """A request this model cannot serve. `code` is for programs, the message says what to do."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What stands before the turn at hand."""
+
+    instructions: str
+    items: tuple[ContextItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What one utterance became. frames counts encoder frames, groups what the merger made of them."""
+
+    samples: int
+    frames: int
+    groups: int
+    realised_hz: float
+    encode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """The next stretch of the answer. tokens end in it, words begin in it (in samples of the whole answer)."""
+
+    pcm: Pcm
+    tokens: tuple[TokenSpan, ...]
+    words: tuple[WordSpan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: Literal["completed", "max_output_tokens"]
+
+
+Spoken = TextPiece | Sound | Finished
+
+
+class Listener(Protocol):
+    """One utterance of the user, encoded and prefilled as it arrives."""
+
+    @property
+    def transcript(self) -> str: ...
+
+    def feed(self, pcm: Pcm) -> None:
+        """Takes the next [samples] of 16 kHz audio in [-1, 1], at most `UNIT_SAMPLES` at a time."""
+
+    def finish(self) -> Encoded:
+        """No more audio: closes the open block and group. To be called once."""
+
+
+class Speaker(Protocol):
+    """One answer being made."""
+
+    def step(self) -> list[Spoken]:
+        """One unit of work. `Finished` comes last; nothing may be asked afterwards."""
+
+    @property
+    def text(self) -> str: ...
+
+    def stats(self) -> ResponseStats:
+        """Times of the stages and counts so far; the engine adds what only it knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to answer and how. `heard` holds the session's finished utterances by number."""
+
+    conversation: Conversation
+    heard: dict[int, Listener]
+    input_hz: float
+    output_hz: float
+    speech: bool
+    max_output_tokens: int
+
+
+class SpeechModel(Protocol):
+    """A loaded model. `listen` and `respond` raise RequestError for what they cannot do."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def output_sample_rate(self) -> int: ...
+
+    @property
+    def codec_frame_rate_hz(self) -> float: ...
+
+    def listen(self, conversation: Conversation, input_hz: float, output_hz: float) -> Listener: ...
+
+    def respond(self, question: Question) -> Speaker: ...
+
+
+UNIT_SAMPLES = 5120
+"""The most audio one unit of listening takes in: 320 ms at 16 kHz."""

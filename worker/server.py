@@ -1,0 +1,89 @@
+"""The worker's socket: frames of `agent.wire` in, frames out; all model work happens on the engine's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from pathlib import Path
+
+import msgspec
+
+from agent.wire import Message, WireError, WorkerError, encode, read_frame, to_worker_decoder
+from worker.engine import Engine
+
+log = logging.getLogger("agogic.worker")
+
+MAX_UNSENT_BYTES = 16 * 1024 * 1024
+"""A peer that leaves this much unread is stuck: its connection is closed."""
+
+
+class Connection:
+    """One connected service process. `send` may be called from any thread."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+
+    def send(self, message: Message) -> None:
+        self._loop.call_soon_threadsafe(self._write, encode(message))
+
+    def _write(self, frame: bytes) -> None:
+        transport = self._writer.transport
+        if transport.is_closing():
+            return
+        if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            log.error("a peer reads nothing: closing its connection")
+            transport.abort()
+            return
+        self._writer.write(frame)
+
+
+class Server:
+    """Serves one engine on a Unix socket, or on TCP loopback where `address` is `host:port`."""
+
+    def __init__(self, engine: Engine, address: str) -> None:
+        self._engine = engine
+        self._address = address
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Accepts connections until `stop` is set. Raises OSError where the address cannot be bound."""
+        thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
+        thread.start()
+        server = await self._listen()
+        log.info("listening on %s", self._address)
+        async with server:
+            await stop.wait()
+        self._engine.stop()
+        await asyncio.to_thread(thread.join, 5.0)
+
+    async def _listen(self) -> asyncio.Server:
+        host, _, port = self._address.rpartition(":")
+        if host and port.isdigit():
+            return await asyncio.start_server(self._serve, host, int(port))
+        return await asyncio.start_unix_server(self._serve, _free_path(self._address))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(writer)
+        connection.send(self._engine.ready())
+        try:
+            while (payload := await read_frame(reader)) is not None:
+                try:
+                    message = to_worker_decoder.decode(payload)
+                except msgspec.DecodeError as error:
+                    connection.send(WorkerError(0, "bad_message", f"a frame is no message of this wire: {error}"))
+                    continue
+                self._engine.submit(connection, message)
+        except (WireError, ConnectionError) as error:
+            log.warning("connection closed: %s", error)
+        finally:
+            self._engine.client_gone(connection)
+            writer.close()
+
+
+def _free_path(address: str) -> Path:
+    """The socket's path without what a worker that was killed left there."""
+    path = Path(address)
+    if path.is_socket():
+        path.unlink()
+    return path

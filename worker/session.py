@@ -1,0 +1,319 @@
+"""One leased slot: the utterances a caller is speaking and the answer being spoken back.
+
+    StartUtterance ─► open ─ AudioIn ─► open ─ EndUtterance ─► ending ─(all audio taken in)─► heard ─ Drop ─► gone
+    Respond ─► waiting (until its utterance is heard) ─► speaking ─► done | cancelled | failed
+
+A session does nothing by itself: `handle` takes a message, `deadline` says by when its next unit of work should be
+done, `work` does that unit. Whatever goes wrong stays within the session.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from agent.wire import (
+    INPUT_SAMPLE_RATE,
+    AudioIn,
+    AudioOut,
+    Cancel,
+    DropUtterance,
+    EndUtterance,
+    Message,
+    Respond,
+    ResponseDone,
+    ResponseStats,
+    StartUtterance,
+    TextDelta,
+    Transcript,
+    UtteranceEncoded,
+    WorkerError,
+)
+from worker.parts import (
+    UNIT_SAMPLES,
+    Conversation,
+    Finished,
+    Listener,
+    Pcm,
+    Question,
+    RequestError,
+    Sound,
+    Speaker,
+    SpeechModel,
+    TextPiece,
+)
+
+log = logging.getLogger("agogic.worker")
+
+MAX_UTTERANCE_SAMPLES = 600 * INPUT_SAMPLE_RATE
+MAX_HEARD = 8
+"""Utterances whose encoded audio a slot keeps; older turns of a conversation are known by their text."""
+LISTEN_SLACK_S = 0.2
+"""Audio that nobody waits for may lie this long before it is encoded."""
+
+Reason = Literal["completed", "max_output_tokens", "cancelled", "failed"]
+Send = Callable[[Message], None]
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class Utterance:
+    number: int
+    listener: Listener
+    started_at: float
+    waiting: deque[Pcm] = field(default_factory=deque)
+    waiting_since: float = 0.0
+    samples: int = 0
+    ended: bool = False
+    heard: bool = False
+    transcript: str = ""
+
+
+@dataclass(slots=True)
+class Response:
+    request: Respond
+    arrived_at: float
+    speaker: Speaker | None = None
+    samples: int = 0
+    first_text_at: float = 0.0
+    first_audio_at: float = 0.0
+
+
+class Session:
+    """See the module. number: the service's name for this slot; send: where its messages go; clock: seconds."""
+
+    def __init__(self, number: int, model: SpeechModel, send: Send, clock: Clock) -> None:
+        self.number = number
+        self._model = model
+        self._send = send
+        self._clock = clock
+        self._utterances: dict[int, Utterance] = {}
+        self._response: Response | None = None
+        self._generation = -1
+        self._output_hz = 0.0
+
+    # --- messages ---
+
+    def handle(self, message: StartUtterance | AudioIn | EndUtterance | DropUtterance | Respond | Cancel) -> None:
+        try:
+            match message:
+                case StartUtterance():
+                    self._start_utterance(message)
+                case AudioIn():
+                    self._audio_in(message)
+                case EndUtterance():
+                    self._utterance(message.utterance).ended = True
+                case DropUtterance():
+                    self._utterances.pop(message.utterance, None)
+                case Respond():
+                    self._respond(message)
+                case Cancel():
+                    if self._response and self._response.request.generation <= message.generation:
+                        self._finish("cancelled")
+        except RequestError as error:
+            self._send(WorkerError(self.number, error.code, str(error)))
+
+    def _utterance(self, number: int) -> Utterance:
+        try:
+            return self._utterances[number]
+        except KeyError:
+            raise RequestError("unknown_utterance", f"utterance {number} was never started or is dropped") from None
+
+    def _start_utterance(self, message: StartUtterance) -> None:
+        if message.utterance in self._utterances:
+            raise RequestError("duplicate_utterance", f"utterance {message.utterance} exists; number each one anew")
+        finished = [utterance.number for utterance in self._utterances.values() if utterance.heard]
+        for number in finished[: max(0, len(self._utterances) + 1 - MAX_HEARD)]:
+            del self._utterances[number]
+        if len(self._utterances) >= MAX_HEARD:
+            raise RequestError("too_many_utterances", f"{MAX_HEARD} utterances are open; end or drop one first")
+        conversation = Conversation(message.instructions, tuple(message.context))
+        listener = self._model.listen(conversation, message.input_hz, self._output_hz)
+        self._utterances[message.utterance] = Utterance(message.utterance, listener, self._clock())
+
+    def _audio_in(self, message: AudioIn) -> None:
+        utterance = self._utterance(message.utterance)
+        if utterance.ended:
+            raise RequestError("utterance_ended", f"audio came after the end of utterance {message.utterance}")
+        if len(message.pcm) % 2:
+            raise RequestError("bad_audio", f"{len(message.pcm)} bytes are no whole number of 16-bit samples")
+        if not message.pcm:
+            return
+        samples = len(message.pcm) // 2
+        if utterance.samples + samples > MAX_UTTERANCE_SAMPLES:
+            utterance.ended = True
+            seconds = MAX_UTTERANCE_SAMPLES // INPUT_SAMPLE_RATE
+            raise RequestError("utterance_too_long", f"an utterance may last {seconds} s; the rest of it is not heard")
+        if not utterance.waiting:
+            utterance.waiting_since = self._clock()
+        utterance.samples += samples
+        pcm = np.frombuffer(message.pcm, dtype="<i2").astype(np.float32) / 32768.0
+        utterance.waiting.extend(pcm[at : at + UNIT_SAMPLES] for at in range(0, samples, UNIT_SAMPLES))
+
+    def _respond(self, message: Respond) -> None:
+        if message.generation <= self._generation:
+            raise RequestError("stale_generation", f"generation {message.generation} is not after {self._generation}")
+        if self._response:
+            self._finish("cancelled")
+        self._generation = message.generation
+        self._output_hz = message.output_hz
+        self._response = Response(message, self._clock())
+
+    # --- work ---
+
+    def deadline(self) -> float | None:
+        """By when (clock seconds) the next unit should be done: the time the caller's buffer runs dry while we speak,
+        the arrival of the request before the first sound, some slack for listening. None: there is nothing to do."""
+        times = [time for time in (self._listening_deadline(), self._speaking_deadline()) if time is not None]
+        return min(times, default=None)
+
+    def work(self) -> None:
+        """Does the unit that `deadline` spoke of. Never raises: an error ends the utterance or the answer it struck."""
+        listening, speaking = self._listening_deadline(), self._speaking_deadline()
+        if listening is not None and (speaking is None or listening <= speaking):
+            self._listen(next(utterance for utterance in self._utterances.values() if _has_work(utterance)))
+        elif speaking is not None:
+            self._speak()
+
+    def close(self) -> None:
+        """Drops everything; nothing more is sent."""
+        self._response = None
+        self._utterances.clear()
+
+    def _awaited(self) -> Utterance | None:
+        """The utterance that the answer at hand still waits for."""
+        if self._response is None or self._response.speaker is not None:
+            return None
+        last = self._response.request.context[-1] if self._response.request.context else None
+        utterance = self._utterances.get(last.utterance) if last and last.utterance is not None else None
+        return utterance if utterance and not utterance.heard else None
+
+    def _listening_deadline(self) -> float | None:
+        pending = next((utterance for utterance in self._utterances.values() if _has_work(utterance)), None)
+        if pending is None:
+            return None
+        if self._response is not None and self._awaited() is not None:
+            return self._response.arrived_at
+        return pending.waiting_since + LISTEN_SLACK_S
+
+    def _speaking_deadline(self) -> float | None:
+        response = self._response
+        if response is None:
+            return None
+        awaited = self._awaited()
+        if awaited is not None and (awaited.ended or _has_work(awaited)):
+            return None
+        if not response.first_audio_at:
+            return response.arrived_at
+        return response.first_audio_at + response.samples / self._model.output_sample_rate
+
+    def _listen(self, utterance: Utterance) -> None:
+        try:
+            if utterance.waiting:
+                utterance.listener.feed(utterance.waiting.popleft())
+                utterance.waiting_since = self._clock()
+                self._report_transcript(utterance, final=False)
+            else:
+                encoded = utterance.listener.finish()
+                utterance.heard = True
+                self._report_transcript(utterance, final=True)
+                self._send(
+                    UtteranceEncoded(
+                        self.number,
+                        utterance.number,
+                        encoded.samples,
+                        encoded.frames,
+                        encoded.groups,
+                        encoded.realised_hz,
+                        encoded.encode_ms,
+                    )
+                )
+        except RequestError as error:
+            self._lose(utterance, error.code, str(error))
+        except Exception as error:
+            log.exception("session %d: utterance %d failed", self.number, utterance.number)
+            self._lose(utterance, "internal", f"listening failed: {error}")
+
+    def _lose(self, utterance: Utterance, code: str, message: str) -> None:
+        self._utterances.pop(utterance.number, None)
+        self._send(WorkerError(self.number, code, message))
+
+    def _report_transcript(self, utterance: Utterance, final: bool) -> None:
+        text = utterance.listener.transcript
+        if final or text != utterance.transcript:
+            utterance.transcript = text
+            self._send(Transcript(self.number, utterance.number, text, final))
+
+    def _speak(self) -> None:
+        response = self._response
+        assert response is not None
+        try:
+            if response.speaker is None:
+                response.speaker = self._model.respond(self._question(response.request))
+                return
+            for event in response.speaker.step():
+                self._deliver(response, event)
+        except RequestError as error:
+            self._finish("failed", str(error))
+        except Exception as error:
+            log.exception("session %d: answer %d failed", self.number, response.request.generation)
+            self._finish("failed", f"the answer failed: {error}")
+
+    def _question(self, request: Respond) -> Question:
+        if not request.context:
+            raise RequestError("empty_context", "there is nothing to answer: the context is empty")
+        last = request.context[-1].utterance
+        if last in self._utterances and not self._utterances[last].heard:
+            raise RequestError("utterance_open", f"utterance {last} has not ended; end it before asking for an answer")
+        return Question(
+            Conversation(request.instructions, tuple(request.context)),
+            {utterance.number: utterance.listener for utterance in self._utterances.values() if utterance.heard},
+            request.input_hz,
+            request.output_hz,
+            request.speech,
+            request.max_output_tokens,
+        )
+
+    def _deliver(self, response: Response, event: TextPiece | Sound | Finished) -> None:
+        generation = response.request.generation
+        match event:
+            case TextPiece(text):
+                response.first_text_at = response.first_text_at or self._clock()
+                self._send(TextDelta(self.number, generation, text))
+            case Sound(pcm, tokens, words):
+                response.first_audio_at = response.first_audio_at or self._clock()
+                data = (np.clip(pcm, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
+                self._send(AudioOut(self.number, generation, response.samples, data, list(tokens), list(words)))
+                response.samples += len(pcm)
+            case Finished(reason):
+                self._finish(reason)
+
+    def _finish(self, reason: Reason, error: str = "") -> None:
+        response, self._response = self._response, None
+        assert response is not None
+        text, stats = "", ResponseStats()
+        if response.speaker is not None:
+            text, stats = response.speaker.text, response.speaker.stats()
+        stats = msgspec.structs.replace(
+            stats,
+            first_text_ms=_since(response.arrived_at, response.first_text_at),
+            first_audio_ms=_since(response.arrived_at, response.first_audio_at),
+            total_ms=_since(response.arrived_at, self._clock()),
+            requested_output_hz=response.request.output_hz,
+        )
+        self._send(ResponseDone(self.number, response.request.generation, reason, text, stats, error))
+
+
+def _since(start: float, end: float) -> float:
+    """Milliseconds from start to end, 0 where the end never came (clock 0)."""
+    return (end - start) * 1e3 if end else 0.0
+
+
+def _has_work(utterance: Utterance) -> bool:
+    return bool(utterance.waiting) or (utterance.ended and not utterance.heard)
