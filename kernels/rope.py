@@ -20,7 +20,7 @@ def rotate_interleaved(x: Tensor, angles: Tensor) -> Tensor:
     Computed in float32, returned in x's dtype.
     """
     cosine, sine = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     rotated = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
     return rotated.flatten(-2).to(x.dtype)
 

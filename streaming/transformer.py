@@ -7,8 +7,9 @@ bottleneck and aggregators).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -77,8 +78,8 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, each [batch, heads, frames, head_dim]; x is [batch, frames, d_model]."""
-        stacked = F.linear(x, self.in_proj_weight).unflatten(-1, (3, self.num_heads, -1))
+        """Rotated queries and keys, and values [batch, heads, frames, head_dim]; x is [batch, frames, d_model]."""
+        stacked = F.linear(x, self.in_proj_weight).view(*x.shape[:2], 3, self.num_heads, -1)
         query, key, value = stacked.permute(2, 0, 3, 1, 4).unbind(0)
         return rotate_interleaved(query, angles), rotate_interleaved(key, angles), value
 
@@ -120,6 +121,9 @@ class LayerStack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
 
+    def __iter__(self) -> Iterator[TransformerLayer]:
+        return iter(cast(list[TransformerLayer], list(self.layers)))
+
 
 class ProjectedTransformer(StreamingModule[TransformerState]):
     """[batch, frames, input_dim] -> [batch, frames, output_dim]; `step` needs mode "causal"."""
@@ -134,7 +138,7 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
             self.output_projs = nn.ModuleList([nn.Linear(config.d_model, config.output_dim, bias=False)])
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Whole sequences; `valid` [batch, frames] bool marks the real frames of a padded batch, the rest is not seen."""
+        """Whole sequences; `valid` [batch, frames] bool marks the real frames of a padded batch."""
         frames = x.shape[1]
         positions = torch.arange(frames, device=x.device)
         mask = self._mask(positions)
@@ -144,7 +148,7 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
             mask = (valid[:, None, None, :] if mask is None else mask & valid[:, None, None, :]) | own
         angles = self._angles(positions.unsqueeze(0))
         x = self._project_in(x)
-        for layer in self.transformer.layers:
+        for layer in self.transformer:
             x = layer(x, angles, mask)
         return self._project_out(x)
 
@@ -152,7 +156,7 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
         config = self.config
         if config.mode != "causal":
             raise ValueError(f'a transformer of mode "{config.mode}" sees the future and cannot run step by step')
-        weight = self.transformer.layers[0].linear1.weight
+        weight = next(iter(self.transformer)).linear1.weight
         shape = (batch, config.num_layers, config.num_heads, config.context, config.d_model // config.num_heads)
         zeros = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         return TransformerState(zeros, zeros.clone(), torch.zeros(batch, dtype=torch.int64, device=weight.device))
@@ -176,7 +180,7 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
         slots = (positions[:, -kept:] % context)[:, None, :, None]
         x = self._project_in(x)
         keys, values = [], []
-        for index, layer in enumerate(self.transformer.layers):
+        for index, layer in enumerate(self.transformer):
             past = state.keys[:, index], state.values[:, index]
             x, key, value = layer.step(x, angles, mask, past)
             target = slots.expand(-1, key.shape[1], -1, key.shape[3])

@@ -1,0 +1,35 @@
+"""Top-k / nucleus filtering and a draw that does not depend on a device's random generator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def filtered_probabilities(logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Probabilities after temperature, then top-k, then nucleus filtering, in logits' dtype (FlexiSLM section 4.5).
+
+    logits [..., vocabulary]. Ties with the k-th largest value survive; the first token past `top_p` is kept, and so is
+    always the best one. 0 and 1.0 switch top-k and nucleus off.
+    """
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        weakest = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < weakest, float("-inf"))
+    if top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        beyond = ordered.softmax(-1).cumsum(-1) > top_p
+        beyond = torch.cat((torch.zeros_like(beyond[..., :1]), beyond[..., :-1]), dim=-1)
+        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
+    return logits.softmax(-1)
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """First id whose cumulative probability exceeds `uniform` in [0, 1), [...] int64.
+
+    probabilities [..., vocabulary], uniform [...]. The sum runs in id order in float64, so that the same numbers give
+    the same token on every device.
+    """
+    cumulative = probabilities.double().cumsum(-1)
+    target = uniform.double().unsqueeze(-1) * cumulative[..., -1:]
+    return (cumulative <= target).sum(-1)

@@ -1,0 +1,127 @@
+"""Fused kernels against their plain references, and the slots of the key/value cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.attention import attend, attend_reference, attention_probabilities
+from kernels.kv_cache import CacheFullError
+from kernels.rope import rope_angles, rotate_half, rotate_interleaved
+from kernels.sampling import draw, filtered_probabilities
+from models.qwen2 import DecoderConfig, HeadOfLayer, Qwen2Model
+
+CONFIG = DecoderConfig(
+    vocab_size=11, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, rope_theta=1e4
+)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Qwen2Model:
+    torch.manual_seed(0)
+    return Qwen2Model(CONFIG).eval()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_fused_attention_equals_the_reference(causal: bool) -> None:
+    query, key, value = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8)
+    fused = attend(query, key, value, causal=causal)
+    torch.testing.assert_close(fused, attend_reference(query, key, value, causal=causal))
+    mask = torch.rand(2, 1, 7, 7) > 0.5
+    mask |= torch.eye(7, dtype=torch.bool)
+    torch.testing.assert_close(attend(query, key, value, mask), attend_reference(query, key, value, mask))
+
+
+@pytest.mark.parametrize("rotate", [rotate_half, rotate_interleaved])
+def test_rotation_keeps_lengths_and_depends_on_distance_only(rotate: object) -> None:
+    assert callable(rotate)
+    x, y = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+
+    def score(first: int, second: int) -> float:
+        a = rotate(x, rope_angles(torch.tensor([[first]]), 8, 1e4))
+        b = rotate(y, rope_angles(torch.tensor([[second]]), 8, 1e4))
+        torch.testing.assert_close(a.norm(), x.norm())
+        return float((a * b).sum())
+
+    assert score(3, 1) == pytest.approx(score(12, 10), abs=1e-5)
+    assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-5)
+
+
+def test_cached_steps_equal_the_whole_pass(decoder: Qwen2Model) -> None:
+    x = torch.randn(1, 9, 32)
+    cache = decoder.new_cache(slots=2, max_positions=16)
+    watch = HeadOfLayer(layer=1, head=3)
+    with torch.inference_mode():
+        whole, weights = decoder(x, watch=watch)
+        assert weights is not None
+        torch.testing.assert_close(weights.sum(-1), torch.ones(1, 9))
+        for part in x.split([4, 3, 1, 1], dim=1):
+            start = cache.lengths[1]
+            y, row = decoder.step(part, cache, [1], watch)
+            end = cache.lengths[1]
+            torch.testing.assert_close(y, whole[:, start:end], rtol=1e-4, atol=1e-5)
+            assert row is not None
+            torch.testing.assert_close(row, weights[:, start:end, :end], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("slots", [[0, 1, 2], [2, 0], [3, 1, 0]])
+def test_desynchronised_slots_do_not_see_each_other(decoder: Qwen2Model, slots: list[int]) -> None:
+    inputs = {slot: torch.randn(1, 3 + 2 * slot, 32) for slot in slots}
+    cache = decoder.new_cache(slots=4, max_positions=16)
+    with torch.inference_mode():
+        for slot, x in inputs.items():
+            decoder.step(x[:, :-1], cache, [slot])
+        together, _ = decoder.step(torch.cat([inputs[slot][:, -1:] for slot in slots]), cache, slots)
+        for row, slot in enumerate(slots):
+            alone, _ = decoder(inputs[slot])
+            torch.testing.assert_close(together[row], alone[0, -1:], rtol=1e-4, atol=1e-5)
+
+
+def test_rolling_back_forgets_what_came_after(decoder: Qwen2Model) -> None:
+    x, detour = torch.randn(1, 6, 32), torch.randn(1, 5, 32)
+    cache = decoder.new_cache(slots=1, max_positions=16)
+    with torch.inference_mode():
+        decoder.step(x[:, :4], cache, [0])
+        decoder.step(detour, cache, [0])
+        cache.truncate(0, 4)
+        y, _ = decoder.step(x[:, 4:], cache, [0])
+        torch.testing.assert_close(y, decoder(x)[0][:, 4:], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="cannot be cut"):
+        cache.truncate(0, 7)
+
+
+def test_a_full_slot_says_so(decoder: Qwen2Model) -> None:
+    cache = decoder.new_cache(slots=1, max_positions=4)
+    with pytest.raises(CacheFullError, match="raise max_positions"), torch.inference_mode():
+        decoder.step(torch.randn(1, 5, 32), cache, [0])
+    assert cache.lengths == [0]
+
+
+def test_left_padding_is_not_seen_and_gradients_flow(decoder: Qwen2Model) -> None:
+    x = torch.randn(1, 5, 32, requires_grad=True)
+    padded = torch.cat((torch.full((1, 2, 32), 7.0), x), dim=1)
+    valid = torch.arange(7)[None] >= 2
+    hidden, _ = decoder(padded, valid)
+    # RoPE depends on distances only, so that shifted positions give the same.
+    torch.testing.assert_close(hidden[:, 2:], decoder(x)[0], rtol=1e-4, atol=1e-4)
+    hidden[:, 2:].sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+def test_watched_weights_are_those_attention_uses() -> None:
+    query, key, value = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)
+    weights = attention_probabilities(query, key, causal=True)
+    torch.testing.assert_close(weights @ value, attend(query, key, value, causal=True))
+
+
+def test_filtering_keeps_ties_and_the_first_token_past_the_nucleus() -> None:
+    logits = torch.tensor([2.0, 1.0, 1.0, 0.0])
+    assert (filtered_probabilities(logits, top_k=2) > 0).tolist() == [True, True, True, False]
+    logits = torch.tensor([0.1, 0.5, 0.3, 0.1]).log()
+    assert (filtered_probabilities(logits, top_p=0.6) > 0).tolist() == [False, True, True, False]
+    assert (filtered_probabilities(logits, top_p=0.01) > 0).tolist() == [False, True, False, False]
+
+
+def test_drawing_follows_the_probabilities() -> None:
+    probabilities = torch.tensor([0.0, 0.25, 0.75, 0.0]).expand(4, 4)
+    assert draw(probabilities, torch.tensor([0.0, 0.2499, 0.25, 0.9999])).tolist() == [1, 1, 2, 2]
