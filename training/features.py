@@ -25,7 +25,7 @@ SAMPLE_RATE = 16_000
 HOP_SAMPLES = 160
 WINDOW_SAMPLES = 400
 MEL_BINS = 80
-FLOOR_LOG10 = -6.0
+FLOOR_LOG10 = -8.0
 
 
 def log_power(samples: Tensor) -> Tensor:
@@ -144,8 +144,8 @@ class Augmenter:
     def one(self, mel: np.ndarray, mild: bool) -> Tensor:
         """Augmented encoder input float32 [frames', 80]."""
         x = self._warp(torch.from_numpy(mel.astype(np.float32)))
-        pad = torch.full((self.rng.randrange(5, 60), MEL_BINS), -7.0)
-        x = torch.cat((pad, x, torch.full((self.rng.randrange(5, 80), MEL_BINS), -7.0)))
+        pad = torch.full((self.rng.randrange(5, 60), MEL_BINS), -9.0)
+        x = torch.cat((pad, x, torch.full((self.rng.randrange(5, 80), MEL_BINS), -9.0)))
         x = self._equalise(x)
         if not mild:
             power = torch.pow(10.0, x)
@@ -156,12 +156,12 @@ class Augmenter:
             x = power.clamp_min(1e-10).log10()
         level = torch.pow(10.0, x).mean().log10()
         x = x - level + self.rng.uniform(-3.2, -0.2)
-        noise_floor = self.rng.uniform(-8, -5)
+        noise_floor = self.rng.uniform(-9.5, -5)
         return scale(torch.logaddexp(x * 2.302585, torch.randn_like(x) * 1.0 + noise_floor * 2.302585) / 2.302585)
 
     def mask(self, batch: Tensor, lengths: Tensor) -> Tensor:
         """SpecAugment in place on [rows, frames, 80]: two bands of up to 12 bins, time masks of up to 0.25 s."""
-        fill = -0.25
+        fill = -0.5
         for row in range(batch.shape[0]):
             for _ in range(2):
                 width = self.rng.randrange(0, 13)
@@ -178,7 +178,7 @@ class Augmenter:
         mild = self.rng.random() < mild_share
         rows = [self.one(mel, mild) for mel in mels]
         lengths = torch.tensor([row.shape[0] for row in rows])
-        padded = torch.full((len(rows), int(lengths.max()), MEL_BINS), -0.5)
+        padded = torch.full((len(rows), int(lengths.max()), MEL_BINS), -1.0)
         for i, row in enumerate(rows):
             padded[i, : row.shape[0]] = row
         return (padded if self.rng.random() < 0.2 else self.mask(padded, lengths)), lengths
