@@ -1,0 +1,42 @@
+"""The ConvNeXt block of FlexiCodec (without gamma) and of Vocos (with gamma); symmetric or causal padding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KERNEL = 7
+HISTORY = KERNEL - 1
+
+
+class ConvNeXtBlock(nn.Module):
+    """x + pw2(gelu(pw1(norm(dwconv(x))))), [batch, frames, dim] -> the same.
+
+    Keys: dwconv, norm, pwconv1, pwconv2 and, where asked for, gamma.
+    """
+
+    def __init__(self, dim: int, hidden: int, *, gamma: float | None = None, causal: bool = False) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv1d(dim, dim, KERNEL, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pwconv1 = nn.Linear(dim, hidden)
+        self.pwconv2 = nn.Linear(hidden, dim)
+        self.has_gamma = gamma is not None
+        if gamma is not None:
+            self.gamma = nn.Parameter(torch.full((dim,), gamma))
+        self.padding = (HISTORY, 0) if causal else (HISTORY // 2, HISTORY // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x, F.pad(x.transpose(1, 2), self.padding))
+
+    def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """The causal block on the next frames; `past` [batch, dim, HISTORY] are the inputs before them."""
+        seen = torch.cat((past, x.transpose(1, 2)), dim=2)
+        return self.mix(x, seen), seen[:, :, -HISTORY:]
+
+    def mix(self, x: Tensor, padded: Tensor) -> Tensor:
+        """x [batch, frames, dim]; `padded` [batch, dim, frames + HISTORY] is what the convolution slides over."""
+        y = F.conv1d(padded, self.dwconv.weight, self.dwconv.bias, groups=self.dwconv.groups)
+        y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y.transpose(1, 2)))))
+        return x + (self.gamma * y if self.has_gamma else y)
