@@ -28,6 +28,11 @@ def golden_file(family: str, name: str) -> Path:
     raise FileNotFoundError(f"no golden file {family}/{name} in {golden_dirs(family)}")
 
 
+def golden_variants(name: str) -> list[str]:
+    """The FlexiSLM variants (stage2, stage3, ...) that hold a file `name`."""
+    return sorted({path.parent.name for folder in golden_dirs("flexislm") for path in folder.glob(f"*/{name}")})
+
+
 def golden_tensors(family: str, name: str) -> dict[str, Tensor]:
     return load_file(golden_file(family, name))
 
