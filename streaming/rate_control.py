@@ -12,7 +12,7 @@ A decision is a few scalar operations on one stream, so rows are plain objects: 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -134,8 +134,9 @@ class RateController:
         if state.owed_groups >= overdue:
             return True
         quantile = due + (state.owed_groups + state.carried_groups) / REPAY_FRAMES
-        rank = round(quantile * len(state.ranked)) - 1
-        return rank >= 0 and value <= state.ranked[min(rank, len(state.ranked) - 1)]
+        # Middle rank: equal values (digital silence) count as neither low nor high.
+        rank = (bisect_left(state.ranked, value) + bisect_right(state.ranked, value)) / 2
+        return rank <= quantile * len(state.ranked)
 
 
 def group_causal(
