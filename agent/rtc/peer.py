@@ -1,0 +1,177 @@
+"""One WebRTC peer: the connection, its data channel and its two audio directions, without any idea of a conversation."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from aiortc import (
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCIceServer,
+    RTCPeerConnection,
+    RTCRtpTransceiver,
+    RTCSessionDescription,
+)
+from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationError
+
+from agent.rtc.description import BadOffer, finish_answer, offering_addresses, prepare_offer
+from agent.rtc.receive import Microphone, tap
+from agent.rtc.send import SpeakerTrack
+
+logger = logging.getLogger(__name__)
+
+MAX_BUFFERED_BYTES = 4 * 1024 * 1024  # of events the client does not read; then the call ends
+_WATCH_INTERVAL_S = 1.0
+_DRAIN_STEP_S = 0.02
+
+
+class PeerEvents(Protocol):
+    """Who uses the peer; all of it is called on the event loop."""
+
+    def peer_opened(self) -> None:
+        """The data channel is open."""
+
+    def peer_message(self, data: str | bytes) -> None:
+        """The client sent one event."""
+
+    def peer_audio(self, pcm: bytes) -> None:
+        """Microphone sound, s16le mono at 24 kHz."""
+
+    def peer_closed(self, reason: str) -> None:
+        """The connection is gone; called once."""
+
+
+class Peer:
+    """A peer connection that answers one offer. `close` is idempotent and leaves nothing behind."""
+
+    def __init__(
+        self,
+        events: PeerEvents,
+        source: Callable[[int], bytes | None],
+        *,
+        addresses: Sequence[str],
+        ice_servers: Sequence[str],
+        connect_timeout_s: float,
+        disconnected_tolerance_s: float,
+    ) -> None:
+        self._events = events
+        self._addresses = addresses
+        self._connect_timeout_s = connect_timeout_s
+        self._disconnected_tolerance_s = disconnected_tolerance_s
+        servers = [RTCIceServer(urls=[url]) for url in ice_servers]
+        self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
+        self._channel: RTCDataChannel | None = None
+        self._speaker = SpeakerTrack(source)
+        self._microphone = Microphone(events.peer_audio, asyncio.get_running_loop())
+        self._reason: str | None = None
+        self._connection.on("datachannel", self._on_channel)
+        self._connection.on("connectionstatechange", self._on_state)
+
+    @property
+    def state(self) -> str:
+        return str(self._connection.connectionState)
+
+    @property
+    def microphone(self) -> Microphone:
+        return self._microphone
+
+    async def answer(self, offer: str) -> str:
+        """The SDP answer with all candidates in it. Raises `BadOffer`; then `close` is still owed."""
+        text = prepare_offer(offer)
+        try:
+            await self._connection.setRemoteDescription(RTCSessionDescription(sdp=text, type="offer"))
+            self._connection.addTrack(self._speaker)
+            self._take_only_opus()
+            with offering_addresses(self._addresses):
+                await self._connection.setLocalDescription(await self._connection.createAnswer())
+        except (ValueError, OperationError, InvalidAccessError, InvalidStateError) as error:
+            raise BadOffer(f"the offer cannot be answered: {error}") from error
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise BadOffer(f"the offer is malformed SDP ({type(error).__name__}: {error})") from error
+        return finish_answer(self._connection.localDescription.sdp)
+
+    def send(self, event: bytes) -> bool:
+        """Sends one event; False where the channel is not open or the client has stopped reading."""
+        channel = self._channel
+        if channel is None or channel.readyState != "open" or channel.bufferedAmount > MAX_BUFFERED_BYTES:
+            return False
+        channel.send(event.decode())
+        return True
+
+    async def watch(self) -> None:
+        """Returns when the connection is closed: by the client, by failure, by silence of the network or by timeout."""
+        waited_s, silent_s, received_before = 0.0, 0.0, -1
+        while self._reason is None:
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            if self.state != "connected" or self._channel is None:
+                waited_s += _WATCH_INTERVAL_S
+                if waited_s >= self._connect_timeout_s:
+                    self._over(f"not connected within {self._connect_timeout_s:g} s")
+                continue
+            received = await self._report()
+            silent_s = silent_s + _WATCH_INTERVAL_S if received == received_before else 0.0
+            received_before = received
+            if silent_s >= self._disconnected_tolerance_s:
+                self._over(f"nothing heard from the client for {self._disconnected_tolerance_s:g} s")
+
+    async def drain(self, timeout_s: float) -> None:
+        """Waits until sent events have left, at most `timeout_s`."""
+        for _ in range(round(timeout_s / _DRAIN_STEP_S)):
+            if self._reason is not None or self._channel is None or self._channel.bufferedAmount == 0:
+                return
+            await asyncio.sleep(_DRAIN_STEP_S)
+
+    async def close(self) -> None:
+        """Ends the connection and frees its sockets, thread and timers."""
+        self._over("closed")
+        self._microphone.close()
+        self._connection.remove_all_listeners()
+        if self._channel is not None:
+            self._channel.remove_all_listeners()
+        self._speaker.stop()
+        await self._connection.close()
+
+    async def _report(self) -> int:
+        """Bytes received so far; the loss the client reports goes to the encoder."""
+        received = 0
+        for report in (await self._connection.getStats()).values():
+            if report.type == "transport":
+                received += report.bytesReceived
+            elif report.type == "remote-inbound-rtp":
+                self._speaker.expect_loss(max(5, report.fractionLost * 100 // 256))
+        return received
+
+    def _audio(self) -> RTCRtpTransceiver:
+        return next(item for item in self._connection.getTransceivers() if item.kind == "audio")
+
+    def _take_only_opus(self) -> None:
+        audio = self._audio()
+        audio._codecs = [codec for codec in audio._codecs if codec.mimeType.lower() == "audio/opus"]
+        tap(audio.receiver, self._microphone)
+        for other in self._connection.getTransceivers():
+            if other.kind != "audio":
+                other.direction = "inactive"
+
+    def _on_channel(self, channel: RTCDataChannel) -> None:
+        if self._channel is not None:
+            return
+        self._channel = channel
+        channel.on("message", self._events.peer_message)
+        channel.on("close", self._on_channel_close)
+        self._events.peer_opened()
+
+    def _on_channel_close(self) -> None:
+        self._over("the client closed the data channel")
+
+    def _on_state(self) -> None:
+        if self.state in ("failed", "closed"):
+            self._over(f"the connection is {self.state}")
+
+    def _over(self, reason: str) -> None:
+        if self._reason is None:
+            self._reason = reason
+            self._events.peer_closed(reason)
+
