@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streaming.merger import InterleavedMergingTransformer, interleave
 from streaming.rate_control import RateController, RateState
-from streaming.transformer import ProjectedTransformer, TransformerState
+from streaming.transformer import TransformerState
 
 
 @dataclass(frozen=True)
-class MergerState:
+class StreamState:
     """One stream. open_frames [k, H] are the encoder frames of the open group, k at most `max_group`."""
 
     rate: RateState
@@ -41,8 +42,11 @@ class CausalMerger:
     looks at the frames themselves. A state is a value: keeping an old one undoes what came after it.
     """
 
-    def __init__(self, transformer: ProjectedTransformer, embed: nn.Module, controller: RateController) -> None:
-        self._transformer = transformer
+    def __init__(
+        self, merging: InterleavedMergingTransformer, embed: nn.Module, controller: RateController
+    ) -> None:
+        self._merging = merging
+        self._transformer = merging.transformer
         self._embed = embed
         self._controller = controller
 
@@ -50,16 +54,17 @@ class CausalMerger:
     def base_hz(self) -> float:
         return self._controller.base_hz
 
-    def initial_state(self, width: int) -> MergerState:
+    def initial_state(self, width: int) -> StreamState:
         """width: H, the encoder's."""
-        return MergerState(self._controller.initial_state(), self._transformer.initial_state(1), self._none(width))
+        nothing = next(self._transformer.parameters()).new_zeros(0, width)
+        return StreamState(self._controller.initial_state(), self._transformer.initial_state(1), nothing)
 
-    def next_utterance(self, state: MergerState) -> MergerState:
+    def next_utterance(self, state: StreamState) -> StreamState:
         """A fresh start that keeps what the rate controller learned and still owes."""
         fresh = self._transformer.initial_state(1)
-        return MergerState(self._controller.next_utterance(state.rate), fresh, state.open_frames[:0])
+        return StreamState(self._controller.next_utterance(state.rate), fresh, state.open_frames[:0])
 
-    def step(self, frames: Tensor, state: MergerState, target_hz: float) -> tuple[Merged, MergerState]:
+    def step(self, frames: Tensor, state: StreamState, target_hz: float) -> tuple[Merged, StreamState]:
         """frames [n, H], n may be 0. Raises RateError where the rate cannot be met."""
         rate, seen = self._controller.copy(state.rate), torch.cat((state.open_frames, frames))
         held = state.open_frames.shape[0]
@@ -70,50 +75,42 @@ class CausalMerger:
             if starts and index:
                 cuts.append(index)
         if not cuts:
-            return self._merge([], state.transformer, rate, seen)
-        groups = list(seen[: cuts[-1]].tensor_split(cuts[:-1]))
-        return self._merge(groups, state.transformer, rate, seen[cuts[-1] :])
+            return Merged(self._nothing(seen), ()), StreamState(rate, state.transformer, seen)
+        return self._merge(seen[: cuts[-1]], _lengths(cuts), state.transformer, rate, seen[cuts[-1] :])
 
-    def flush(self, state: MergerState) -> tuple[Merged, MergerState]:
+    def flush(self, state: StreamState) -> tuple[Merged, StreamState]:
         """Closes the open group, if there is one: the utterance is over."""
-        groups = [state.open_frames] if state.open_frames.shape[0] else []
-        return self._merge(groups, state.transformer, state.rate, state.open_frames[:0])
+        closing, rest = state.open_frames, state.open_frames[:0]
+        if not len(closing):
+            return Merged(self._nothing(rest), ()), state
+        return self._merge(closing, (len(closing),), state.transformer, state.rate, rest)
 
     def forward(self, frames: Tensor, target_hz: float) -> Merged:
         """A whole utterance [T, H] in one pass of the transformer, with the cuts that the stream would make."""
         state = self.initial_state(frames.shape[-1])
         similarity = F.cosine_similarity(frames[:-1].float(), frames[1:].float(), dim=-1).tolist()
         starts = [self._controller.step(value, state.rate, target_hz) for value in [1.0, *similarity][: len(frames)]]
-        cuts = [index for index, start in enumerate(starts) if start and index]
-        groups = list(frames.tensor_split(cuts)) if len(frames) else []
-        if not groups:
-            return Merged(self._none_merged(frames), ())
-        sequence, queries = self._interleave(groups)
-        return Merged(self._transformer(sequence[None])[0, queries], tuple(len(group) for group in groups))
+        if not starts:
+            return Merged(self._nothing(frames), ())
+        lengths = _lengths([index for index, start in enumerate(starts) if start and index] + [len(frames)])
+        return Merged(self._merging(self._embed(frames), torch.tensor(lengths, device=frames.device)), lengths)
 
     def _merge(
-        self, groups: list[Tensor], transformer: TransformerState, rate: RateState, rest: Tensor
-    ) -> tuple[Merged, MergerState]:
-        if not groups:
-            return Merged(self._none_merged(rest), ()), MergerState(rate, transformer, rest)
-        sequence, queries = self._interleave(groups)
+        self,
+        frames: Tensor,
+        lengths: tuple[int, ...],
+        transformer: TransformerState,
+        rate: RateState,
+        rest: Tensor,
+    ) -> tuple[Merged, StreamState]:
+        sequence, queries = interleave(self._embed(frames), torch.tensor(lengths, device=frames.device))
         mixed, transformer = self._transformer.step(sequence[None], transformer)
-        durations = tuple(len(group) for group in groups)
-        return Merged(mixed[0, queries], durations), MergerState(rate, transformer, rest)
+        return Merged(mixed[0, queries], lengths), StreamState(rate, transformer, rest)
 
-    def _interleave(self, groups: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Frames of each group with their mean behind them [positions, D], and the positions of the means."""
-        parts, queries, end = [], [], -1
-        for group in groups:
-            embedded = self._embed(group)
-            parts += [embedded, embedded.mean(dim=0, keepdim=True)]
-            end += len(group) + 1
-            queries.append(end)
-        return torch.cat(parts), torch.tensor(queries, device=groups[0].device)
-
-    def _none(self, width: int) -> Tensor:
-        weight = next(self._transformer.parameters())
-        return weight.new_zeros(0, width)
-
-    def _none_merged(self, like: Tensor) -> Tensor:
+    def _nothing(self, like: Tensor) -> Tensor:
         return like.new_zeros(0, self._transformer.config.output_dim)
+
+
+def _lengths(ends: list[int]) -> tuple[int, ...]:
+    """Lengths of the groups that end before these indices."""
+    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))

@@ -13,15 +13,15 @@ import os
 import signal
 import sys
 
+from worker.threads import limit_threads
+
 DEFAULT_SLOTS = 4
 PARENT_POLL_S = 1.0
 
 
 def main() -> None:
     arguments = _parse()
-    # Busy-waiting OpenMP threads starve the process that paces the audio; must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("OMP_NUM_THREADS", str(arguments.threads))
+    limit_threads(arguments.threads)
     logging.basicConfig(level=arguments.log_level.upper(), format="worker %(levelname)s %(message)s", stream=sys.stderr)
     sys.exit(asyncio.run(_serve(arguments)))
 
@@ -38,13 +38,11 @@ def _parse() -> argparse.Namespace:
 
 
 async def _serve(arguments: argparse.Namespace) -> int:
-    import torch
-
+    # These import torch, whose thread pool has to be settled first.
     from worker.engine import Engine
     from worker.loading import ModelError, load_model
     from worker.server import Server
 
-    torch.set_num_threads(arguments.threads)
     try:
         model = load_model(arguments.model)
     except ModelError as error:

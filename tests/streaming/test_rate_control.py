@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from streaming.causal_merger import CausalMerger
+from streaming.merger import InterleavedMergingTransformer
 from streaming.rate_control import RateController, RateError, group_causal
-from streaming.transformer import ProjectedTransformer, TransformerConfig
+from streaming.transformer import TransformerConfig
 
 RATES = (12.5, 8.0, 6.25, 5.0, 4.0)
 BASE_HZ, MAX_GROUP = 25.0, 16
@@ -101,7 +102,7 @@ def test_ten_minutes_keep_a_bounded_state() -> None:
 def merger() -> CausalMerger:
     torch.manual_seed(0)
     config = TransformerConfig(12, 16, 2, 2, 32, 12, "causal", 24)
-    return CausalMerger(ProjectedTransformer(config).eval(), nn.Identity(), RateController(BASE_HZ, MAX_GROUP))
+    return CausalMerger(InterleavedMergingTransformer(config).eval(), nn.Identity(), RateController(BASE_HZ, MAX_GROUP))
 
 
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=12), st.sampled_from(RATES), st.integers(0, 5))
