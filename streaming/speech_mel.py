@@ -87,7 +87,8 @@ class SpeechMel(StreamingModule[SpeechMelState]):
             return samples.new_zeros(samples.shape[0], 0, self.filters.shape[1])
         windows = samples.unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)[:, :count] * self.window
         power = torch.fft.rfft(windows).abs().square() @ self.filters
-        return (power.clamp_min(LEAST_POWER).log10().clamp_min(FLOOR_LOG10) + 4.0) / 4.0
+        scaled: Tensor = (power.clamp_min(LEAST_POWER).log10().clamp_min(FLOOR_LOG10) + 4.0) / 4.0
+        return scaled
 
 
 def _reflect_left(samples: Tensor) -> Tensor:
