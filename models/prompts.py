@@ -23,7 +23,9 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """System messages. The defaults are the official ones; an empty one leaves the system block out.
 
     perceives: for audio in or speech out; text: for text alone; transcribe: for the recognition request.
-    multi_turn: the model was trained with earlier turns in its prompt (the official ones were not).
+    asks_transcript, asks_repetition: what the user turn says before the audio or the sentence in these tasks.
+    history: which earlier turns stand in the prompt. The official models were trained with none, the embedded one with
+    the assistant's last answer, which restates all that matters.
     instructable: the caller's instructions may replace the system message.
     """
 
@@ -33,7 +35,9 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     text: str = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
     transcribe: str = "You are a speech recognition model."
-    multi_turn: bool = False
+    asks_transcript: str = TRANSCRIBE
+    asks_repetition: str = REPEAT
+    history: Literal["none", "last_answer", "all"] = "none"
     instructable: bool = True
 
 
@@ -70,7 +74,7 @@ def chat_prompt(
     Spoken (`speech`) or written only, to `user_text` and, with `audio`, the sound behind it.
     """
     prompts = prompts or Prompts()
-    if audio and not speech and TRANSCRIBE in user_text:
+    if audio and not speech and prompts.asks_transcript in user_text:
         system = prompts.transcribe
     elif audio or speech:
         system = prompts.perceives
@@ -79,16 +83,22 @@ def chat_prompt(
     if instructions and prompts.instructable:
         system = instructions
     before = block("system", system) if system else ""
-    if prompts.multi_turn:
-        before += "".join(block(turn.role, turn.text) for turn in history)
+    before += "".join(block(turn.role, turn.text) for turn in _kept(history, prompts))
     before += "<|im_start|>user\n" + user_text.replace(AUDIO_TAG, "") + (AUDIO_BOS if audio else "")
     after = (AUDIO_EOS if audio else "") + "<|im_end|>\n<|im_start|>assistant\n"
     return Prompt(before, after, audio, speech)
 
 
-def repeat_request(sentence: str) -> str:
+def _kept(history: Sequence[PastTurn], prompts: Prompts) -> Sequence[PastTurn]:
+    if prompts.history == "all":
+        return history
+    answers = [turn for turn in history if turn.role == "assistant" and turn.text]
+    return answers[-1:] if prompts.history == "last_answer" else []
+
+
+def repeat_request(sentence: str, prompts: Prompts | None = None) -> str:
     """User text that makes the model speak `sentence` (section 3.6, tts)."""
-    return f"{REPEAT} {sentence.replace(':', ',')}"
+    return f"{(prompts or Prompts()).asks_repetition} {sentence.replace(':', ',')}"
 
 
 def block(role: str, text: str) -> str:
