@@ -174,14 +174,15 @@ class Augmenter:
         return batch
 
     def batch(self, mels: list[np.ndarray], mild_share: float = 0.4) -> tuple[Tensor, Tensor]:
-        """Padded float32 [rows, frames, 80] and lengths [rows] in mel frames."""
+        """Padded float32 [rows, frames, 80] and lengths [rows] in mel frames; a `mild_share` of 1 also leaves out the masks."""
         mild = self.rng.random() < mild_share
+        masked = self.rng.random() < 0.8 and mild_share < 1.0
         rows = [self.one(mel, mild) for mel in mels]
         lengths = torch.tensor([row.shape[0] for row in rows])
         padded = torch.full((len(rows), int(lengths.max()), MEL_BINS), -1.0)
         for i, row in enumerate(rows):
             padded[i, : row.shape[0]] = row
-        return (padded if self.rng.random() < 0.2 else self.mask(padded, lengths)), lengths
+        return (self.mask(padded, lengths) if masked else padded), lengths
 
 
 def noise_bank(clips: list[Clip], rng: random.Random, count: int = 60) -> list[np.ndarray]:

@@ -40,9 +40,10 @@ class RecogniserConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     synthetic_minutes: float = 12.0
     relabel_minutes: float = 8.0
     recorded_share: float = 0.45
-    batch_frames: int = 5500
+    batch_frames: int = 2600
     learning_rate: float = 1.3e-3
     warmup_steps: int = 300
+    clean_steps: int = 1500
     threads: int = 1
     seed: int = 3
 
@@ -186,7 +187,7 @@ class Recogniser:
 
     def train_step(self) -> float:
         examples = self._draw()
-        mel, lengths = self.augment.batch([e.clip.mel for e in examples])
+        mel, lengths = self.augment.batch([e.clip.mel for e in examples], 1.0 if self.step < self.config.clean_steps else 0.45)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         with torch.autocast("cpu", dtype=torch.bfloat16):
