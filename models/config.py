@@ -76,7 +76,6 @@ class AgogicConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     alignment_head: tuple[int, int] | None = None
     max_group_frames: int = OFFICIAL_MAX_GROUP_FRAMES
-    frame_rate_dtype: str = ""
     prompts: Prompts = Prompts()
     encoder: msgspec.Raw = msgspec.Raw(b"null")
     codec: msgspec.Raw = msgspec.Raw(b"null")

@@ -1,0 +1,352 @@
+"""Talking step by step: prompts prefilled as they come, then one text token and one speech token per step (FlexiSLM 4).
+
+    runner = Runner(model, special, slots=4, max_positions=2048)
+    runner.reset(slot); runner.extend(slot, embeddings); ...       # while the user speaks
+    answer = runner.start(slot, AnswerOptions(output_hz=8.0))
+    while not answer.ended: (step,) = runner.step([answer])
+
+A speech token's duration is known one step after its code, so `Step.spoken` comes one step late. Several answers may
+take a step together; each gives what it would give alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kernels.sampling import draw, filtered_probabilities
+from models.flexislm import FlexiSLM
+from models.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
+from models.tokenizer import SpecialIds
+
+End = Literal["", "end", "max_steps"]
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How to answer.
+
+    output_hz: requested rate of the speech tokens; speech False: text alone; uniform: source of numbers in [0, 1) for
+    sampling speech tokens, None for the most probable one; forced_text: text ids to say; forced_speech: codes spoken
+    right after the delay, as prompt of a voice, which are not output (section 4.6).
+    """
+
+    output_hz: float
+    speech: bool = True
+    max_steps: int = 600
+    uniform: Callable[[], float] | None = None
+    temperature: float = 1.0
+    top_k: int = 20
+    top_p: float = 0.9
+    forced_text: tuple[int, ...] = ()
+    forced_speech: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SpokenToken:
+    """A codec token and how many 12.5 Hz frames it lasts."""
+
+    code: int
+    duration_frames: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step gave.
+
+    text_token: None once the text has ended; speech_token (Talker id) and length: None for text alone; spoken: the
+    token *before* with its duration; alignment: the alignment head's weights over the assistant's positions so far,
+    where position j carries text token j; the times are wall-clock, shared by the answers of one call.
+    """
+
+    text_token: int | None
+    speech_token: int | None
+    length: int | None
+    spoken: SpokenToken | None
+    ended: End
+    alignment: Tensor | None
+    thinker_ms: float
+    talker_ms: float
+
+
+@dataclass
+class Answer:
+    """An answer in the making. thinker_hidden [H] and talker_hidden [D] are what the next tokens are predicted from."""
+
+    slot: int
+    options: AnswerOptions
+    prompt_positions: int
+    frame_rate: Tensor
+    thinker_hidden: Tensor
+    talker_hidden: Tensor | None
+    ended: End = ""
+    steps: int = 0
+    text_frozen: bool = False
+    previous_text: int = -1
+    pending_code: int | None = None
+    starts_sampled: int = 0
+    forced_spoken: int = 0
+    alignment: Tensor | None = None
+
+    @property
+    def forcing_speech(self) -> bool:
+        """Whether the next speech token is a forced one."""
+        left = self.forced_spoken < len(self.options.forced_speech)
+        return left and self.starts_sampled >= FORCE_AFTER_STARTS
+
+
+FORCE_AFTER_STARTS = 5
+
+
+@dataclass
+class _Prompt:
+    """What a slot's caches were filled with.
+
+    Embeddings, thinker [P, H] and talker [p, D], p <= P, of prompt positions.
+    """
+
+    embeddings: Tensor
+    thinker: Tensor
+    talker: Tensor
+    output_hz: float | None = None
+
+
+@dataclass
+class _Choice:
+    """The tokens of one answer's step; -1 where there is none."""
+
+    text: int = -1
+    speech: int = -1
+    length: int = -1
+    forced: bool = False
+
+
+class Runner:
+    """Runs one model for several conversations at once, each in a slot of its own."""
+
+    def __init__(self, model: FlexiSLM, special: SpecialIds, slots: int, max_positions: int) -> None:
+        self.model = model
+        self.special = special
+        self.thinker_cache = model.thinker.model.new_cache(slots, max_positions)
+        self.talker_cache = model.talker_model.model.model.new_cache(slots, max_positions)
+        self._prompts = [self._empty_prompt() for _ in range(slots)]
+
+    # --- the prompt ---
+
+    def positions(self, slot: int) -> int:
+        """Prompt positions that the slot holds; a mark for `rewind`."""
+        return self._prompts[slot].embeddings.shape[0]
+
+    def reset(self, slot: int) -> None:
+        """Empty the slot."""
+        self.rewind(slot, 0)
+
+    def rewind(self, slot: int, positions: int) -> None:
+        """Back to the first `positions` prompt positions; answers made in the slot are over. Costs nothing."""
+        prompt = self._prompts[slot]
+        prompt.embeddings, prompt.thinker = prompt.embeddings[:positions], prompt.thinker[:positions]
+        prompt.talker = prompt.talker[:positions]
+        self.thinker_cache.truncate(slot, positions)
+        self.talker_cache.truncate(slot, prompt.talker.shape[0])
+
+    @torch.inference_mode()
+    def extend(self, slot: int, embeddings: Tensor, output_hz: float | None = None) -> None:
+        """Prefill further prompt positions, embeddings [n, H].
+
+        With an `output_hz`, which the Talker's positions depend on, the Talker is prefilled as well; else `start` does
+        it.
+        """
+        prompt = self._prompts[slot]
+        self.rewind(slot, self.positions(slot))
+        if embeddings.shape[0]:
+            hidden = self.model.thinker.step(embeddings[None], self.thinker_cache, [slot])[0]
+            prompt.embeddings = torch.cat((prompt.embeddings, embeddings))
+            prompt.thinker = torch.cat((prompt.thinker, hidden))
+        if output_hz is not None:
+            self._prefill_talker(slot, output_hz)
+
+    @torch.inference_mode()
+    def start(self, slot: int, options: AnswerOptions) -> Answer:
+        """Begin to answer the slot's prompt."""
+        self.rewind(slot, self.positions(slot))
+        prompt = self._prompts[slot]
+        if options.speech:
+            self._prefill_talker(slot, options.output_hz)
+        return Answer(
+            slot=slot,
+            options=options,
+            prompt_positions=self.positions(slot),
+            frame_rate=self.model.frame_rate(options.output_hz),
+            thinker_hidden=prompt.thinker[-1],
+            talker_hidden=prompt.talker[-1] if options.speech else None,
+        )
+
+    def _prefill_talker(self, slot: int, output_hz: float) -> None:
+        prompt, talker = self._prompts[slot], self.model.talker_model
+        if prompt.output_hz != output_hz:
+            prompt.talker, prompt.output_hz = prompt.talker[:0], output_hz
+            self.talker_cache.truncate(slot, 0)
+        done = prompt.talker.shape[0]
+        if done == prompt.thinker.shape[0]:
+            return
+        rate = self.model.frame_rate(output_hz)[None]
+        z = talker.condition(prompt.thinker[None, done:], rate, None, None, prompt.embeddings[None, done:])
+        prompt.talker = torch.cat((prompt.talker, talker.step(z, self.talker_cache, [slot])[0][0]))
+
+    def _empty_prompt(self) -> _Prompt:
+        model = self.model
+        none = torch.zeros(0, model.config.hidden_size, dtype=model.dtype, device=model.device)
+        talker = torch.zeros(0, model.talker_model.config.hidden_size, dtype=model.dtype, device=model.device)
+        return _Prompt(none, none, talker)
+
+    # --- the answer ---
+
+    @torch.inference_mode()
+    def step(self, answers: Sequence[Answer]) -> list[Step]:
+        """One step of each answer, none of which may have ended."""
+        choices = [_Choice() for _ in answers]
+        started = time.perf_counter()
+        self._choose_text(answers, choices)
+        text_chosen = time.perf_counter()
+        self._choose_speech(answers, choices)
+        speech_chosen = time.perf_counter()
+        spoken = [self._book(answer, choice) for answer, choice in zip(answers, choices, strict=True)]
+        alignments = [answer.alignment for answer in answers]
+        texts = [None if answer.text_frozen else choice.text for answer, choice in zip(answers, choices, strict=True)]
+        going = [index for index, answer in enumerate(answers) if answer.ended != "end"]
+        feeding = time.perf_counter()
+        thinker_ms = talker_ms = 0.0
+        if going:
+            fed = self._feed([answers[index] for index in going], [choices[index] for index in going])
+            talker_ms = (time.perf_counter() - fed) * 1e3
+            thinker_ms = (fed - feeding) * 1e3
+        thinker_ms += (text_chosen - started) * 1e3
+        talker_ms += (speech_chosen - text_chosen) * 1e3
+        steps = []
+        for answer, choice, text, token, alignment in zip(answers, choices, texts, spoken, alignments, strict=True):
+            answer.steps += 1
+            if not answer.ended and answer.steps >= answer.options.max_steps:
+                answer.ended = "max_steps"
+            speech = answer.options.speech
+            steps.append(
+                Step(
+                    text_token=text,
+                    speech_token=choice.speech if speech else None,
+                    length=choice.length if speech else None,
+                    spoken=token,
+                    ended=answer.ended,
+                    alignment=alignment,
+                    thinker_ms=thinker_ms,
+                    talker_ms=talker_ms,
+                )
+            )
+        return steps
+
+    def _choose_text(self, answers: Sequence[Answer], choices: Sequence[_Choice]) -> None:
+        writing = [index for index, answer in enumerate(answers) if not answer.text_frozen]
+        if not writing:
+            return
+        hidden = torch.stack([answers[index].thinker_hidden for index in writing])
+        tokens = self.model.thinker.text_logits(hidden).argmax(-1).tolist()
+        for index, token in zip(writing, tokens, strict=True):
+            forced = answers[index].options.forced_text
+            choices[index].text = forced[answers[index].steps] if answers[index].steps < len(forced) else token
+
+    def _choose_speech(self, answers: Sequence[Answer], choices: Sequence[_Choice]) -> None:
+        rows = [(answer, choice) for answer, choice in zip(answers, choices, strict=True) if answer.options.speech]
+        if not rows:
+            return
+        hidden = torch.stack([answer.talker_hidden for answer, _ in rows if answer.talker_hidden is not None])
+        logits = self.model.talker_model.speech_logits(hidden)
+        lengths = self.model.talker_model.length_logits(hidden).argmax(-1).tolist()
+        best = logits.argmax(-1).tolist()
+        for row, (answer, choice) in enumerate(rows):
+            choice.length = lengths[row]
+            options = answer.options
+            token = best[row]
+            if options.uniform is not None:
+                probabilities = filtered_probabilities(
+                    logits[row], temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
+                )
+                token = int(draw(probabilities, torch.tensor(options.uniform(), device=probabilities.device)))
+            choice.forced = answer.forcing_speech
+            if choice.forced:
+                token = options.forced_speech[answer.forced_spoken] + CODE_OFFSET
+                answer.forced_spoken += 1
+            elif token == AUDIO_START:
+                answer.starts_sampled += 1
+            elif token == AUDIO_END:
+                answer.starts_sampled = 0
+            choice.speech = token
+
+    def _book(self, answer: Answer, choice: _Choice) -> SpokenToken | None:
+        """Pair the token before with the length that has just arrived; see what ends."""
+        if not answer.options.speech:
+            if choice.text == self.special.im_end:
+                answer.ended = "end"
+            return None
+        spoken = None
+        if not choice.forced:  # forced tokens pass by the pairing altogether
+            if answer.pending_code is not None:
+                spoken = SpokenToken(answer.pending_code, choice.length)
+            answer.pending_code = choice.speech - CODE_OFFSET if choice.speech >= CODE_OFFSET else None
+        if choice.speech == AUDIO_END:
+            answer.ended = "end"
+        return spoken
+
+    def _feed(self, answers: Sequence[Answer], choices: Sequence[_Choice]) -> float:
+        """Feed the chosen tokens back; returns the time at which the Thinker was done."""
+        model, talker = self.model, self.model.talker_model
+        device = model.device
+        frozen = torch.tensor([answer.text_frozen for answer in answers], device=device)
+        text_ids = torch.tensor([max(choice.text, 0) for choice in choices], device=device)
+        text = model.thinker.embed(text_ids).masked_fill(frozen[:, None], 0.0)
+        rate = torch.stack([answer.frame_rate for answer in answers])
+        audio = talker.audio_emb(torch.tensor([max(choice.speech, 0) for choice in choices], device=device))
+        length = talker.length_emb(torch.tensor([max(choice.length, 0) for choice in choices], device=device))
+        inputs = text
+        if model.config.thinker_hears_speech:
+            both = torch.tensor([answer.options.speech for answer in answers], device=device)[:, None]
+            inputs = torch.where(both, model.thinker.combine(text, audio, length, rate), text)
+        writing = [row for row, answer in enumerate(answers) if not answer.text_frozen]
+        if writing:
+            slots = [answers[row].slot for row in writing]
+            hidden = model.thinker.step(inputs[writing, None], self.thinker_cache, slots)[:, 0]
+            for row, state in zip(writing, hidden, strict=True):
+                answers[row].thinker_hidden = state
+        thinker_done = time.perf_counter()
+        speaking = [row for row, answer in enumerate(answers) if answer.options.speech]
+        if speaking:
+            base = torch.stack([answers[row].thinker_hidden for row in speaking])[:, None]
+            z = talker.condition(
+                base,
+                rate[speaking],
+                audio[speaking, None],
+                length[speaking, None],
+                inputs[speaking, None],
+                text_ended=frozen[speaking, None],
+            )
+            slots = [answers[row].slot for row in speaking]
+            hidden, attention = talker.step(z, self.talker_cache, slots, model.config.alignment_head)
+            for index, row in enumerate(speaking):
+                answers[row].talker_hidden = hidden[index, 0]
+                if attention is not None:
+                    answers[row].alignment = self._alignment(answers[row], attention[index, 0])
+        for answer, choice in zip(answers, choices, strict=True):
+            self._note_text(answer, choice.text)
+        return thinker_done
+
+    def _alignment(self, answer: Answer, weights: Tensor) -> Tensor:
+        return weights[answer.prompt_positions : self.talker_cache.lengths[answer.slot]]
+
+    def _note_text(self, answer: Answer, text: int) -> None:
+        """Without padding, the text stream ends for good behind <|im_end|> and a line break."""
+        closed = answer.previous_text == self.special.im_end and text == self.special.newline
+        answer.previous_text = text
+        if closed and self.model.config.no_pad and answer.options.speech:
+            answer.text_frozen = True
