@@ -1,0 +1,19 @@
+import { meterLevel } from "./pcm";
+
+/** Measures how loud a stream or a node is, when asked. */
+export class LevelMeter {
+  readonly #analyser: AnalyserNode;
+  readonly #samples: Float32Array<ArrayBuffer>;
+
+  constructor(context: AudioContext, source: AudioNode) {
+    this.#analyser = context.createAnalyser();
+    this.#analyser.fftSize = 1024;
+    this.#samples = new Float32Array(this.#analyser.fftSize);
+    source.connect(this.#analyser);
+  }
+
+  level(): number {
+    this.#analyser.getFloatTimeDomainData(this.#samples);
+    return meterLevel(this.#samples);
+  }
+}

@@ -1,0 +1,111 @@
+import { type Connection, ConnectionError, type ConnectOptions, refusal } from "./connection";
+import type { ClientEvent, ServerEvent } from "./events";
+import { LevelMeter } from "./levels";
+
+const CONNECT_TIMEOUT_MS = 8000;
+const DISCONNECTED_TOLERANCE_MS = 8000;
+const TAIL_MS = 160; // encoder, packet and network: what was said just before the button was let go
+
+/** Speech as RTP, events on the data channel `oai-events`. The server plays out and knows what was heard. */
+export async function connectWebRtc(options: ConnectOptions): Promise<Connection> {
+  const peer = new RTCPeerConnection();
+  const player = new Audio();
+  player.autoplay = true;
+  const context = new AudioContext();
+  void context.resume();
+  let voice: LevelMeter | undefined;
+  let closed = false;
+  let established = false;
+  let patience: ReturnType<typeof setTimeout> | undefined;
+
+  const close = (): void => {
+    if (closed) return;
+    closed = true;
+    clearTimeout(patience);
+    player.srcObject = null;
+    player.remove();
+    peer.close();
+    void context.close();
+  };
+  const lost = (message: string): void => {
+    if (closed) return;
+    const wasEstablished = established;
+    close();
+    if (wasEstablished) options.onLost(new ConnectionError(message, "lost"));
+  };
+
+  peer.ontrack = ({ track }) => {
+    const stream = new MediaStream([track]);
+    player.srcObject = stream;
+    player.dataset.role = "voice";
+    player.hidden = true;
+    document.body.append(player); // Safari plays only elements in the document
+    voice = new LevelMeter(context, context.createMediaStreamSource(stream));
+  };
+  let microphone: LevelMeter | undefined;
+  if (options.microphone) {
+    for (const track of options.microphone.getAudioTracks()) peer.addTrack(track, options.microphone);
+    microphone = new LevelMeter(context, context.createMediaStreamSource(options.microphone));
+  } else {
+    peer.addTransceiver("audio", { direction: "recvonly" });
+  }
+  const channel = peer.createDataChannel("oai-events");
+  channel.onmessage = ({ data }) => options.onEvent(JSON.parse(data as string) as ServerEvent);
+  const opened = new Promise<void>((resolve, reject) => {
+    const timeout = setTimeout(
+      () => reject(new ConnectionError("The server was found, but no sound path to it.", "unreachable")),
+      CONNECT_TIMEOUT_MS,
+    );
+    channel.onopen = () => {
+      clearTimeout(timeout);
+      resolve();
+    };
+    peer.onconnectionstatechange = () => {
+      clearTimeout(patience);
+      if (peer.connectionState === "failed") {
+        clearTimeout(timeout);
+        reject(new ConnectionError("No sound path to the server could be found.", "unreachable"));
+        lost("The connection to the server was lost.");
+      } else if (peer.connectionState === "disconnected") {
+        patience = setTimeout(() => lost("The connection to the server was lost."), DISCONNECTED_TOLERANCE_MS);
+      }
+    };
+  });
+  opened.catch(() => undefined); // whoever awaits it below hears of it; a refused offer never does
+  channel.onclose = () => lost("The server ended the conversation.");
+
+  try {
+    await peer.setLocalDescription(await peer.createOffer());
+    const response = await fetch(`${options.origin}/v1/realtime/calls?model=${encodeURIComponent(options.model)}`, {
+      method: "POST",
+      headers: {
+        "Content-Type": "application/sdp",
+        ...(options.apiKey ? { Authorization: `Bearer ${options.apiKey}` } : {}),
+      },
+      body: peer.localDescription?.sdp ?? "",
+    }).catch(() => {
+      throw new ConnectionError("The server does not answer.", "unreachable");
+    });
+    if (!response.ok) throw await refusal(response);
+    await peer.setRemoteDescription({ type: "answer", sdp: await response.text() });
+    await opened;
+  } catch (error) {
+    close();
+    throw error;
+  }
+  established = true;
+
+  return {
+    kind: "webrtc",
+    tailMs: TAIL_MS,
+    send: (event: ClientEvent) => {
+      if (channel.readyState === "open") channel.send(JSON.stringify(event));
+    },
+    setMicrophone: (open: boolean) => {
+      for (const track of options.microphone?.getAudioTracks() ?? []) track.enabled = open;
+    },
+    silence: () => channel.send(JSON.stringify({ type: "output_audio_buffer.clear" })),
+    levels: () => ({ microphone: microphone?.level() ?? 0, voice: voice?.level() ?? 0 }),
+    close,
+  };
+}
