@@ -1,0 +1,224 @@
+"""Voicebox: flow matching from speech codes to 50 Hz log-mel (flexicodec.md section 12).
+
+The official network sees the whole utterance and copies the speaker from a mel prompt; the embedded one, of the same classes,
+attends chunk by chunk (`chunk_frames`), reads its codes through `Unmerge`, and needs no prompt. `flow_decoder.py` runs it
+chunk by chunk.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.attention import attend
+from kernels.rope import rope_angles, rotate_half
+from streaming.mel24k import MEL_BINS
+from streaming.unmerge import UPSAMPLING, Frames, Unmerge, UnmergeConfig, repeat_codes
+
+ROPE_BASE = 10_000.0
+_NORM_EPS = 1e-6
+
+
+class FlowConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Defaults are the official sizes. `chunk_frames` (50 Hz) 0 means full attention, else a frame sees its own chunk and
+    `context_chunks` before it; `unmerge` None means each code's embedding simply repeated.
+    """
+
+    hidden: int = 1024
+    num_layers: int = 16
+    num_heads: int = 16
+    ffn_dim: int = 4096
+    mlp_dim: int = 4096
+    codebook_size: int = 32_768
+    chunk_frames: int = 0
+    context_chunks: int = 0
+    unmerge: UnmergeConfig | None = None
+
+
+class AdaptiveNorm(nn.Module):
+    """RMS norm whose gain is a linear function of the time embedding."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.to_weight = nn.Linear(hidden, hidden)
+        nn.init.zeros_(self.to_weight.weight)
+        nn.init.ones_(self.to_weight.bias)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x [batch, frames, hidden], time [batch, hidden]."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + _NORM_EPS)
+        return normed.to(x.dtype) * self.to_weight(time).unsqueeze(1)  # type: ignore[no-any-return]
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.q_proj = nn.Linear(config.hidden, config.hidden, bias=False)
+        self.k_proj = nn.Linear(config.hidden, config.hidden, bias=False)
+        self.v_proj = nn.Linear(config.hidden, config.hidden, bias=False)
+        self.o_proj = nn.Linear(config.hidden, config.hidden, bias=False)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def forward(
+        self, x: Tensor, angles: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, and this call's keys (not rotated) and values; `past` are those of earlier frames.
+
+        `angles` covers past and present keys: positions count from the oldest key kept, since only differences matter.
+        """
+        query, key, value = self.heads(self.q_proj(x)), self.heads(self.k_proj(x)), self.heads(self.v_proj(x))
+        keys = key if past is None else torch.cat((past[0], key), dim=2)
+        values = value if past is None else torch.cat((past[1], value), dim=2)
+        present = angles[:, keys.shape[2] - query.shape[2] :]
+        out = attend(rotate_half(query, present), rotate_half(keys, angles), values, mask)
+        return self.o_proj(out.transpose(1, 2).flatten(2)), key, value
+
+
+class _GatedMLP(nn.Module):
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.hidden, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.self_attn = _Attention(config)
+        self.mlp = _GatedMLP(config)
+        self.input_layernorm = AdaptiveNorm(config.hidden)
+        self.post_attention_layernorm = AdaptiveNorm(config.hidden)
+
+
+def _mlp(before: int, hidden: int, after: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(before, hidden), nn.SiLU(), nn.Linear(hidden, after))
+
+
+class VelocityNetwork(nn.Module):
+    """d mel / d t of the noisy mel at time t, given the condition."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.diff_step_mlp = _mlp(config.hidden, config.mlp_dim, config.hidden)
+        self.mel_mlp = _mlp(MEL_BINS, config.mlp_dim, config.hidden)
+        self.cond_mlp = _mlp(config.hidden, config.mlp_dim, config.hidden)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
+        self.norm = AdaptiveNorm(config.hidden)
+        self.mel_out_mlp = _mlp(config.hidden, config.mlp_dim, MEL_BINS)
+
+    def time_embedding(self, t: Tensor) -> Tensor:
+        """t [batch] in 0..1 -> [batch, hidden]."""
+        half = self.config.hidden // 2
+        decay = torch.arange(half, device=t.device, dtype=torch.float32) * -(math.log(10_000.0) / (half - 1))
+        angle = t.float().unsqueeze(1) * decay.exp()
+        return self.diff_step_mlp(torch.cat((angle.sin(), angle.cos()), dim=1).to(self.norm.to_weight.weight.dtype))  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [batch, frames, 128], t [batch], condition [batch, frames, hidden] -> [batch, frames, 128].
+
+        `mask` bool, broadcast to [batch, heads, frames, frames], True = may be seen.
+        """
+        return self.with_cache(x, self.time_embedding(t), condition, mask, None)[0]
+
+    def with_cache(
+        self,
+        x: Tensor,
+        time: Tensor,
+        condition: Tensor,
+        mask: Tensor | None,
+        past: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Velocity, and the new keys and values [batch, layers, heads, frames, head_dim]; `past` has the same layout."""
+        kept = 0 if past is None else past[0].shape[3]
+        positions = torch.arange(kept + x.shape[1], device=x.device).unsqueeze(0)
+        angles = rope_angles(positions, self.config.hidden // self.config.num_heads, ROPE_BASE)
+        y = self.mel_mlp(x) + self.cond_mlp(condition)
+        keys, values = [], []
+        for index, layer in enumerate(self.layers):
+            own = None if past is None else (past[0][:, index], past[1][:, index])
+            attended, key, value = layer.self_attn(layer.input_layernorm(y, time), angles, mask, own)
+            y = y + attended
+            y = y + layer.mlp(layer.post_attention_layernorm(y, time))
+            keys.append(key)
+            values.append(value)
+        return self.mel_out_mlp(self.norm(y, time)), torch.stack(keys, 1), torch.stack(values, 1)
+
+
+class Voicebox(nn.Module):
+    """Codes to mel. Keys: cond_emb, diff_estimator.* (official), and unmerge.* where the config has it."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cond_emb = nn.Embedding(config.codebook_size, config.hidden)
+        self.diff_estimator = VelocityNetwork(config)
+        self.unmerge = Unmerge(config.unmerge) if config.unmerge is not None else None
+
+    def condition(self, codes: Tensor, durations: Tensor) -> Tensor:
+        """codes and durations int64 [batch, G] (duration 0 = absent) -> [batch, 4 * frames, hidden]."""
+        owner, position, duration, real = repeat_codes(durations)
+        vectors = self.cond_emb(codes.gather(1, owner))
+        if self.unmerge is None:
+            return vectors.repeat_interleave(UPSAMPLING, dim=1)  # type: ignore[no-any-return]
+        return self.unmerge(Frames(vectors, position, duration, real))  # type: ignore[no-any-return]
+
+    def mask(self, real: Tensor) -> Tensor | None:
+        """What each 50 Hz frame may see; real bool [batch, frames]. None where that is everything."""
+        frames = real.shape[1]
+        chunk = self.config.chunk_frames
+        if chunk == 0:
+            return None if bool(real.all()) else real[:, None, None, :]
+        number = torch.arange(frames, device=real.device) // chunk
+        behind = number[:, None] - number[None, :]
+        near = (behind >= 0) & (behind <= self.config.context_chunks)
+        own = torch.eye(frames, dtype=torch.bool, device=real.device)
+        return near & real[:, None, None, :] | own
+
+    def solve(
+        self,
+        condition: Tensor,
+        noise: Tensor,
+        *,
+        steps: int,
+        prompt: Tensor | None = None,
+        guidance: float = 0.0,
+        rescale: float = 0.75,
+        real: Tensor | None = None,
+    ) -> Tensor:
+        """Mel [batch, T, 128] by `steps` Euler steps from `noise` [batch, T, 128].
+
+        condition [batch, P + T, hidden] covers prompt and target; prompt [batch, P, 128] clean mel. Velocities are taken at
+        the middle of each step's time. `guidance` > 0 extrapolates from an unconditional pass (without prompt) and pulls
+        the result's spread back by `rescale`. `real` bool [batch, P + T] marks the real frames of a padded batch.
+        """
+        batch, frames = noise.shape[:2]
+        held = condition.shape[1] - frames
+        everything = torch.ones(batch, condition.shape[1], dtype=torch.bool, device=noise.device)
+        mask = self.mask(everything if real is None else real)
+        bare_mask = self.mask((everything if real is None else real)[:, held:])
+        x = noise
+        for index in range(steps):
+            t = torch.full((batch,), (index + 0.5) / steps, device=noise.device)
+            whole = x if prompt is None else torch.cat((prompt, x), dim=1)
+            velocity = self.diff_estimator(whole, t, condition, mask)[:, held:]
+            if guidance > 0:
+                bare = self.diff_estimator(x, t, torch.zeros_like(condition[:, held:]), bare_mask)
+                guided = velocity + guidance * (velocity - bare)
+                # The official solver takes the spread over the whole tensor, batch and all.
+                rescaled = guided * (velocity.std() / guided.std())
+                velocity = rescale * rescaled + (1 - rescale) * guided
+            x = x + velocity / steps
+        return x

@@ -1,0 +1,170 @@
+"""The embedded flow decoder chunk by chunk: duration-tagged codes in, 50 Hz mel out, equal to the whole at once.
+
+`CodeFrames` collects one session's codes and cuts them into chunks of fixed size; `FlowDecoder.step` turns one chunk of
+every active row into mel. A chunk needs its own frames and a short look-ahead of the next ones; at the end of speech what is
+missing is marked as not real.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streaming.flow import Voicebox
+from streaming.mel24k import MEL_BINS
+from streaming.module import StreamingModule, keep_inactive
+from streaming.unmerge import MAX_DURATION_FRAMES, UPSAMPLING, Frames, UnmergeState
+
+_NOISE_FRAMES = 512
+
+
+class SpeechCodeError(ValueError):
+    """A code or a duration outside what the decoder knows."""
+
+
+@dataclass(frozen=True)
+class FlowDials:
+    """Euler steps (one state is made for one number of steps) and how much of the unit noise to start from."""
+
+    steps: int = 2
+    noise_scale: float = 0.5
+
+
+@dataclass(frozen=True)
+class FlowChunk:
+    """One chunk and its look-ahead, [rows, chunk + look-ahead] each: codes, position, duration int64; real bool."""
+
+    codes: Tensor
+    position: Tensor
+    duration: Tensor
+    real: Tensor
+
+    @staticmethod
+    def stack(rows: list[FlowChunk]) -> FlowChunk:
+        """Chunks of several sessions as the rows of one."""
+        parts = [(row.codes, row.position, row.duration, row.real) for row in rows]
+        return FlowChunk(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def real_frames(self, chunk_frames: int) -> list[int]:
+        """12.5 Hz frames of each row that the chunk itself renders; four mel frames come of each."""
+        return [int(n) for n in self.real[:, :chunk_frames].sum(1)]
+
+
+class CodeFrames:
+    """One session's codes on their way into chunks. `chunk_frames` and `look_ahead_frames` are at 12.5 Hz."""
+
+    def __init__(self, chunk_frames: int, look_ahead_frames: int, codebook_size: int) -> None:
+        self.chunk_frames, self.look_ahead_frames, self.codebook_size = chunk_frames, look_ahead_frames, codebook_size
+        self._waiting: deque[tuple[int, int, int]] = deque()
+        self._ended = False
+
+    def push(self, code: int, duration_frames: int) -> None:
+        """The next code. Raises SpeechCodeError."""
+        if not 0 <= code < self.codebook_size:
+            raise SpeechCodeError(f"speech code {code} is not in 0 to {self.codebook_size - 1}")
+        if not 1 <= duration_frames <= MAX_DURATION_FRAMES:
+            raise SpeechCodeError(f"a speech code lasts 1 to {MAX_DURATION_FRAMES} frames, not {duration_frames}")
+        self._waiting.extend((code, place, duration_frames) for place in range(duration_frames))
+
+    def end(self) -> None:
+        """No more codes will come."""
+        self._ended = True
+
+    def take(self) -> FlowChunk | None:
+        """The next chunk as one row, or None while codes are missing or nothing is left."""
+        wanted = self.chunk_frames + self.look_ahead_frames
+        if not self._waiting or (len(self._waiting) < wanted and not self._ended):
+            return None
+        rows = list(self._waiting)[:wanted]
+        for _ in range(min(self.chunk_frames, len(self._waiting))):
+            self._waiting.popleft()
+        table = torch.zeros(3, 1, wanted, dtype=torch.int64)
+        table[:, 0, : len(rows)] = torch.tensor(rows).T
+        return FlowChunk(table[0], table[1], table[2], (torch.arange(wanted) < len(rows)).unsqueeze(0))
+
+
+@dataclass
+class FlowState:
+    frames: Tensor  # [rows] int64, mel frames made
+    unmerge: UnmergeState
+    keys: Tensor  # [rows, steps, layers, heads, context, head_dim], newest last, not rotated
+    values: Tensor
+
+
+class FlowDecoder(StreamingModule[FlowState]):
+    """A chunk-causal Voicebox with its dials. `step` gives [rows, chunk_frames, 128]."""
+
+    noise: Tensor
+
+    def __init__(self, voicebox: Voicebox, dials: FlowDials) -> None:
+        super().__init__()
+        config = voicebox.config
+        if voicebox.unmerge is None or config.chunk_frames == 0 or config.chunk_frames % UPSAMPLING:
+            raise ValueError(
+                f"streaming needs weights with unmerge and with chunk_frames a multiple of {UPSAMPLING}, "
+                f"not {config.chunk_frames}"
+            )
+        self.voicebox, self.unmerge, self.dials = voicebox, voicebox.unmerge, dials
+        self.mel_frames = config.chunk_frames
+        self.code_frames = config.chunk_frames // UPSAMPLING
+        self.look_ahead_frames = voicebox.unmerge.config.look_ahead_frames
+        self.context = config.context_chunks * config.chunk_frames
+        # Noise belongs to the absolute frame, so that neither chunking nor neighbours can change it.
+        noise = torch.randn(_NOISE_FRAMES, MEL_BINS, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("noise", noise, persistent=False)
+
+    def frames(self) -> CodeFrames:
+        """An empty collector for a new utterance."""
+        return CodeFrames(self.code_frames, self.look_ahead_frames, self.voicebox.config.codebook_size)
+
+    def forward(self, codes: Tensor, durations: Tensor) -> Tensor:
+        """codes and durations int64 [batch, G], durations 0 where absent -> mel [batch, 4 * frames, 128]."""
+        condition = self.voicebox.condition(codes, durations)
+        length = durations.sum(1, keepdim=True) * UPSAMPLING
+        index = torch.arange(condition.shape[1], device=condition.device)
+        start = self.noise[index % _NOISE_FRAMES].expand(condition.shape[0], -1, -1) * self.dials.noise_scale
+        return self.voicebox.solve(condition, start.to(condition.dtype), steps=self.dials.steps, real=index < length)
+
+    def initial_state(self, batch: int) -> FlowState:
+        config, weight = self.voicebox.config, self.voicebox.cond_emb.weight
+        head_dim = config.hidden // config.num_heads
+        shape = (batch, self.dials.steps, config.num_layers, config.num_heads, self.context, head_dim)
+        return FlowState(
+            torch.zeros(batch, dtype=torch.int64, device=weight.device),
+            self.unmerge.initial_state(batch),
+            weight.new_zeros(shape),
+            weight.new_zeros(shape),
+        )
+
+    def step(self, x: FlowChunk, state: FlowState, active: Tensor | None = None) -> tuple[Tensor, FlowState]:
+        """Mel of the chunk; of a last chunk only the first 4 * real frames mean anything."""
+        vectors = self.voicebox.cond_emb(x.codes)
+        condition, unmerge = self.unmerge.step(Frames(vectors, x.position, x.duration, x.real), state.unmerge)
+        mask = self._mask(x.real, state.frames)
+        frame = (state.frames[:, None] + torch.arange(self.mel_frames, device=vectors.device)) % _NOISE_FRAMES
+        mel = (self.noise[frame] * self.dials.noise_scale).to(vectors.dtype)
+        keys, values = [], []
+        network, steps = self.voicebox.diff_estimator, self.dials.steps
+        for index in range(steps):
+            t = torch.full((1,), (index + 0.5) / steps, device=vectors.device)
+            past = state.keys[:, index], state.values[:, index]
+            velocity, key, value = network.with_cache(mel, network.time_embedding(t), condition, mask, past)
+            mel = mel + velocity / steps
+            keys.append(self._newest(past[0], key))
+            values.append(self._newest(past[1], value))
+        new = FlowState(state.frames + self.mel_frames, unmerge, torch.stack(keys, 1), torch.stack(values, 1))
+        return mel, keep_inactive(new, state, active)
+
+    def _newest(self, past: Tensor, present: Tensor) -> Tensor:
+        return torch.cat((past, present), dim=3)[:, :, :, self.mel_frames :]
+
+    def _mask(self, real: Tensor, seen: Tensor) -> Tensor:
+        """[rows, 1, chunk, context + chunk]: cached frames that exist, and the real frames of the chunk."""
+        age = torch.arange(self.context, 0, -1, device=real.device)
+        cached = (age <= seen[:, None]).unsqueeze(1).expand(-1, self.mel_frames, -1)
+        present = real[:, : self.code_frames].repeat_interleave(UPSAMPLING, dim=1)
+        own = torch.eye(self.mel_frames, dtype=torch.bool, device=real.device)
+        return torch.cat((cached, present.unsqueeze(1) | own), dim=2).unsqueeze(1)
