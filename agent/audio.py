@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import soxr
+import soxr  # type: ignore[import-untyped]
 
 Samples = npt.NDArray[np.int16]
 Encoding = Literal["pcm16", "pcmu", "pcma"]
@@ -33,7 +33,8 @@ def encode(samples: Samples, encoding: Encoding) -> bytes:
     if encoding == "pcm16":
         return samples.astype("<i2", copy=False).tobytes()
     table = _MULAW_ENCODE if encoding == "pcmu" else _ALAW_ENCODE
-    return table[(samples.astype(np.int32) + 32768) >> 2].tobytes()
+    codes: npt.NDArray[np.uint8] = table[(samples.astype(np.int32) + 32768) >> 2]
+    return codes.tobytes()
 
 
 class Resampler:

@@ -108,6 +108,13 @@ class Playout:
         self._playhead = float(self.released_samples)
         return piece
 
+    def leftovers(self) -> tuple[list[WordSpan], list[TokenSpan]]:
+        """Words and tokens that claim to begin or end after the last sample; asked for once everything is released."""
+        words, tokens = list(self._words), [token for _, token in self._tokens]
+        self._words.clear()
+        self._tokens.clear()
+        return words, tokens
+
     def heard_samples(self, now_s: float) -> int:
         """Position of the playhead."""
         self._advance(now_s)
@@ -136,12 +143,11 @@ class Playout:
         first, end = self.released_samples, self.released_samples + count
         samples = self._take(count)
         self.released_samples = end
-        is_last = self._ended and self.queued_samples == 0
         words: list[WordSpan] = []
-        while self._words and (self._words[0].start_sample < end or is_last):
+        while self._words and self._words[0].start_sample < end:
             words.append(self._words.popleft())
         tokens: list[TokenSpan] = []
-        while self._tokens and (self._tokens[0][0] <= end or is_last):
+        while self._tokens and self._tokens[0][0] <= end:
             tokens.append(self._tokens.popleft()[1])
         return Slice(first, samples, tuple(words), tuple(tokens))
 

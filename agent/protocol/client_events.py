@@ -21,42 +21,42 @@ class ClientEvent(msgspec.Struct, frozen=True, kw_only=True):
     event_id: EventId | None = None
 
 
-class SessionUpdate(ClientEvent, frozen=True):
+class SessionUpdate(ClientEvent, frozen=True, kw_only=True):
     session: JsonObject
 
 
-class InputAudioAppend(ClientEvent, frozen=True):
+class InputAudioAppend(ClientEvent, frozen=True, kw_only=True):
     audio: bytes
 
 
-class InputAudioCommit(ClientEvent, frozen=True):
+class InputAudioCommit(ClientEvent, frozen=True, kw_only=True):
     pass
 
 
-class InputAudioClear(ClientEvent, frozen=True):
+class InputAudioClear(ClientEvent, frozen=True, kw_only=True):
     pass
 
 
-class OutputAudioClear(ClientEvent, frozen=True):
+class OutputAudioClear(ClientEvent, frozen=True, kw_only=True):
     pass
 
 
-class ItemCreate(ClientEvent, frozen=True):
+class ItemCreate(ClientEvent, frozen=True, kw_only=True):
     item: JsonObject
     previous_item_id: str | None = None
 
 
-class ItemRetrieve(ClientEvent, frozen=True):
+class ItemRetrieve(ClientEvent, frozen=True, kw_only=True):
     item_id: str
 
 
-class ItemTruncate(ClientEvent, frozen=True):
+class ItemTruncate(ClientEvent, frozen=True, kw_only=True):
     item_id: str
     audio_end_ms: Annotated[int, Meta(ge=0)]
     content_index: Annotated[int, Meta(ge=0)] = 0
 
 
-class ItemDelete(ClientEvent, frozen=True):
+class ItemDelete(ClientEvent, frozen=True, kw_only=True):
     item_id: str
 
 
@@ -81,11 +81,11 @@ class ResponseParams(msgspec.Struct, frozen=True):
     x_agogic: ResponseRates | None = None
 
 
-class ResponseCreate(ClientEvent, frozen=True):
+class ResponseCreate(ClientEvent, frozen=True, kw_only=True):
     response: ResponseParams | None = None
 
 
-class ResponseCancel(ClientEvent, frozen=True):
+class ResponseCancel(ClientEvent, frozen=True, kw_only=True):
     response_id: str | None = None
 
 

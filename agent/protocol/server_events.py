@@ -18,113 +18,113 @@ class ServerEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     event_id: str = ""
 
 
-class SessionCreated(ServerEvent, frozen=True, tag="session.created"):
+class SessionCreated(ServerEvent, frozen=True, kw_only=True, tag="session.created"):
     session: JsonObject
 
 
-class SessionUpdated(ServerEvent, frozen=True, tag="session.updated"):
+class SessionUpdated(ServerEvent, frozen=True, kw_only=True, tag="session.updated"):
     session: JsonObject
 
 
-class Error(ServerEvent, frozen=True, tag="error"):
+class Error(ServerEvent, frozen=True, kw_only=True, tag="error"):
     error: JsonObject
 
 
-class ItemAdded(ServerEvent, frozen=True, tag="conversation.item.added"):
+class ItemAdded(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.added"):
     item: JsonObject
     previous_item_id: str | None
 
 
-class ItemDone(ServerEvent, frozen=True, tag="conversation.item.done"):
+class ItemDone(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.done"):
     item: JsonObject
     previous_item_id: str | None
 
 
-class ItemRetrieved(ServerEvent, frozen=True, tag="conversation.item.retrieved"):
+class ItemRetrieved(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.retrieved"):
     item: JsonObject
 
 
-class ItemDeleted(ServerEvent, frozen=True, tag="conversation.item.deleted"):
+class ItemDeleted(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.deleted"):
     item_id: str
 
 
-class ItemTruncated(ServerEvent, frozen=True, tag="conversation.item.truncated"):
+class ItemTruncated(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.truncated"):
     item_id: str
     content_index: int
     audio_end_ms: int
 
 
-class TranscriptionDelta(ServerEvent, frozen=True, tag="conversation.item.input_audio_transcription.delta"):
+class TranscriptionDelta(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.input_audio_transcription.delta"):
     item_id: str
     content_index: int = 0
     delta: str
 
 
-class TranscriptionCompleted(ServerEvent, frozen=True, tag="conversation.item.input_audio_transcription.completed"):
+class TranscriptionCompleted(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.input_audio_transcription.completed"):
     item_id: str
     content_index: int = 0
     transcript: str
     usage: JsonObject
 
 
-class TranscriptionFailed(ServerEvent, frozen=True, tag="conversation.item.input_audio_transcription.failed"):
+class TranscriptionFailed(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.input_audio_transcription.failed"):
     item_id: str
     content_index: int = 0
     error: JsonObject
 
 
-class InputCommitted(ServerEvent, frozen=True, tag="input_audio_buffer.committed"):
+class InputCommitted(ServerEvent, frozen=True, kw_only=True, tag="input_audio_buffer.committed"):
     item_id: str
     previous_item_id: str | None
 
 
-class InputCleared(ServerEvent, frozen=True, tag="input_audio_buffer.cleared"):
+class InputCleared(ServerEvent, frozen=True, kw_only=True, tag="input_audio_buffer.cleared"):
     pass
 
 
-class SpeechStarted(ServerEvent, frozen=True, tag="input_audio_buffer.speech_started"):
+class SpeechStarted(ServerEvent, frozen=True, kw_only=True, tag="input_audio_buffer.speech_started"):
     item_id: str
     audio_start_ms: int
 
 
-class SpeechStopped(ServerEvent, frozen=True, tag="input_audio_buffer.speech_stopped"):
+class SpeechStopped(ServerEvent, frozen=True, kw_only=True, tag="input_audio_buffer.speech_stopped"):
     item_id: str
     audio_end_ms: int
 
 
-class OutputStarted(ServerEvent, frozen=True, tag="output_audio_buffer.started"):
+class OutputStarted(ServerEvent, frozen=True, kw_only=True, tag="output_audio_buffer.started"):
     response_id: str
 
 
-class OutputStopped(ServerEvent, frozen=True, tag="output_audio_buffer.stopped"):
+class OutputStopped(ServerEvent, frozen=True, kw_only=True, tag="output_audio_buffer.stopped"):
     response_id: str
 
 
-class OutputCleared(ServerEvent, frozen=True, tag="output_audio_buffer.cleared"):
+class OutputCleared(ServerEvent, frozen=True, kw_only=True, tag="output_audio_buffer.cleared"):
     response_id: str
 
 
-class ResponseCreated(ServerEvent, frozen=True, tag="response.created"):
+class ResponseCreated(ServerEvent, frozen=True, kw_only=True, tag="response.created"):
     response: JsonObject
 
 
-class ResponseDone(ServerEvent, frozen=True, tag="response.done"):
+class ResponseDone(ServerEvent, frozen=True, kw_only=True, tag="response.done"):
     response: JsonObject
 
 
-class OutputItemAdded(ServerEvent, frozen=True, tag="response.output_item.added"):
+class OutputItemAdded(ServerEvent, frozen=True, kw_only=True, tag="response.output_item.added"):
     response_id: str
     output_index: int = 0
     item: JsonObject
 
 
-class OutputItemDone(ServerEvent, frozen=True, tag="response.output_item.done"):
+class OutputItemDone(ServerEvent, frozen=True, kw_only=True, tag="response.output_item.done"):
     response_id: str
     output_index: int = 0
     item: JsonObject
 
 
-class InResponse(ServerEvent, frozen=True):
+class InResponse(ServerEvent, frozen=True, kw_only=True):
     """The four indices that say which part of which item of which response an event belongs to."""
 
     response_id: str
@@ -133,47 +133,47 @@ class InResponse(ServerEvent, frozen=True):
     content_index: int = 0
 
 
-class PartAdded(InResponse, frozen=True, tag="response.content_part.added"):
+class PartAdded(InResponse, frozen=True, kw_only=True, tag="response.content_part.added"):
     part: JsonObject
 
 
-class PartDone(InResponse, frozen=True, tag="response.content_part.done"):
+class PartDone(InResponse, frozen=True, kw_only=True, tag="response.content_part.done"):
     part: JsonObject
 
 
-class AudioDelta(InResponse, frozen=True, tag="response.output_audio.delta"):
+class AudioDelta(InResponse, frozen=True, kw_only=True, tag="response.output_audio.delta"):
     delta: bytes
     x_agogic: JsonObject | UnsetType = UNSET
 
 
-class AudioDone(InResponse, frozen=True, tag="response.output_audio.done"):
+class AudioDone(InResponse, frozen=True, kw_only=True, tag="response.output_audio.done"):
     pass
 
 
-class AudioTranscriptDelta(InResponse, frozen=True, tag="response.output_audio_transcript.delta"):
+class AudioTranscriptDelta(InResponse, frozen=True, kw_only=True, tag="response.output_audio_transcript.delta"):
     delta: str
     start_time: float | UnsetType = UNSET
     end_time: float | UnsetType = UNSET
     x_agogic: JsonObject | UnsetType = UNSET
 
 
-class AudioTranscriptDone(InResponse, frozen=True, tag="response.output_audio_transcript.done"):
+class AudioTranscriptDone(InResponse, frozen=True, kw_only=True, tag="response.output_audio_transcript.done"):
     transcript: str
 
 
-class TextDelta(InResponse, frozen=True, tag="response.output_text.delta"):
+class TextDelta(InResponse, frozen=True, kw_only=True, tag="response.output_text.delta"):
     delta: str
 
 
-class TextDone(InResponse, frozen=True, tag="response.output_text.done"):
+class TextDone(InResponse, frozen=True, kw_only=True, tag="response.output_text.done"):
     text: str
 
 
-class RateLimitsUpdated(ServerEvent, frozen=True, tag="rate_limits.updated"):
+class RateLimitsUpdated(ServerEvent, frozen=True, kw_only=True, tag="rate_limits.updated"):
     rate_limits: list[JsonObject]
 
 
-class InputTranscript(ServerEvent, frozen=True, tag="x_agogic.input_transcript"):
+class InputTranscript(ServerEvent, frozen=True, kw_only=True, tag="x_agogic.input_transcript"):
     """Opt-in: the whole transcript so far of what the user is still saying; it may be revised."""
 
     item_id: str

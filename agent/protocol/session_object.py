@@ -212,7 +212,8 @@ def render(settings: SessionSettings, *, session_id: str, model: str, expires_at
         "model": model,
         "expires_at": expires_at,
     }
-    return head | msgspec.to_builtins(settings)
+    body: JsonObject = msgspec.to_builtins(settings)
+    return head | body
 
 
 def silence_ms(detection: TurnDetection) -> int:

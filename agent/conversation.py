@@ -1,0 +1,240 @@
+"""The conversation as the service keeps it: items in order, and for assistant items what was heard of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from agent import audio
+from agent.protocol.errors import ProtocolError
+from agent.protocol.items import ClientItem, FunctionCallItem, FunctionCallOutputItem, MessageItem
+from agent.turn.silero import SAMPLE_RATE_HZ
+from agent.wire import ContextItem, WordSpan
+
+JsonObject = dict[str, object]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+MAX_ITEMS = 2000
+# The user's sound is kept for this long, for `conversation.item.retrieve` and for a worker that lost it; older sound goes.
+KEPT_AUDIO_SAMPLES = 120 * SAMPLE_RATE_HZ
+
+
+@dataclass
+class SystemMessage:
+    id: str
+    texts: list[str]
+    status: Status = "completed"
+
+    def as_dict(self) -> JsonObject:
+        return _message(self.id, "system", self.status, [{"type": "input_text", "text": text} for text in self.texts])
+
+    def context(self) -> ContextItem:
+        return ContextItem("system", "\n".join(self.texts))
+
+
+@dataclass
+class UserMessage:
+    """Typed or spoken. `pcm` is the sound at 16 kHz, `utterance` its number in the worker, `transcript` what was recognised."""
+
+    id: str
+    texts: list[str] = field(default_factory=list)
+    spoken: bool = False
+    utterance: int | None = None
+    pcm: audio.Samples | None = None
+    transcript: str | None = None
+    status: Status = "completed"
+
+    def as_dict(self) -> JsonObject:
+        return _message(self.id, "user", self.status, self._parts())
+
+    def with_audio(self) -> JsonObject:
+        """For `conversation.item.retrieved`: sound as 24 kHz s16, where it is still kept."""
+        parts = self._parts()
+        if self.spoken and self.pcm is not None:
+            resampler = audio.Resampler(SAMPLE_RATE_HZ, audio.RATE_HZ["pcm16"])
+            sound = np.concatenate([resampler.push(self.pcm), resampler.flush()])
+            parts[-1]["audio"] = audio.encode(sound, "pcm16")
+        return _message(self.id, "user", self.status, parts)
+
+    def context(self) -> ContextItem:
+        words = [*self.texts, self.transcript or ""]
+        return ContextItem("user", "\n".join(filter(None, words)), self.utterance)
+
+    def _parts(self) -> list[JsonObject]:
+        parts: list[JsonObject] = [{"type": "input_text", "text": text} for text in self.texts]
+        if self.spoken:
+            parts.append({"type": "input_audio", "transcript": self.transcript})
+        return parts
+
+
+@dataclass
+class AssistantMessage:
+    """What the agent said. With sound, `words` carry their times, and `heard_samples` is where the listener stopped it."""
+
+    id: str
+    modality: Literal["audio", "text"]
+    text: str = ""
+    words: list[WordSpan] = field(default_factory=list)
+    sample_rate_hz: int = 24_000
+    audio_samples: int = 0
+    heard_samples: int | None = None
+    opened: bool = False
+    status: Status = "in_progress"
+
+    @property
+    def part(self) -> JsonObject:
+        """As a content part of a response (`text`, `audio`)."""
+        if self.modality == "text":
+            return {"type": "text", "text": self.text}
+        return {"type": "audio", "transcript": self.text}
+
+    def as_dict(self) -> JsonObject:
+        if not self.opened:
+            return _message(self.id, "assistant", self.status, [])
+        content: JsonObject = {"type": f"output_{self.modality}"}
+        content["text" if self.modality == "text" else "transcript"] = self.text
+        return _message(self.id, "assistant", self.status, [content])
+
+    def context(self) -> ContextItem:
+        return ContextItem("assistant", self.heard_text())
+
+    def heard_text(self) -> str:
+        """The words of which at least half was heard; everything where nobody interrupted."""
+        if self.heard_samples is None or not self.words:
+            return self.text if self.heard_samples != 0 else ""
+        heard = self.heard_samples
+        return join_words([word for word in self.words if word.start_sample + word.end_sample <= 2 * heard])
+
+    def truncate(self, audio_end_ms: int) -> int:
+        """Cuts to what was heard, clamped to what exists; returns the position in ms that is now in effect."""
+        end_ms = min(audio_end_ms, -(-self.audio_samples * 1000 // self.sample_rate_hz))
+        self.heard_samples = min(end_ms * self.sample_rate_hz // 1000, self.audio_samples)
+        if self.heard_samples < self.audio_samples:
+            self.audio_samples = self.heard_samples
+            self.text = self.heard_text()
+            if self.status == "completed":
+                self.status = "incomplete"
+        return end_ms
+
+
+@dataclass
+class FunctionCall:
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+
+    def as_dict(self) -> JsonObject:
+        head: JsonObject = {"id": self.id, "object": "realtime.item", "type": "function_call", "status": "completed"}
+        return head | {"name": self.name, "call_id": self.call_id, "arguments": self.arguments}
+
+
+@dataclass
+class FunctionCallOutput:
+    id: str
+    call_id: str
+    output: str
+
+    def as_dict(self) -> JsonObject:
+        head: JsonObject = {"id": self.id, "object": "realtime.item", "type": "function_call_output", "status": "completed"}
+        return head | {"call_id": self.call_id, "output": self.output}
+
+
+Item = SystemMessage | UserMessage | AssistantMessage | FunctionCall | FunctionCallOutput
+
+
+def join_words(words: list[WordSpan]) -> str:
+    return "".join(spaced(word.text, first=index == 0) for index, word in enumerate(words))
+
+
+def spaced(word: str, *, first: bool) -> str:
+    """Words are separated by one space, whether or not they carry it themselves."""
+    return word.strip() if first else " " + word.strip()
+
+
+def item_from_client(parsed: ClientItem, new_id: str, pcm: audio.Samples | None) -> Item:
+    """`pcm` is the sound of the message's `input_audio` parts at 16 kHz, None if it has none."""
+    identity = parsed.id or new_id
+    if isinstance(parsed, FunctionCallItem):
+        return FunctionCall(identity, parsed.call_id or f"call_{new_id}", parsed.name, parsed.arguments)
+    if isinstance(parsed, FunctionCallOutputItem):
+        return FunctionCallOutput(identity, parsed.call_id, parsed.output)
+    return _message_from_client(parsed, identity, pcm)
+
+
+def _message_from_client(parsed: MessageItem, identity: str, pcm: audio.Samples | None) -> Item:
+    texts = [part.text for part in parsed.content if part.text is not None]
+    if parsed.role == "system":
+        return SystemMessage(identity, texts)
+    if parsed.role == "assistant":
+        return AssistantMessage(identity, "text", text="\n".join(texts), opened=True, status="completed")
+    transcripts = [part.transcript for part in parsed.content if part.transcript]
+    transcript = " ".join(transcripts) or None
+    return UserMessage(identity, texts, spoken=pcm is not None, pcm=pcm, transcript=transcript)
+
+
+def _message(identity: str, role: str, status: Status, content: list[JsonObject]) -> JsonObject:
+    head: JsonObject = {"id": identity, "object": "realtime.item", "type": "message", "role": role}
+    return head | {"status": status, "content": content}
+
+
+class Conversation:
+    """Items by order and by id. Bound: `MAX_ITEMS`; then the oldest leave silently, as with a rolling context."""
+
+    def __init__(self, identity: str) -> None:
+        self.id = identity
+        self.items: list[Item] = []
+
+    def find(self, item_id: str) -> Item | None:
+        return next((item for item in reversed(self.items) if item.id == item_id), None)
+
+    def previous_id(self, item: Item) -> str | None:
+        """Id of the item before, None for the first."""
+        index = self.items.index(item)
+        return self.items[index - 1].id if index else None
+
+    def add(self, item: Item, previous_item_id: str | None = None) -> str | None:
+        """Inserts after `previous_item_id` ("root" = at the front, None = at the end); returns the id of the item before.
+
+        Raises `ProtocolError` for an id that exists already and for a predecessor that does not.
+        """
+        if self.find(item.id) is not None:
+            raise ProtocolError("invalid_value", f"An item with id {item.id} exists already.", param="item.id")
+        if previous_item_id is None:
+            self.items.append(item)
+        elif previous_item_id == "root":
+            self.items.insert(0, item)
+        else:
+            before = self.find(previous_item_id)
+            if before is None:
+                raise ProtocolError("invalid_value", f"No such item: {previous_item_id}", param="previous_item_id")
+            self.items.insert(self.items.index(before) + 1, item)
+        if len(self.items) > MAX_ITEMS:
+            del self.items[0]
+        self._forget_old_audio()
+        return self.previous_id(item)
+
+    def remove(self, item: Item) -> None:
+        self.items.remove(item)
+
+    def _forget_old_audio(self) -> None:
+        kept = 0
+        for item in reversed(self.items):
+            if isinstance(item, UserMessage) and item.pcm is not None:
+                kept += item.pcm.size
+                if kept > KEPT_AUDIO_SAMPLES and item is not self.items[-1]:
+                    item.pcm = None
+
+
+def context_of(items: list[Item]) -> list[ContextItem]:
+    """What the model is told: messages that say something; function calls are kept for the client's sake alone."""
+    context: list[ContextItem] = []
+    for item in items:
+        if isinstance(item, (FunctionCall, FunctionCallOutput)):
+            continue
+        entry = item.context()
+        if entry.text or entry.utterance is not None:
+            context.append(entry)
+    return context

@@ -1,0 +1,54 @@
+"""What a session wants done: it never touches a socket itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.ids import Ids
+from agent.protocol import server_events
+from agent.protocol.server_events import ServerEvent
+from agent.wire import Message
+
+
+@dataclass(frozen=True)
+class SendEvent:
+    """JSON for the client."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class ToWorker:
+    message: Message
+
+
+@dataclass(frozen=True)
+class Close:
+    """End the session with this WebSocket close code."""
+
+    code: int
+    reason: str
+
+
+Effect = SendEvent | ToWorker | Close
+
+
+class Outbox:
+    """Collects effects in order; the shell takes them after every call into the session."""
+
+    def __init__(self, ids: Ids) -> None:
+        self.ids = ids
+        self._effects: list[Effect] = []
+
+    def send(self, event: ServerEvent) -> None:
+        self._effects.append(SendEvent(server_events.encode(event, self.ids.new("event"))))
+
+    def worker(self, message: Message) -> None:
+        self._effects.append(ToWorker(message))
+
+    def close(self, code: int, reason: str) -> None:
+        self._effects.append(Close(code, reason))
+
+    def take(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects

@@ -1,0 +1,245 @@
+"""The ear of a session: the client's audio goes in, utterances come out, and the worker hears them while they last.
+
+With turn detection an utterance opens when the detector hears speech (with the padding before it) and closes after the
+silence. Without, it opens at the first sound after a commit or clear, and closes at the commit.
+
+    closed ──(speech, or first append in push-to-talk)──► open ──(silence, commit, limit)──► ended: an item
+       ▲                                                    │
+       └───────────────────────(clear)──────────────────────┘
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from agent import audio
+from agent.effects import Outbox
+from agent.ids import Ids
+from agent.input_buffer import InputBuffer
+from agent.protocol.errors import ProtocolError
+from agent.protocol.session_object import ServerVad, TurnDetection, silence_ms
+from agent.turn.detector import SpeechStarted, SpeechStopped, TurnDetector, TurnTiming
+from agent.turn.silero import SAMPLE_RATE_HZ, WINDOW_SAMPLES, VoiceActivity
+from agent.wire import AudioIn, EndUtterance
+
+MIN_COMMIT_SAMPLES = SAMPLE_RATE_HZ // 10
+# What a manual commit finds when the detector heard no speech.
+_KEPT_QUIET_SAMPLES = 30 * SAMPLE_RATE_HZ
+# A push-to-talk buffer never holds more than this.
+MAX_BUFFER_SAMPLES = 600 * SAMPLE_RATE_HZ
+_PIECE_SAMPLES = SAMPLE_RATE_HZ
+_SLICE_S = 0.5
+
+
+@dataclass
+class Utterance:
+    """A stretch of the user's speech. Positions are samples at 16 kHz since the session began."""
+
+    number: int
+    item_id: str
+    start: int
+    sent: int
+    spoken_end: int
+    transcript: str = ""
+
+
+@dataclass(frozen=True)
+class TurnOpened:
+    """`detected` is False in push-to-talk, where the client knows and no event tells it."""
+
+    utterance: Utterance
+    detected: bool
+
+
+@dataclass(frozen=True)
+class TurnEnded:
+    """`end` includes the silence waited for; `waited_ms` is that silence."""
+
+    utterance: Utterance
+    end: int
+    pcm: audio.Samples
+    waited_ms: float
+    detected: bool
+
+
+Happening = TurnOpened | TurnEnded
+
+
+class Listening:
+    def __init__(self, outbox: Outbox, ids: Ids, vad: VoiceActivity, input_hz: int, max_utterance_s: float) -> None:
+        self.open: Utterance | None = None
+        self.worker_session: int | None = None
+        self._outbox = outbox
+        self._ids = ids
+        self._vad = vad
+        self._max_utterance_samples = int(max_utterance_s * SAMPLE_RATE_HZ)
+        self._buffer = InputBuffer()
+        self._pending: deque[audio.Samples] = deque()
+        self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
+        self._detection: TurnDetection | None = None
+        self._detector: TurnDetector | None = None
+        self._uncommitted_from = 0
+        self._count = 0
+
+    # --- settings ---
+
+    def configure(self, detection: TurnDetection | None, input_hz: int) -> None:
+        if input_hz != self._resampler.from_hz:
+            self._buffer.append(self._resampler.flush())
+            self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
+        if detection == self._detection:
+            return
+        self._detection = detection
+        if detection is None:
+            self._detector = None
+            return
+        padding_ms = detection.prefix_padding_ms if isinstance(detection, ServerVad) else 300
+        timing = TurnTiming(
+            threshold=detection.threshold if isinstance(detection, ServerVad) else 0.5,
+            prefix_padding_samples=padding_ms * SAMPLE_RATE_HZ // 1000,
+            silence_samples=silence_ms(detection) * SAMPLE_RATE_HZ // 1000,
+        )
+        if self._detector is None:
+            self._vad.reset()
+            self._detector = TurnDetector(timing, self._buffer.end)
+        else:
+            self._detector.timing = timing
+
+    # --- sound ---
+
+    @property
+    def has_pending(self) -> bool:
+        return bool(self._pending)
+
+    def append(self, samples: audio.Samples) -> None:
+        """Queues sound at the input rate; `process` does the work, a slice at a time. Raises `ProtocolError` if full."""
+        waiting = sum(piece.size for piece in self._pending) * SAMPLE_RATE_HZ // self._resampler.from_hz
+        if self._buffer.end - self._buffer.start + waiting > MAX_BUFFER_SAMPLES:
+            raise ProtocolError(
+                "input_audio_buffer_full",
+                f"The input audio buffer holds {MAX_BUFFER_SAMPLES // SAMPLE_RATE_HZ} s; commit or clear it first.",
+                param="audio",
+            )
+        if samples.size:
+            self._pending.append(samples)
+
+    def process(self) -> Iterator[Happening]:
+        """Works off half a second of the queued sound, so that one client's flood does not hold up the others."""
+        if not self._pending:
+            return
+        head = self._pending.popleft()
+        size = int(_SLICE_S * self._resampler.from_hz)
+        if head.size > size:
+            self._pending.appendleft(head[size:])
+            head = head[:size]
+        self._buffer.append(self._resampler.push(head))
+        if self._detector is None:
+            yield from self._without_detector()
+        else:
+            yield from self._with_detector(self._detector)
+
+    def _without_detector(self) -> Iterator[Happening]:
+        if self.open is None and self._buffer.end > self._uncommitted_from:
+            yield TurnOpened(self._start(self._uncommitted_from), detected=False)
+        self._forward(self._buffer.end)
+
+    def _with_detector(self, detector: TurnDetector) -> Iterator[Happening]:
+        while detector.position + WINDOW_SAMPLES <= self._buffer.end:
+            window = self._buffer.samples(detector.position, detector.position + WINDOW_SAMPLES)
+            event = detector.push(self._vad.probability(window))
+            if isinstance(event, SpeechStarted) and self.open is None:
+                yield TurnOpened(self._start(event.start_sample), detected=True)
+            elif isinstance(event, SpeechStopped) and self.open is not None:
+                self.open.spoken_end = event.speech_end_sample
+                yield self._end(event.end_sample, detected=True)
+            elif self.open is not None and detector.position - self.open.start >= self._max_utterance_samples:
+                detector.stop()
+                yield self._end(detector.position, detected=True)
+        self._forward(detector.position)
+        if self.open is None:
+            keep_from = detector.position - _KEPT_QUIET_SAMPLES
+            self._uncommitted_from = max(self._uncommitted_from, keep_from)
+            self._buffer.trim(self._uncommitted_from)
+
+    # --- the client's own commit and clear ---
+
+    def commit(self) -> Iterator[Happening]:
+        """Ends the utterance here. Raises `ProtocolError` if there are less than 100 ms to commit."""
+        self._buffer.append(self._resampler.flush())
+        end = self._buffer.end
+        start = self.open.start if self.open is not None else self._uncommitted_from
+        if end - start < MIN_COMMIT_SAMPLES:
+            raise ProtocolError(
+                "input_audio_buffer_commit_empty", "The input audio buffer holds less than 100 ms of audio."
+            )
+        self._restart_detector(end)
+        if self.open is None:
+            yield TurnOpened(self._start(start), detected=False)
+        if self.open is not None:
+            self.open.spoken_end = end
+            yield self._end(end, detected=False)
+
+    def clear(self) -> Utterance | None:
+        """Forgets what was not committed; returns the utterance that ends thereby, if one was open."""
+        self._pending.clear()
+        self._resampler.flush()
+        dropped, self.open = self.open, None
+        self._uncommitted_from = self._buffer.end
+        self._buffer.trim(self._buffer.end)
+        self._restart_detector(self._buffer.end)
+        return dropped
+
+    # --- towards the worker ---
+
+    def replay(self) -> None:
+        """A new worker holds nothing: send the open utterance again from its beginning."""
+        if self.open is not None:
+            self.open.sent = self.open.start
+            self._forward(self._detector.position if self._detector is not None else self._buffer.end)
+
+    def next_number(self) -> int:
+        self._count += 1
+        return self._count
+
+    def send_utterance(self, number: int, pcm: bytes, *, ended: bool) -> None:
+        """Sound in pieces of at most a second."""
+        if self.worker_session is None:
+            return
+        for offset in range(0, len(pcm), 2 * _PIECE_SAMPLES):
+            piece = pcm[offset : offset + 2 * _PIECE_SAMPLES]
+            self._outbox.worker(AudioIn(self.worker_session, number, piece))
+        if ended:
+            self._outbox.worker(EndUtterance(self.worker_session, number))
+
+    def _start(self, first: int) -> Utterance:
+        first = max(first, self._buffer.start)
+        self.open = Utterance(self.next_number(), self._ids.new("item"), first, sent=first, spoken_end=first)
+        return self.open
+
+    def _end(self, end: int, *, detected: bool) -> TurnEnded:
+        utterance = self.open
+        assert utterance is not None
+        self._forward(end)
+        self.send_utterance(utterance.number, b"", ended=True)
+        self.open = None
+        self._uncommitted_from = end
+        pcm = self._buffer.samples(utterance.start, end)
+        self._buffer.trim(end)
+        waited_ms = (end - utterance.spoken_end) * 1000 / SAMPLE_RATE_HZ
+        return TurnEnded(utterance, end, pcm, waited_ms, detected)
+
+    def _forward(self, end: int) -> None:
+        if self.open is not None and end > self.open.sent and self.worker_session is not None:
+            self.send_utterance(self.open.number, self._buffer.read(self.open.sent, end), ended=False)
+            self.open.sent = end
+
+    def _restart_detector(self, position: int) -> None:
+        if self._detector is not None:
+            self._vad.reset()
+            self._detector = TurnDetector(self._detector.timing, position)
+
+
+def milliseconds(samples: int) -> int:
+    return samples * 1000 // SAMPLE_RATE_HZ

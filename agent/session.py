@@ -1,0 +1,428 @@
+"""One conversation: client events, microphone, worker messages and time go in; effects come out. No socket, no task.
+
+               speech (detector) or first append          silence or commit
+    quiet ───────────────────────────────────► hearing ─────────────────────► answered
+      ▲                                           │                              │ response.create, or by itself
+      │            barge-in: speech_started first, then the response is closed   ▼
+      └──────────────────────────────────────────────────────────────────── speaking
+
+`Listening` holds the left half (buffer, detector, utterances), `Speaking` the right half (responses, playout); this class
+decides how they meet, and answers the client's events. Every call returns the effects it caused, in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Literal
+
+from agent import audio
+from agent.audio import AudioFormatError
+from agent.captions import Captions
+from agent.client_requests import pcm_of_item, plan_response
+from agent.clock import Clock
+from agent.config import ServerConfig
+from agent.conversation import AssistantMessage, Conversation, Item, UserMessage, context_of, item_from_client
+from agent.effects import Effect, Outbox
+from agent.ids import Ids
+from agent.listening import Happening, Listening, TurnEnded, TurnOpened, milliseconds
+from agent.protocol import client_events as client
+from agent.protocol import server_events as events
+from agent.protocol.errors import ProtocolError
+from agent.protocol.items import MessageItem, parse_item
+from agent.protocol.session_object import SessionSettings, format_name, render, updated
+from agent.rates import RatePolicy
+from agent.response import Response
+from agent.speaking import Speaking, WorkerSlot
+from agent.turn.silero import VoiceActivity
+from agent.wire import (
+    AudioOut,
+    ContextItem,
+    DropUtterance,
+    FromWorker,
+    Respond,
+    ResponseDone,
+    StartUtterance,
+    TextDelta,
+    Transcript,
+    UtteranceEncoded,
+    WorkerError,
+)
+
+JsonObject = dict[str, object]
+Transport = Literal["websocket", "webrtc"]
+SESSION_LIFETIME_S = 24 * 3600
+
+
+class Session:
+    """`input_hz` fixes the microphone's rate where the transport decides it (WebRTC); None = the session's format does."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        settings: SessionSettings,
+        *,
+        transport: Transport,
+        clock: Clock,
+        ids: Ids,
+        vad: VoiceActivity,
+        model: str,
+        input_hz: int | None = None,
+    ) -> None:
+        self.id = ids.new("sess")
+        self.settings = settings
+        self.policy = RatePolicy()
+        self._config = config
+        self._transport = transport
+        self._model = model
+        self._ids = ids
+        self._clock = clock
+        self._input_hz = input_hz
+        self._expires_at = clock.unix_s() + SESSION_LIFETIME_S
+        self._expires_s = clock.now_s() + SESSION_LIFETIME_S
+        self._outbox = Outbox(ids)
+        self._conversation = Conversation(ids.new("conv"))
+        self._captions = Captions()
+        self._slot: WorkerSlot | None = None
+        self._held: set[int] = set()
+        self._realised_input_hz = 0.0
+        self._listening = Listening(
+            self._outbox, ids, vad, self._microphone_hz(), max_utterance_s=config.session.max_utterance_s
+        )
+        self._speaking = Speaking(
+            self._outbox, clock, self._conversation, config.playout, self._ask, server_plays=transport == "webrtc"
+        )
+        self._listening.configure(settings.audio.input.turn_detection, self._microphone_hz())
+
+    # --- what a shell calls ---
+
+    def start(self) -> list[Effect]:
+        self._outbox.send(events.SessionCreated(session=self._render()))
+        return self._outbox.take()
+
+    def snapshot(self) -> bytes:
+        """`session.created` for somebody who joins later."""
+        return events.encode(events.SessionCreated(session=self._render()), self.new_event_id())
+
+    def new_event_id(self) -> str:
+        return self._ids.new("event")
+
+    def client_message(self, data: str | bytes) -> list[Effect]:
+        """One client event. Whatever is wrong with it becomes exactly one `error` event."""
+        event_id = None
+        try:
+            event = client.decode_client_event(data)
+            event_id = event.event_id
+            self._answer(event)
+        except ProtocolError as error:
+            error.event_id = error.event_id or event_id
+            self._outbox.send(events.Error(error=error.as_dict()))
+        return self._outbox.take()
+
+    def microphone(self, samples: audio.Samples) -> None:
+        """Sound at the transport's rate; dropped if the client floods. Call `process_audio` next."""
+        with contextlib.suppress(ProtocolError):
+            self._listening.append(samples)
+
+    @property
+    def has_pending_audio(self) -> bool:
+        return self._listening.has_pending
+
+    def process_audio(self) -> list[Effect]:
+        """Works off at most half a second of sound; call again while `has_pending_audio`."""
+        for happening in self._listening.process():
+            self._turn(happening)
+        return self._outbox.take()
+
+    def pull_audio(self, count: int) -> tuple[audio.Samples | None, list[Effect]]:
+        """The next `count` samples of the answer (fewer at its end), where the server plays."""
+        piece = self._speaking.pull(count)
+        return (piece.samples if piece is not None else None), self._outbox.take()
+
+    def tick(self) -> list[Effect]:
+        """To be called when `next_deadline_s` has come."""
+        self._speaking.on_tick()
+        if self._clock.now_s() >= self._expires_s:
+            error = ProtocolError("session_expired", "The session has reached its maximum age; open a new one.")
+            self._outbox.send(events.Error(error=error.as_dict()))
+            self._outbox.close(1008, "session expired")
+        return self._outbox.take()
+
+    def next_deadline_s(self) -> float:
+        """Moment of the session's clock at which `tick` has something to do, if nothing else happens."""
+        due_s = self._speaking.next_deadline_s()
+        return self._expires_s if due_s is None else min(due_s, self._expires_s)
+
+    def worker_ready(self, slot: WorkerSlot) -> list[Effect]:
+        """A worker holds a slot for us, and nothing else: whatever it must know is sent again."""
+        self._slot = slot
+        self.policy = RatePolicy(slot.ready.min_rate_hz, slot.ready.max_rate_hz)
+        self._listening.worker_session = slot.session
+        if self._listening.open is not None:
+            self._start_utterance(self._listening.open.number)
+            self._listening.replay()
+        for item in self._captions.unfinished():
+            self._hand_over(item, context_of(self._before(item)))
+        self._speaking.worker_ready(slot)
+        return self._outbox.take()
+
+    def worker_lost(self) -> list[Effect]:
+        """The client hears of it only if an answer died; everything else is sent again to the next worker."""
+        self._slot = None
+        self._held.clear()
+        self._listening.worker_session = None
+        if self._speaking.worker_lost():
+            error = ProtocolError(
+                "worker_lost", "The worker died while it answered; ask again.", kind="server_error"
+            )
+            self._outbox.send(events.Error(error=error.as_dict()))
+        return self._outbox.take()
+
+    def worker_message(self, message: FromWorker) -> list[Effect]:
+        match message:
+            case TextDelta():
+                self._speaking.on_text(message)
+            case AudioOut():
+                self._speaking.on_audio(message)
+            case ResponseDone():
+                self._speaking.on_done(message)
+            case Transcript():
+                self._heard(message)
+            case UtteranceEncoded():
+                self._realised_input_hz = message.realised_input_hz
+            case WorkerError():
+                self._worker_error(message)
+            case _:
+                pass
+        return self._outbox.take()
+
+    def take_finished(self) -> list[Response]:
+        """Responses closed since the last call, for the metrics."""
+        return self._speaking.take_finished()
+
+    # --- client events ---
+
+    def _answer(self, event: client.ClientEvent) -> None:
+        match event:
+            case client.InputAudioAppend():
+                self._append(event)
+            case client.SessionUpdate():
+                self._update(event)
+            case client.InputAudioCommit():
+                for happening in self._listening.commit():
+                    self._turn(happening)
+            case client.InputAudioClear():
+                self._clear_input()
+            case client.OutputAudioClear():
+                self._clear_output()
+            case client.ItemCreate():
+                self._create_item(event)
+            case client.ItemRetrieve():
+                self._retrieve(event)
+            case client.ItemTruncate():
+                self._truncate(event)
+            case client.ItemDelete():
+                self._delete(event)
+            case client.ResponseCreate():
+                params = event.response or client.ResponseParams()
+                plan = plan_response(params, self.settings, self._conversation, self.policy, self._ids)
+                self._speaking.request(plan)
+            case client.ResponseCancel():
+                if not self._speaking.cancel("client_cancelled", event.response_id):
+                    raise ProtocolError(
+                        "response_cancel_not_active", "Cancellation failed: no active response found"
+                    )
+
+    def _append(self, event: client.InputAudioAppend) -> None:
+        if self._transport == "webrtc":
+            raise ProtocolError(
+                "invalid_event_for_transport", "Over WebRTC audio travels as RTP; add a track instead of appending."
+            )
+        try:
+            samples = audio.decode(event.audio, format_name(self.settings.audio.input.format))
+        except AudioFormatError as error:
+            raise ProtocolError("invalid_value", f"Invalid value for 'audio': {error}.", param="audio") from error
+        self._listening.append(samples)
+
+    def _update(self, event: client.SessionUpdate) -> None:
+        self.settings = updated(self.settings, event.session, self._config.session.voice)
+        self._listening.configure(self.settings.audio.input.turn_detection, self._microphone_hz())
+        self._outbox.send(events.SessionUpdated(session=self._render()))
+
+    def _clear_input(self) -> None:
+        dropped = self._listening.clear()
+        if dropped is not None and self._slot is not None:
+            self._outbox.worker(DropUtterance(self._slot.session, dropped.number))
+        self._outbox.send(events.InputCleared())
+
+    def _clear_output(self) -> None:
+        if self._transport != "webrtc":
+            raise ProtocolError(
+                "invalid_event_for_transport", "Over WebSocket the client plays the audio; clear your own buffer."
+            )
+        if not self._speaking.cancel("client_cancelled"):
+            self._outbox.send(events.OutputCleared(response_id=self._speaking.last_response_id))
+
+    def _create_item(self, event: client.ItemCreate) -> None:
+        parsed = parse_item(event.item)
+        format = self.settings.audio.input.format
+        pcm = pcm_of_item(parsed, format, param="item") if isinstance(parsed, MessageItem) else None
+        item = item_from_client(parsed, self._ids.new("item"), pcm)
+        previous = self._conversation.add(item, event.previous_item_id)
+        self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous))
+        self._outbox.send(events.ItemDone(item=item.as_dict(), previous_item_id=previous))
+
+    def _retrieve(self, event: client.ItemRetrieve) -> None:
+        item = self._find(event.item_id, "retrieve")
+        # Over WebRTC messages must stay small, so the sound is left out there.
+        if isinstance(item, UserMessage) and self._transport == "websocket":
+            self._outbox.send(events.ItemRetrieved(item=item.with_audio()))
+        else:
+            self._outbox.send(events.ItemRetrieved(item=item.as_dict()))
+
+    def _truncate(self, event: client.ItemTruncate) -> None:
+        item = self._find(event.item_id, "truncate")
+        if not isinstance(item, AssistantMessage) or item.modality != "audio":
+            raise ProtocolError(
+                "invalid_value", "Only spoken assistant messages can be truncated.", param="item_id"
+            )
+        self._stop_if_active(item)
+        end_ms = item.truncate(event.audio_end_ms)
+        self._outbox.send(events.ItemTruncated(item_id=item.id, content_index=0, audio_end_ms=end_ms))
+
+    def _delete(self, event: client.ItemDelete) -> None:
+        item = self._find(event.item_id, "delete")
+        self._stop_if_active(item)
+        self._conversation.remove(item)
+        if isinstance(item, UserMessage):
+            self._captions.drop(item.utterance)
+            if item.utterance in self._held and self._slot is not None:
+                self._outbox.worker(DropUtterance(self._slot.session, item.utterance))
+        self._outbox.send(events.ItemDeleted(item_id=item.id))
+
+    # --- turns ---
+
+    def _turn(self, happening: Happening) -> None:
+        if isinstance(happening, TurnOpened):
+            self._turn_opened(happening)
+        else:
+            self._turn_ended(happening)
+
+    def _turn_opened(self, turn: TurnOpened) -> None:
+        detection = self.settings.audio.input.turn_detection
+        if turn.detected:
+            start_ms = milliseconds(turn.utterance.start)
+            self._outbox.send(events.SpeechStarted(item_id=turn.utterance.item_id, audio_start_ms=start_ms))
+            if detection is not None and detection.interrupt_response:
+                self._speaking.cancel("turn_detected")
+        self._start_utterance(turn.utterance.number)
+
+    def _turn_ended(self, turn: TurnEnded) -> None:
+        utterance = turn.utterance
+        if turn.detected:
+            self._outbox.send(events.SpeechStopped(item_id=utterance.item_id, audio_end_ms=milliseconds(turn.end)))
+        item = UserMessage(utterance.item_id, spoken=True, utterance=utterance.number, pcm=turn.pcm)
+        previous = self._conversation.add(item)
+        self._outbox.send(events.InputCommitted(item_id=item.id, previous_item_id=previous))
+        self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous))
+        self._outbox.send(events.ItemDone(item=item.as_dict(), previous_item_id=previous))
+        source = self.settings.audio.input
+        self._captions.committed(utterance.number, item, wanted=source.transcription is not None)
+        for event in self._captions.heard(utterance.number, utterance.transcript, final=False):
+            self._outbox.send(event)
+        if turn.detected and source.turn_detection is not None and source.turn_detection.create_response:
+            params = client.ResponseParams()
+            plan = plan_response(params, self.settings, self._conversation, self.policy, self._ids)
+            self._speaking.request_turn(replace(plan, turn_detection_ms=turn.waited_ms))
+
+    # --- the worker ---
+
+    def _start_utterance(self, number: int) -> None:
+        if self._slot is None:
+            return
+        self._held.add(number)
+        self._outbox.worker(
+            StartUtterance(
+                session=self._slot.session,
+                utterance=number,
+                input_hz=self.policy.choose(self.settings.x_agogic.input_frame_rate).hz,
+                context=context_of(self._conversation.items),
+                instructions=self.settings.instructions,
+            )
+        )
+
+    def _hand_over(self, item: UserMessage, context: list[ContextItem]) -> None:
+        """Sees to it that the worker has the sound of a committed item, if it is still kept."""
+        if self._slot is None or item.pcm is None or item.utterance in self._held:
+            return
+        if item.utterance is None:
+            item.utterance = self._listening.next_number()
+            self._captions.committed(
+                item.utterance, item, wanted=self.settings.audio.input.transcription is not None
+            )
+        self._held.add(item.utterance)
+        self._outbox.worker(
+            StartUtterance(
+                session=self._slot.session,
+                utterance=item.utterance,
+                input_hz=self.policy.choose(self.settings.x_agogic.input_frame_rate).hz,
+                context=context,
+                instructions=self.settings.instructions,
+            )
+        )
+        self._listening.send_utterance(item.utterance, item.pcm.tobytes(), ended=True)
+
+    def _ask(self, response: Response, slot: WorkerSlot) -> Respond:
+        plan = response.plan
+        items = plan.items if plan.items is not None else self._conversation.items
+        if items and isinstance(items[-1], UserMessage):
+            self._hand_over(items[-1], context_of(items[:-1]))
+        limit = self._config.session.max_output_tokens
+        return Respond(
+            session=slot.session,
+            generation=response.generation,
+            context=context_of(items),
+            output_hz=plan.output_rate.hz,
+            instructions=plan.instructions,
+            speech=plan.modality == "audio",
+            max_output_tokens=limit if plan.max_output_tokens == "inf" else plan.max_output_tokens,
+            input_hz=plan.input_rate.hz,
+        )
+
+    def _heard(self, message: Transcript) -> None:
+        utterance = self._listening.open
+        if utterance is not None and utterance.number == message.utterance:
+            utterance.transcript = message.text
+            if "input_transcript" in self.settings.x_agogic.events:
+                self._outbox.send(events.InputTranscript(item_id=utterance.item_id, transcript=message.text))
+            return
+        for event in self._captions.heard(message.utterance, message.text, final=message.final):
+            self._outbox.send(event)
+
+    def _worker_error(self, message: WorkerError) -> None:
+        for event in self._captions.failed(message.message):
+            self._outbox.send(event)
+        if self._speaking.active is not None and self._speaking.active.done is None:
+            self._speaking.fail(message.code, message.message)
+
+    # --- small things ---
+
+    def _find(self, item_id: str, verb: str) -> Item:
+        item = self._conversation.find(item_id)
+        if item is None:
+            raise ProtocolError(f"item_{verb}_invalid_item_id", f"No such item: {item_id}", param="item_id")
+        return item
+
+    def _stop_if_active(self, item: Item) -> None:
+        if self._speaking.active is not None and self._speaking.active.item is item:
+            self._speaking.cancel("client_cancelled")
+
+    def _before(self, item: UserMessage) -> list[Item]:
+        items = self._conversation.items
+        return items[: items.index(item)] if item in items else []
+
+    def _microphone_hz(self) -> int:
+        return self._input_hz or audio.RATE_HZ[format_name(self.settings.audio.input.format)]
+
+    def _render(self) -> JsonObject:
+        return render(self.settings, session_id=self.id, model=self._model, expires_at=self._expires_at)

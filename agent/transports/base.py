@@ -1,0 +1,25 @@
+"""What a session needs of the connection to its client."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+
+class Transport(Protocol):
+    """Calls must neither block nor raise; a transport that cannot keep up closes itself."""
+
+    @property
+    def kind(self) -> Literal["websocket", "webrtc"]: ...
+
+    @property
+    def input_rate_hz(self) -> int | None:
+        """Rate of the microphone where the transport fixes it; None where the session's format does."""
+        ...
+
+    def send_event(self, event: bytes) -> None:
+        """One JSON object in UTF-8."""
+        ...
+
+    def close(self, code: int, reason: str) -> None:
+        """The session is over; `code` is a WebSocket close code."""
+        ...

@@ -1,0 +1,168 @@
+"""`GET /v1/realtime`: one JSON object per text frame, in both directions.
+
+Bound: at most `MAX_UNSENT_BYTES` of events wait for a client that reads too slowly; then the connection is closed (1013).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from typing import Literal
+
+from aiohttp import WSMsgType, web
+
+from agent.app_keys import service_key
+from agent.auth import Unauthorized, offered_subprotocols
+from agent.http import json_error, unauthorized
+from agent.protocol.errors import ProtocolError
+from agent.runner import SessionRunner
+from agent.service import RETRY_AFTER_S, NoCapacity, Service
+
+log = logging.getLogger("agogic.websocket")
+
+MAX_UNSENT_BYTES = 16 * 1024 * 1024
+
+
+class WebSocketTransport:
+    """A `Transport` whose events wait in a queue that `write` empties."""
+
+    kind: Literal["websocket"] = "websocket"
+    input_rate_hz: int | None = None
+
+    def __init__(self) -> None:
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._closing: tuple[int, str] | None = None
+        self._changed = asyncio.Event()
+
+    def send_event(self, event: bytes) -> None:
+        if self._closing is not None:
+            return
+        self._queue.append(event)
+        self._queued_bytes += len(event)
+        if self._queued_bytes > MAX_UNSENT_BYTES:
+            self._queue.clear()
+            self.close(1013, "the client reads too slowly")
+        self._changed.set()
+
+    def close(self, code: int, reason: str) -> None:
+        if self._closing is None:
+            self._closing = (code, reason)
+            self._changed.set()
+
+    async def write(self, socket: web.WebSocketResponse) -> None:
+        """Until `close` was called and everything before it is sent."""
+        while True:
+            while self._queue:
+                event = self._queue.popleft()
+                self._queued_bytes -= len(event)
+                await socket.send_str(event.decode())
+            if self._closing is not None:
+                code, reason = self._closing
+                await socket.close(code=code, message=reason.encode()[:120])
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+
+async def realtime(request: web.Request) -> web.StreamResponse:
+    service = request.app[service_key]
+    try:
+        grant = service.auth.authenticate(request)
+    except Unauthorized as error:
+        return unauthorized(error)
+    if not web.WebSocketResponse().can_prepare(request).ok:
+        return json_error(
+            426, "This is a WebSocket endpoint; connect to it with ws:// or wss://.", code="websocket_required",
+            headers={"Upgrade": "websocket"},
+        )  # fmt: skip
+    if request.query.get("intent") == "transcription":
+        return json_error(400, "Transcription-only sessions are not served here.", code="invalid_value", param="intent")
+    call_id = request.query.get("call_id")
+    if call_id is not None:
+        return await _side_band(request, service, call_id)
+    transport = WebSocketTransport()
+    try:
+        runner = await service.open_session(transport, grant=grant)
+    except NoCapacity as error:
+        return json_error(
+            503, str(error), code="server_overloaded", type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)}
+        )
+    except ProtocolError as error:
+        return json_error(400, error.message, code=error.code, param=error.param)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(runner.run())
+        try:
+            socket = await _upgrade(request, service)
+            writing = group.create_task(_write(transport, socket, runner))
+            runner.start()
+            await _read(socket, runner)
+        finally:
+            runner.disconnect("the connection ended")
+        await running
+        transport.close(1000, "")
+        await writing
+    return socket
+
+
+async def _side_band(request: web.Request, service: Service, call_id: str) -> web.StreamResponse:
+    """A second connection that observes and steers a call; the call does not end with it."""
+    runner = service.calls.get(call_id)
+    if runner is None:
+        return json_error(404, f"No such call: {call_id}", code="call_not_found", param="call_id")
+    transport = WebSocketTransport()
+    socket = await _upgrade(request, service)
+    async with asyncio.TaskGroup() as group:
+        writing = group.create_task(_write(transport, socket, None))
+        runner.attach(transport)
+        try:
+            await _read(socket, runner)
+        finally:
+            runner.detach(transport)
+            transport.close(1000, "")
+        await writing
+    return socket
+
+
+async def _upgrade(request: web.Request, service: Service) -> web.WebSocketResponse:
+    """Selects the subprotocol `realtime` if and only if it was offered: browsers and SDKs insist on either."""
+    http = service.config.http
+    offered = "realtime" in offered_subprotocols(request)
+    socket = web.WebSocketResponse(
+        protocols=("realtime",) if offered else (),
+        heartbeat=http.ping_interval_s,
+        max_msg_size=http.max_message_bytes,
+        compress=False,
+        timeout=3.0,
+    )
+    await socket.prepare(request)
+    return socket
+
+
+async def _read(socket: web.WebSocketResponse, runner: SessionRunner) -> None:
+    """Until the client closes, or we do."""
+    async for message in socket:
+        if message.type is WSMsgType.TEXT:
+            await runner.feed_event(message.data)
+        elif message.type is WSMsgType.BINARY:
+            runner.refuse(ProtocolError("invalid_event", "Send events as text frames with JSON; audio goes into them as base64."))
+        elif message.type is WSMsgType.ERROR:
+            log.info("%s: %s", runner.session_id, socket.exception())
+
+
+async def _write(transport: WebSocketTransport, socket: web.WebSocketResponse, runner: SessionRunner | None) -> None:
+    try:
+        await transport.write(socket)
+    except (ConnectionError, RuntimeError) as error:
+        if runner is not None:
+            runner.disconnect(f"sending failed: {error}")
+    finally:
+        with contextlib.suppress(ConnectionError):
+            await socket.close()
+
+
+def register(app: web.Application) -> None:
+    app.router.add_get("/v1/realtime", realtime)
+
