@@ -17,6 +17,7 @@ RTP_CLOCK_HZ = 48_000
 MAX_WAIT_MS = 60.0
 STALL_MS = 120.0  # no packet for so long: the line goes quiet, and time must still pass for the turn detector
 STALL_FRAME_MS = 20.0
+MAX_STALL_MS = 5000.0  # then every turn has ended, and an idle line should cost nothing
 MAX_GAP_TICKS = RTP_CLOCK_HZ  # a longer gap (a suspended sender) counts as one second
 MAX_HELD_PACKETS = 64
 _RESTART_DISTANCE = 500  # a sequence number further off than this is another stream
@@ -115,7 +116,7 @@ class JitterBuffer:
                     break
                 pieces += self._give_up(now_s)
             pieces += self._release(now_s)
-        while not self._held and self._next is not None and now_s >= self._stall_deadline_s():
+        while not self._held and self._stalls() and now_s >= self._stall_deadline_s():
             self._stall_from_s += STALL_FRAME_MS / 1000
             self._filled_ticks += int(STALL_FRAME_MS * RTP_CLOCK_HZ / 1000)
             self.stats.stalled_ms += STALL_FRAME_MS
@@ -124,10 +125,13 @@ class JitterBuffer:
 
     @property
     def deadline_s(self) -> float | None:
-        """When `poll` will next have something even if no packet comes; None before the first packet."""
-        if self._next is None:
+        """When `poll` will next have something even if no packet comes; None before the first packet and on a dead line."""
+        if not self._held and not self._stalls():
             return None
         return self._gap_deadline_s() if self._held else self._stall_deadline_s()
+
+    def _stalls(self) -> bool:
+        return self._next is not None and self._filled_ticks < MAX_STALL_MS * RTP_CLOCK_HZ / 1000
 
     def _begin(self, sequence: int, timestamp: int, now_s: float) -> None:
         self._held.clear()
@@ -188,7 +192,7 @@ class JitterBuffer:
         self._next += 1
         pieces: list[Piece] = []
         pause = self._ticks_since_expected(held.timestamp)
-        if 0 < pause:
+        if pause > 0:
             owed = min(pause, MAX_GAP_TICKS) - self._filled_ticks
             if owed > 0:
                 pieces.append(Quiet(owed))

@@ -18,7 +18,7 @@ from agent.app_keys import service_key
 from agent.auth import Unauthorized
 from agent.config import WebRtcConfig
 from agent.http import json_error
-from agent.ids import new_id
+from agent.ids import secret
 from agent.protocol.errors import ProtocolError
 from agent.rtc.description import MAX_SDP_BYTES, BadOffer
 from agent.rtc.opus import SAMPLE_RATE_HZ
@@ -156,7 +156,7 @@ async def create_call(request: web.Request) -> web.Response:
         await call.peer.close()
         raise
     call.join(runner)
-    call_id = new_id("rtc")
+    call_id = secret("rtc")
     service.calls[call_id] = runner
 
     async def live() -> None:
