@@ -103,8 +103,12 @@ class Vocos(StreamingModule[VocosState]):
         return self.backbone.final_layer_norm(x)  # type: ignore[no-any-return]
 
     def forward(self, mel: Tensor) -> Tensor:
-        frames = mel.shape[1]
-        windowed = self.head.windowed(self.features(mel))
+        return self.synthesise(self.features(mel))
+
+    def synthesise(self, features: Tensor) -> Tensor:
+        """Sound of the backbone's output: [batch, frames, dim] -> [batch, 480 * frames]."""
+        frames = features.shape[1]
+        windowed = self.head.windowed(features)
         squared = self.head.istft.window.float().square().expand(1, frames, N_FFT)
         sound, weight = _overlap_add(windowed), _overlap_add(squared)
         return (sound / weight.clamp_min(1e-11))[:, _EDGE_SAMPLES : _EDGE_SAMPLES + frames * HOP_SAMPLES]

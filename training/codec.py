@@ -13,11 +13,11 @@ import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from streaming.codec import CodecConfig, SpeechCodec, merge_batch
 from streaming.unmerge import Frames, Unmerge, UnmergeConfig, repeat_codes
+from streaming.voice_files import load_codec, save_network
 from training.toml_config import load_config
 from training.voice_features import MEL_PER_FRAME, PHONES, VoiceBatch, VoiceSet, batches, collate, load
 from training.voice_loop import Progress
@@ -182,10 +182,7 @@ def main(config_path: Path) -> None:
     voice = load(Path(config.voice))
     print(evaluate(trainer, voice, voice.part("held_out_reply")), flush=True)
     print(evaluate(trainer, voice, voice.part("held_out_open")), flush=True)
-    Path(config.weights).parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.half().contiguous() for name, value in trainer.codec.state_dict().items()}
-    save_file(weights, config.weights)
+    save_network(trainer.codec, config.codec, Path(config.weights))
     # The codes must be those of the weights as stored.
-    trainer.codec.load_state_dict({name: value.float() for name, value in weights.items()})
-    write_codes(trainer.codec, voice, Path(config.voice))
+    write_codes(load_codec(Path(config.weights)), voice, Path(config.voice))
     print(f"wrote {config.weights} and the codes of {len(voice.clips)} clips", flush=True)

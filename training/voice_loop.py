@@ -13,7 +13,8 @@ from torch import nn
 
 
 class Progress:
-    """Schedule and log of one run. The run lasts `minutes` of working time, whatever the machine's speed.
+    """Schedule and log of one run. The run lasts `minutes` of one thread's processor time, so that other work on the
+    machine makes it longer but not worse.
 
     The learning rate warms up for `warmup_steps`, then falls along a cosine to 2 % at the end.
     """
@@ -54,19 +55,20 @@ class Progress:
 
     def steps(self) -> Iterator[int]:
         """Step numbers until the time is spent; saves on the way and at the end."""
-        saved_at = clock = time.monotonic()
+        saved_at = time.monotonic()
+        clock = time.process_time()
         while self.spent_s < self.seconds:
             warm = min(1.0, (self.step + 1) / self.warmup_steps)
             rate = self.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.part_done)))
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             yield self.step
-            now = time.monotonic()
-            self.spent_s += now - clock
+            now = time.process_time()
+            self.spent_s += (now - clock) / torch.get_num_threads()
             clock = now
-            if now - saved_at > self.save_every_s:
+            if time.monotonic() - saved_at > self.save_every_s:
                 self.save()
-                saved_at = now
+                saved_at = time.monotonic()
         self.save()
 
     def update(self, loss: torch.Tensor, **shown: float) -> None:

@@ -1,0 +1,57 @@
+"""The three files of a voice: codec, flow decoder and vocoder as safetensors whose metadata holds their configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from streaming.codec import CodecConfig, SpeechCodec
+from streaming.flow import FlowConfig, Voicebox
+from streaming.vocos import Vocos, VocosConfig
+
+Config = TypeVar("Config", bound=msgspec.Struct)
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class VoiceFileError(ValueError):
+    """A voice file is missing, damaged or of another make; the message names it and says what to do."""
+
+
+def save_network(network: nn.Module, config: msgspec.Struct, path: Path) -> None:
+    """float16 weights and the configuration in one file."""
+    weights = {name: value.half().contiguous() for name, value in network.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path, metadata={"config": msgspec.json.encode(config).decode()})
+
+
+def load_codec(path: Path) -> SpeechCodec:
+    return _load(path, CodecConfig, SpeechCodec)
+
+
+def load_flow(path: Path) -> Voicebox:
+    return _load(path, FlowConfig, Voicebox)
+
+
+def load_vocoder(path: Path) -> Vocos:
+    return _load(path, VocosConfig, Vocos)
+
+
+def _load(path: Path, kind: type[Config], network_class: type[Network]) -> Network:
+    try:
+        with safe_open(path, "pt") as file:
+            config = msgspec.json.decode((file.metadata() or {}).get("config", ""), type=kind)
+            weights = {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118
+        network = network_class(config)
+        network.load_state_dict(weights)
+    except FileNotFoundError as error:
+        raise VoiceFileError(f"{path} is missing; restore the model's files") from error
+    except (SafetensorError, msgspec.DecodeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise VoiceFileError(f"{path} is not a usable {network_class.__name__} file ({reason}); fetch it again") from error
+    return network.eval()
