@@ -1,8 +1,8 @@
 """FlexiCodec-TTS, the autoregressive text-to-speech model: text ids -> semantic codes with durations.
 
 Input sequence of the language model: start, frame rate, text states, task, then one vector per speech token, which is
-speech_embedding[token i] + duration_embedding[duration of token i-1]. The hidden state after token i-1 predicts both the
-duration of token i-1 and token i, so a duration is known one step after its token.
+speech_embedding[token i] + duration_embedding[duration of token i-1]. The hidden state after token i-1 predicts
+both the duration of token i-1 and token i, so a duration is known one step after its token.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ START, TASK = 0, 1  # rows of llm_embedding
 NO_DURATION_YET = 0  # class that enters with the first prompt token
 
 
+RELEASED_TEXT = RelativeEncoderConfig(1024, 8, 3584, 4, "text")
+RELEASED_LANGUAGE = RelativeEncoderConfig(1024, 8, 5376, 16, "language")
+
+
 @dataclass(frozen=True)
 class ArTtsConfig:
     """Sizes; the defaults are the released model. `frame_rates` are merging thresholds, not Hz."""
 
-    text: RelativeEncoderConfig = RelativeEncoderConfig(1024, 8, 3584, 4, "text")
-    language: RelativeEncoderConfig = RelativeEncoderConfig(1024, 8, 5376, 16, "language")
+    text: RelativeEncoderConfig = RELEASED_TEXT
+    language: RelativeEncoderConfig = RELEASED_LANGUAGE
     text_vocabulary: int = 51_866
     speech_vocabulary: int = 32_768
     duration_classes: int = 10

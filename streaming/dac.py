@@ -1,4 +1,4 @@
-"""The convolutional encoder and decoder of FlexiCodec (after the Descript Audio Codec): 16 kHz audio <-> 12.5 Hz latents.
+"""FlexiCodec's convolutional encoder and decoder (after the Descript Audio Codec): 16 kHz audio <-> 12.5 Hz latents.
 
 Every convolution is weight-normalised in the checkpoint and folded here at load (`weight_norm.py`); padding is zeros;
 the activation is snake, x + sin(a x)^2 / (a + 1e-9), with one a per channel.
@@ -71,7 +71,7 @@ class DecoderBlock(nn.Module):
 
 
 class DacEncoder(nn.Module):
-    """Audio [batch, 1, samples] -> latents [batch, latent_dim, ceil(samples / hop)]; `hop_samples` is 1280 as shipped."""
+    """Audio [batch, 1, samples] -> latents [batch, latent_dim, ceil(samples / hop_samples)]; as shipped 1280."""
 
     def __init__(self, first_channels: int, strides: Sequence[int], latent_dim: int) -> None:
         super().__init__()

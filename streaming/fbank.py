@@ -83,7 +83,7 @@ def log_mel_frames(windows: Tensor, filters: Tensor, dither: float, generator: t
 
 
 def stack_frames(raw: Tensor) -> Tensor:
-    """LFR 7/6 over a whole utterance: [..., m, 80] -> [..., ceil(m/6), 560], the ends filled with the outermost frames."""
+    """LFR 7/6 over a whole utterance: [..., m, 80] -> [..., ceil(m/6), 560], ends filled with the outermost frames."""
     count = raw.shape[-2]
     centre = torch.arange(math.ceil(count / LFR_HOP), device=raw.device)[:, None] * LFR_HOP
     index = centre + torch.arange(-LFR_REACH, LFR_REACH + 1, device=raw.device)
@@ -99,9 +99,9 @@ def read_cmvn(path: Path) -> tuple[Tensor, Tensor]:
             start = tokens.index("[", tokens.index(tag)) + 1
             values = [float(token) for token in tokens[start : tokens.index("]", start)]]
         except ValueError:
-            raise CmvnError(f"{path}: no readable {tag} vector; take am.mvn from the SenseVoiceSmall repository") from None
+            raise CmvnError(f"{path}: no readable {tag} vector; take SenseVoiceSmall's am.mvn") from None
         if len(values) != FEATURES:
-            raise CmvnError(f"{path}: {tag} has {len(values)} values instead of {FEATURES}; take SenseVoiceSmall's am.mvn")
+            raise CmvnError(f"{path}: {tag} has {len(values)} values, not {FEATURES}; take SenseVoiceSmall's am.mvn")
         vectors.append(torch.tensor(values))
     return vectors[0], vectors[1]
 
@@ -132,7 +132,7 @@ class SenseVoiceFrontEnd(StreamingModule[FrontEndState]):
         self.register_buffer("filters", mel_filters(), persistent=False)
 
     def log_mel(self, audio: Tensor, dither: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """[..., samples] -> [..., frames at 100 Hz, 80]; `generator` seeds the dither (standard deviation in int16 steps)."""
+        """[..., samples] -> [..., 100 Hz frames, 80]; `dither` is the noise's deviation in int16 steps."""
         if audio.shape[-1] < WINDOW_SAMPLES:
             return audio.new_zeros(*audio.shape[:-1], 0, MEL_BINS)
         return log_mel_frames(audio.unfold(-1, WINDOW_SAMPLES, HOP_SAMPLES), self.filters, dither, generator)
@@ -149,9 +149,7 @@ class SenseVoiceFrontEnd(StreamingModule[FrontEndState]):
         history = torch.zeros(batch, HISTORY_SAMPLES, device=device)
         return FrontEndState(history, torch.zeros(batch, dtype=torch.int64, device=device))
 
-    def step(
-        self, x: Tensor, state: FrontEndState, active: Tensor | None = None
-    ) -> tuple[Tensor, FrontEndState]:
+    def step(self, x: Tensor, state: FrontEndState, active: Tensor | None = None) -> tuple[Tensor, FrontEndState]:
         """The LFR frames that the new samples x [rows, samples] complete: [rows, frames, 560]."""
         buffer = torch.cat((state.history, x), dim=1)
         new = FrontEndState(buffer[:, -HISTORY_SAMPLES:].contiguous(), state.samples + x.shape[1])

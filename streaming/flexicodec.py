@@ -24,8 +24,8 @@ from streaming.aggregator import QueryAggregator
 from streaming.convnext import ConvNeXtBlock
 from streaming.dac import DacDecoder, DacEncoder
 from streaming.fbank import SenseVoiceFrontEnd
-from streaming.fsq import FSQ
 from streaming.frame_resampling import resample_frames, resampled_length
+from streaming.fsq import FSQ
 from streaming.grouping import group_frames, requested_groups
 from streaming.rvq import ResidualQuantizer
 from streaming.sensevoice import SenseVoiceConfig, SenseVoiceEncoder
@@ -85,7 +85,7 @@ class FlexiCodecConfig(msgspec.Struct, frozen=True):
         }
         for key, needed in required.items():
             if key in values and values[key] != needed:
-                raise UnsupportedCodecError(f"codec configuration: {key} is {values[key]!r}; only {needed!r} is supported")
+                raise UnsupportedCodecError(f"codec configuration: {key} is {values[key]!r}, only {needed!r} works")
         return msgspec.convert(values, FlexiCodecConfig, strict=False)
 
 

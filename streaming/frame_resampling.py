@@ -64,9 +64,7 @@ class FrameResampler(StreamingModule[ResamplerState]):
     def initial_state(self, batch: int) -> ResamplerState:
         return ResamplerState(torch.zeros(batch, BLOCK_IN - 1, self.channels), torch.zeros(batch, dtype=torch.int64))
 
-    def step(
-        self, x: Tensor, state: ResamplerState, active: Tensor | None = None
-    ) -> tuple[Tensor, ResamplerState]:
+    def step(self, x: Tensor, state: ResamplerState, active: Tensor | None = None) -> tuple[Tensor, ResamplerState]:
         rows, frames = x.shape[:2]
         # A row's frames of the open block, then the new ones, without the gap that a shorter block leaves.
         index = torch.arange(BLOCK_IN - 1 + frames, device=x.device).expand(rows, -1)
@@ -79,7 +77,7 @@ class FrameResampler(StreamingModule[ResamplerState]):
         made = total * BLOCK_OUT // BLOCK_IN - emitted
         wanted = made if active is None else made[active]
         if wanted.numel() and int(wanted.min()) != int(wanted.max()):
-            raise ValueError(f"rows stepped together complete different numbers of frames: feed multiples of {BLOCK_IN}")
+            raise ValueError(f"rows stepped together complete unequal numbers of frames: feed multiples of {BLOCK_IN}")
         y = self._interpolate(joined, emitted, int(wanted[0]) if wanted.numel() else 0)
         start = total // BLOCK_IN * BLOCK_IN
         tail = (start[:, None] + torch.arange(BLOCK_IN - 1, device=x.device)).clamp_max(joined.shape[1] - 1)
@@ -98,4 +96,3 @@ class FrameResampler(StreamingModule[ResamplerState]):
         fraction = ((2 * phase + 1) / 6)[:, :, None].to(x.dtype)
         last = x.shape[1] - 1
         return (1 - fraction) * x.gather(1, lower.clamp_max(last)) + fraction * x.gather(1, (lower + 1).clamp_max(last))
-

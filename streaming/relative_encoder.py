@@ -137,7 +137,7 @@ class RelativeEncoder(nn.Module):
         return RelativeState(codes.new_zeros(shape), codes.new_zeros(shape), torch.stack(projected), 0)
 
     def step(self, x: Tensor, state: RelativeState) -> tuple[Tensor, RelativeState]:
-        """The next frames of every row; the caches are written in place, so an earlier state stays valid only as a prefix."""
+        """The next frames of every row. Caches are written in place: an older state is no snapshot."""
         start, end = state.position, state.position + x.shape[1]
         if end > state.keys.shape[3]:
             raise ValueError(f"{end} positions do not fit into caches made for {state.keys.shape[3]}")

@@ -1,8 +1,8 @@
 """SenseVoice's encoder, the semantic ear of FlexiCodec: self-attention with a depthwise memory (SAN-M) per block.
 
-Block (pre-norm, eps 1e-5): q, k, v = split(Wx + b); x += out(attention) + (v + depthwise_conv11(v)); x += W2 relu(W1 x).
-The first block goes from 560 to 512 and has no attention residual. State-dict keys are FunASR's; the CTC head, and the
-second stack of blocks (`tp_encoders`) unless the configuration counts it, are left out.
+Block (pre-norm, eps 1e-5): q, k, v = split(Wx + b); x += out(attention) + (v + depthwise_conv11(v)); then
+x += W2 relu(W1 x). The first block goes from 560 to 512 and has no attention residual. State-dict keys are
+FunASR's; the CTC head, and the second stack of blocks (`tp_encoders`) unless the configuration counts it, are left out.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class SenseVoiceStack(nn.Module):
 
 
 class SenseVoiceEncoder(nn.Module):
-    """Normalised features [batch, T, 560] at 16.67 Hz -> semantic vectors [batch, T, d_model]; sees the whole utterance."""
+    """Normalised features [batch, T, 560] at 16.67 Hz -> vectors [batch, T, d_model]; sees the whole utterance."""
 
     def __init__(self, config: SenseVoiceConfig) -> None:
         super().__init__()
