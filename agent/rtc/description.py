@@ -1,7 +1,7 @@
 """SDP (RFC 8866) as far as a call needs it: what an offer must have, and what an answer says beyond aiortc's own.
 
-Also where this host can be reached. aioice offers every interface but 127.0.0.1; a call from a browser on the same machine
-without a network needs exactly that one, and a server with several networks may want to offer only some.
+Also where this host can be reached. aioice offers every interface but 127.0.0.1; a call from a browser on the same
+machine without a network needs exactly that one, and a server with several networks may want to offer only some.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class BadOffer(Exception):
 def prepare_offer(text: str) -> str:
     """Checks an offer before any resource is spent on it, and takes out what must not be acted upon.
 
-    Candidates with mDNS names are dropped: resolving them sends multicast and may take seconds, and the browser's own checks
-    tell its address anyway. Raises `BadOffer`.
+    Candidates with mDNS names are dropped: resolving them sends multicast and may take seconds, and the browser's own
+    checks tell its address anyway. Raises `BadOffer`.
     """
     if not text.strip():
         raise BadOffer("the offer is empty: send the SDP of RTCPeerConnection.createOffer()")
@@ -63,7 +63,7 @@ def finish_answer(text: str) -> str:
 
 @contextmanager
 def offering_addresses(addresses: Sequence[str]) -> Iterator[None]:
-    """Within it, ICE gathers host candidates on `addresses` only; on all of this host's, loopback included, if empty."""
+    """Within it, ICE gathers host candidates on `addresses` only; on all of the host's, loopback too, if empty."""
     token = _allowed.set(tuple(addresses))
     try:
         yield

@@ -1,9 +1,9 @@
 """A jitter buffer for a listener that has no sound card: packets pass at once, and only a gap makes anyone wait.
 
-A loudspeaker must be fed evenly, a recogniser need not be, so nothing is delayed while packets come in order. After a gap the
-packets behind it wait for the missing one until a deadline that follows the network: as long as late packets have lately
-been late, 60 ms at most, not at all where packets get lost but never overtaken. Then the gap is declared lost and sound goes
-on, with the packet behind the gap at hand for forward error correction.
+A loudspeaker must be fed evenly, a recogniser need not be, so nothing is delayed while packets come in order. After a
+gap the packets behind it wait for the missing one until a deadline that follows the network: as long as late packets
+have lately been late, 60 ms at most, not at all where packets get lost but never overtaken. Then the gap is declared
+lost and sound goes on, with the packet behind the gap at hand for forward error correction.
 
 Without I/O or clock: the caller brings arrival times, asks `poll` for what is due and sleeps until `deadline_s`. RTP
 (RFC 3550) sequence numbers have 16 bits and timestamps 32; both wrap.
@@ -125,7 +125,7 @@ class JitterBuffer:
 
     @property
     def deadline_s(self) -> float | None:
-        """When `poll` will next have something even if no packet comes; None before the first packet and on a dead line."""
+        """When `poll` will have something even if no packet comes; None before the first packet and on a dead line."""
         if not self._held and not self._stalls():
             return None
         return self._gap_deadline_s() if self._held else self._stall_deadline_s()

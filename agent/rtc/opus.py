@@ -1,8 +1,8 @@
 """Opus (RFC 6716) through libopus itself, for what PyAV's wrapper leaves out: in-band FEC and loss concealment.
 
-PyAV already carries the library; where PyAV was built against the system's, the system's is found. Encoder and decoder
-work at 24 kHz, a rate Opus knows, so the call needs no resampler of its own. A 20 ms frame takes well under a millisecond in
-either direction, which is why both run on the event loop and not in threads.
+PyAV already carries the library; where PyAV was built against the system's, the system's is found. Encoder and
+decoder work at 24 kHz, a rate Opus knows, so the call needs no resampler of its own. A 20 ms frame takes well under a
+millisecond in either direction, which is why both run on the event loop and not in threads.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def library() -> ctypes.CDLL:
     for candidate in _candidates():
         try:
             lib = ctypes.CDLL(candidate)
-            lib.opus_decode.argtypes
-        except (OSError, AttributeError):
+        except OSError:
             continue
         pointer, c_int, data, pcm = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
         lib.opus_encoder_create.argtypes = [ctypes.c_int32, c_int, c_int, ctypes.POINTER(c_int)]

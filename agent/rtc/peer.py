@@ -1,4 +1,4 @@
-"""One WebRTC peer: the connection, its data channel and its two audio directions, without any idea of a conversation."""
+"""One WebRTC peer: connection, data channel and two audio directions, without any idea of a conversation."""
 
 from __future__ import annotations
 
@@ -174,4 +174,3 @@ class Peer:
         if self._reason is None:
             self._reason = reason
             self._events.peer_closed(reason)
-

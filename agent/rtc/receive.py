@@ -1,8 +1,8 @@
 """The microphone side of a call: RTP packets in, s16le mono at 24 kHz out, concealed where packets are missing.
 
-aiortc decodes in a thread behind a jitter buffer made for playing files: 80 ms always, 280 ms for the rest of the call after
-the first lost packet. `tap` takes the packets from it right after the RTCP statistics have been kept, so sender reports and
-receiver reports go on as before while jitter, loss and decoding are ours.
+aiortc decodes in a thread behind a jitter buffer made for playing files: 80 ms always, 280 ms for the rest of the
+call after the first lost packet. `tap` takes the packets from it right after the RTCP statistics have been kept, so
+sender reports and receiver reports go on as before while jitter, loss and decoding are ours.
 """
 
 from __future__ import annotations
@@ -124,5 +124,5 @@ class _Tap:
 def tap(receiver: RTCRtpReceiver, microphone: Microphone) -> None:
     """Sends the receiver's packets to `microphone` instead of to aiortc's jitter buffer and decoder thread."""
     if not hasattr(receiver, _BUFFER_ATTRIBUTE):
-        raise RuntimeError("aiortc's RTCRtpReceiver has changed: its jitter buffer is not where this version expects it")
+        raise RuntimeError("aiortc's RTCRtpReceiver keeps its jitter buffer elsewhere in this version; use another")
     setattr(receiver, _BUFFER_ATTRIBUTE, _Tap(microphone))

@@ -1,7 +1,7 @@
-"""The loudspeaker side of a call: one Opus packet each 20 ms of a monotonic clock, silence where there is nothing to say.
+"""The loudspeaker side of a call: one Opus packet each 20 ms of a monotonic clock, silence where nothing is said.
 
-`SpeakerTrack.recv` returns encoded packets, which makes aiortc's sender skip its thread hop, its 96 kb/s stereo encoder and
-its per-sample loop over audio levels.
+`SpeakerTrack.recv` returns encoded packets, which makes aiortc's sender skip its thread hop, its 96 kb/s stereo
+encoder and its per-sample loop over audio levels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
+from av.audio.stream import AudioStream
 from av.packet import Packet
 
 from agent.rtc.jitter import RTP_CLOCK_HZ
@@ -38,7 +39,7 @@ class SpeakerTrack(MediaStreamTrack):
         self._due_s: float | None = None
         self._ticks = 0
 
-    async def recv(self) -> Packet:
+    async def recv(self) -> Packet[AudioStream]:
         if self.readyState != "live":
             raise MediaStreamError
         now_s = self._clock()

@@ -1,7 +1,7 @@
 """`POST /v1/realtime/calls`: WebRTC signalling, and the call that joins a peer to a session.
 
-The server owns playback here: sound leaves as RTP, 20 ms at a time, pulled from the session's playhead; the data channel
-`oai-events` carries everything else.
+The server owns playback here: sound leaves as RTP, 20 ms at a time, pulled from the session's playhead; the data
+channel `oai-events` carries everything else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,16 @@ MAX_SESSION_BYTES = 1024 * 1024
 _LAST_WORDS_S = 0.5  # how long a session that ended itself may take to deliver its last events
 
 JsonObject = dict[str, object]
-_calls_key: web.AppKey[set[asyncio.Task[None]]] = web.AppKey("webrtc_calls", set)
+
+
+class Calls:
+    """The tasks of all calls going on, so that shutdown finds them."""
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[None]] = set()
+
+
+_calls_key: web.AppKey[Calls] = web.AppKey("webrtc_calls", Calls)
 
 
 class BadRequest(Exception):
@@ -55,6 +64,7 @@ class Call:
         self._runner: SessionRunner | None = None
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_WAITING_EVENTS)
         self._opened = False
+        self._gone: str | None = None
         self.peer = Peer(
             self,
             self._next_sound,
@@ -97,7 +107,12 @@ class Call:
     # --- the call's own life ---
 
     def join(self, runner: SessionRunner) -> None:
+        """Gives the call its session, whatever the client has done meanwhile."""
         self._runner = runner
+        if self._opened:
+            runner.start()
+        if self._gone is not None:
+            runner.disconnect(self._gone)
 
     async def run(self) -> None:
         """Lives as long as the session; leaves no socket, thread, timer or task."""
@@ -121,6 +136,7 @@ class Call:
         return None if self._runner is None else self._runner.pull_audio(samples)
 
     def _hang_up(self, reason: str) -> None:
+        self._gone = reason
         if self._runner is not None:
             self._runner.disconnect(reason)
 
@@ -149,9 +165,7 @@ async def create_call(request: web.Request) -> web.Response:
         return json_error(400, error.message, code=error.code)
     except NoCapacity as error:
         await call.peer.close()
-        return json_error(
-            503, str(error), code="server_overloaded", type="server_error", headers={"Retry-After": "5"}
-        )
+        return json_error(503, str(error), code="server_overloaded", type="server_error", headers={"Retry-After": "5"})
     except BaseException:
         await call.peer.close()
         raise
@@ -166,7 +180,7 @@ async def create_call(request: web.Request) -> web.Response:
             service.calls.pop(call_id, None)
 
     task = asyncio.create_task(live(), name=f"call {call_id}")
-    calls = request.app[_calls_key]
+    calls = request.app[_calls_key].tasks
     calls.add(task)
     task.add_done_callback(calls.discard)
     return web.Response(
@@ -197,7 +211,7 @@ async def _read_body(request: web.Request) -> tuple[str, JsonObject | None]:
         return _text(await _limited(request.content.read, MAX_SDP_BYTES, "sdp"), "sdp"), None
     if request.content_type != "multipart/form-data":
         raise BadRequest(
-            415, f"Content-Type {request.content_type!r} is not served here; send application/sdp or multipart/form-data."
+            415, f"Content-Type {request.content_type!r} is not served; send application/sdp or multipart/form-data."
         )
     offer: str | None = None
     settings: JsonObject | None = None
@@ -245,7 +259,7 @@ def _session(data: bytes) -> JsonObject:
 
 async def _end_calls(app: web.Application) -> None:
     """At shutdown: whatever still talks is cut off, and its sockets are closed before the loop ends."""
-    tasks = list(app[_calls_key])
+    tasks = list(app[_calls_key].tasks)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -253,7 +267,7 @@ async def _end_calls(app: web.Application) -> None:
 
 def register(app: web.Application) -> None:
     """Adds the call routes to the service's application."""
-    app[_calls_key] = set()
+    app[_calls_key] = Calls()
     app.router.add_post("/v1/realtime/calls", create_call)
     app.router.add_post("/v1/realtime/calls/{call_id}/hangup", hang_up)
     app.on_cleanup.append(_end_calls)
