@@ -392,8 +392,8 @@ class Session:
     def _heard(self, message: Transcript) -> None:
         utterance = self._listening.open
         if utterance is not None and utterance.number == message.utterance:
-            utterance.transcript = message.text
-            if "input_transcript" in self.settings.x_agogic.events:
+            revised, utterance.transcript = utterance.transcript != message.text, message.text
+            if revised and "input_transcript" in self.settings.x_agogic.events:
                 self._outbox.send(events.InputTranscript(item_id=utterance.item_id, transcript=message.text))
             return
         for event in self._captions.heard(message.utterance, message.text, final=message.final):

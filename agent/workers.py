@@ -22,6 +22,8 @@ _LAST_BACKOFF_S = 30.0
 _HEALTHY_AFTER_S = 20.0
 _CONNECT_RETRY_S = 0.05
 _STOP_TIMEOUT_S = 3.0
+# The status of a worker that was told something impossible (a missing checkpoint, an unknown option).
+_UNUSABLE_STATUS = 2
 
 
 class NoWorker(Exception):
@@ -32,6 +34,10 @@ def worker_command(model: ModelConfig) -> list[str]:
     """The command that starts a worker, without its socket."""
     command = [sys.executable, "-m", "worker", "--model", model.spec, "--exit-with-parent"]
     return [*command, "--threads", str(model.threads)] if model.threads else command
+
+
+class WorkerUnusable(Exception):
+    """The worker says that its model or its arguments cannot be used; another attempt would end the same way."""
 
 
 class WorkerPool:
@@ -66,9 +72,12 @@ class WorkerPool:
 
     async def run(self) -> None:
         with tempfile.TemporaryDirectory(prefix="agogic-") as folder:
-            async with asyncio.TaskGroup() as group:
-                for index in range(self._count):
-                    group.create_task(self._keep_alive(index, Path(folder)))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for index in range(self._count):
+                        group.create_task(self._keep_alive(index, Path(folder)))
+            except* WorkerUnusable as unusable:
+                raise unusable.exceptions[0] from None
 
     async def lease(self, holder: LeaseHolder) -> Lease:
         """A slot of the emptiest live worker. Raises `NoWorker` if there is none."""
@@ -143,7 +152,7 @@ class WorkerPool:
         deadline_s = loop.time() + self._start_timeout_s
         while not socket.exists():
             if process.returncode is not None:
-                raise LinkError(f"the worker process ended with status {process.returncode} before it was ready")
+                raise _ended_early(process.returncode)
             if loop.time() > deadline_s:
                 raise LinkError(f"the worker process was not ready within {self._start_timeout_s:g} s")
             await asyncio.sleep(_CONNECT_RETRY_S)
@@ -152,11 +161,17 @@ class WorkerPool:
         try:
             await asyncio.wait({ended, connecting}, return_when=asyncio.FIRST_COMPLETED)
             if not connecting.done():
-                raise LinkError(f"the worker process ended with status {process.returncode} before it was ready")
+                raise _ended_early(ended.result())
             return connecting.result()
         finally:
             ended.cancel()
             connecting.cancel()
+
+
+def _ended_early(status: int) -> Exception:
+    if status == _UNUSABLE_STATUS:
+        return WorkerUnusable("the worker refused to start; its message above says why")
+    return LinkError(f"the worker process ended with status {status} before it was ready")
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -1,0 +1,145 @@
+"""`agogic serve`: the service process, with its workers under it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from msgspec.structs import replace
+
+from agent.config import ConfigError, ServerConfig, check_exposure, load_config
+
+if TYPE_CHECKING:
+    from agent.workers import WorkerPool
+
+KEY_VARIABLE = "AGOGIC_API_KEY"
+_LAST_WORDS_S = 0.3
+
+
+class CannotListen(Exception):
+    """The address is not to be had; the message says what to do."""
+
+
+def serve(
+    config: Annotated[Path | None, typer.Option(help="TOML file; see configs/")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on (default 127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="port (default 8790; 0 = any free one)")] = None,
+    model: Annotated[str | None, typer.Option(help="'embedded', a checkpoint directory or a hub id")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="worker processes")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="torch threads of each worker")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "warning",
+    worker_command: Annotated[str | None, typer.Option(hidden=True, help="starts a worker; --socket is added")] = None,
+) -> None:
+    """Serve the page, the Realtime API and the model."""
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    started_s = time.monotonic()
+    try:
+        loaded = _overridden(load_config(config), host, port, model, workers, threads)
+        check_exposure(loaded)
+        listening = _listen(loaded.http.host, loaded.http.port)
+    except (ConfigError, CannotListen) as error:
+        typer.echo(f"agogic serve: {error}", err=True)
+        raise typer.Exit(2) from error
+    command = shlex.split(worker_command) if worker_command is not None else None
+    status = _run(_serve(loaded, listening, command, started_s))
+    if status:
+        raise typer.Exit(status)
+
+
+def _overridden(
+    config: ServerConfig,
+    host: str | None,
+    port: int | None,
+    model: str | None,
+    workers: int | None,
+    threads: int | None,
+) -> ServerConfig:
+    """Command line over environment over file."""
+    http, chosen = config.http, config.model
+    key = os.environ.get(KEY_VARIABLE)
+    http = replace(
+        http,
+        host=host if host is not None else http.host,
+        port=port if port is not None else http.port,
+        api_keys=(*http.api_keys, key) if key else http.api_keys,
+    )
+    chosen = replace(
+        chosen,
+        spec=model if model is not None else chosen.spec,
+        workers=workers if workers is not None else chosen.workers,
+        threads=threads if threads is not None else chosen.threads,
+    )
+    return replace(config, http=http, model=chosen)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Binds before anything heavy starts."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CannotListen(f"port {port} on {host} is in use; choose another with --port") from error
+        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror or error}; check --host and --port") from error
+
+
+def _run(main: Coroutine[None, None, int]) -> int:
+    if sys.platform == "win32":
+        return asyncio.run(main)
+    import uvloop
+
+    return uvloop.run(main)
+
+
+async def _serve(config: ServerConfig, listening: socket.socket, command: list[str] | None, started_s: float) -> int:
+    from aiohttp import web
+
+    from agent.app import create_app
+    from agent.service import Service
+    from agent.workers import WorkerPool, WorkerUnusable, worker_command
+
+    pool = WorkerPool(command or worker_command(config.model), config.model.workers, config.model.start_timeout_s)
+    service = Service(config, pool)
+    runner = web.AppRunner(create_app(service), access_log=None, handle_signals=False, shutdown_timeout=config.http.drain_s)
+    await runner.setup()
+    await web.SockSite(runner, listening).start()
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"agogic: http://{shown}:{port}/  (loading {config.model.spec})")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    working = asyncio.create_task(pool.run())
+    announcing = asyncio.create_task(_announce(pool, started_s))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    service.drain()
+    await asyncio.sleep(_LAST_WORDS_S if service.session_count else 0)
+    await runner.cleanup()
+    status = 0
+    for task in (announcing, stopping, working):
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            continue
+        except WorkerUnusable as error:
+            typer.echo(f"agogic serve: {error}", err=True)
+            status = 2
+    return status
+
+
+async def _announce(pool: WorkerPool, started_s: float) -> None:
+    await pool.wait_ready()
+    typer.echo(f"agogic: ready after {time.monotonic() - started_s:.1f} s ({pool.model}, {pool.slots} slots)")
