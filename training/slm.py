@@ -30,7 +30,7 @@ from models.thinker import Thinker
 from streaming.encoder import BlockCausalEncoder, Encoded, EncoderConfig
 from streaming.merger import InterleavedMergingTransformer, merger_mode
 from streaming.rate_control import group_causal
-from streaming.transformer import TransformerConfig
+from streaming.transformer import LayerScale, TransformerConfig
 from training.features import Augmenter, Clip, held_out, load_recordings, load_store, noise_bank, scale
 from training.recogniser import Example as CtcExample
 from training.recogniser import character_ids, loss_of
@@ -118,6 +118,8 @@ class SpeechLanguageModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Embedding) else 0.04)
+            if isinstance(module, LayerScale):
+                nn.init.constant_(module.scale, 0.4)  # the official start, 0.01, is for long runs
 
 
 class Prompts:
@@ -238,7 +240,8 @@ class SlmTraining:
         self.checkpoint = Path(config.output)
         if self.checkpoint.exists():
             self._resume()
-        elif config.encoder:
+        if self.minutes <= config.text_minutes:
+            # The recogniser may train on while Thinker and Talker learn from text; its latest weights count.
             self.encoder.load_state_dict(torch.load(config.encoder, weights_only=False)["average"])
             self.average |= {f"encoder.{n}": p.detach().clone() for n, p in self.encoder.named_parameters()}
 
