@@ -29,14 +29,16 @@ function showState(): void {
   byId("state-text").textContent = words[state];
   endButton.hidden = state === "idle";
   const inWriting = client?.mode === "text" && state === "connected";
-  mainButton.disabled = state === "connecting" || inWriting;
+  const answering = client?.conversation.responding || client?.conversation.playing;
+  mainButton.disabled = state === "connecting" || (state === "connected" && (mode === "open" || inWriting) && !answering);
   mainButton.textContent =
     state === "idle" ? "Start talking"
     : state === "connecting" ? "Connecting …"
+    : mode === "push" && !inWriting ? (client?.talking ? "Let go to send" : "Hold to talk")
+    : answering ? "Interrupt"
     : inWriting ? "In writing"
-    : mode === "push" ? (client?.talking ? "Let go to send" : "Hold to talk")
     : "Listening";
-  mainButton.toggleAttribute("data-active", client?.talking ?? false);
+  mainButton.toggleAttribute("data-active", client?.talking || client?.conversation.userSpeaking || false);
 }
 
 /** A client that is connected, or undefined with the reason on the page. */
@@ -56,7 +58,7 @@ async function connected(wanted: TurnMode): Promise<AgogicClient | undefined> {
     captions.show(conversation);
     timeline.show(conversation.lastSpoken);
     showReport(conversation.report);
-    mainButton.toggleAttribute("data-active", conversation.userSpeaking || fresh.talking);
+    showState();
   });
   fresh.setRates(rates);
   try {
@@ -73,6 +75,7 @@ async function connected(wanted: TurnMode): Promise<AgogicClient | undefined> {
 
 mainButton.addEventListener("click", () => {
   if ((client?.state ?? "idle") === "idle") void connected(mode);
+  else if (mode === "open" || client?.mode === "text") client?.interrupt();
 });
 mainButton.addEventListener("pointerdown", (event) => {
   if (client?.state !== "connected" || mode !== "push") return;

@@ -1,7 +1,7 @@
 import { FRAME_RATE_HZ, layOut, type TimelineLayout, type Turn } from "../sdk";
 import { byId, make } from "./dom";
 
-const DEEP_FRAMES = 5; // from here a bar is dark enough for light figures
+const DEEP_FRAMES = 7; // from here a bar is dark enough for light figures
 const LETTER_FRAMES = 0.62; // about how many frames wide one letter of a word label is
 
 /** The answer as bars: one a token, as wide as it lasts, with the words above and seconds below. */
