@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
+import soundfile  # type: ignore[import-untyped]
+import soxr  # type: ignore[import-untyped]
 
 from agent.wire import INPUT_SAMPLE_RATE
 from worker.parts import Pcm

@@ -78,6 +78,9 @@ class Listener(Protocol):
     def finish(self) -> Encoded:
         """No more audio: closes the open block and group. To be called once."""
 
+    def close(self) -> None:
+        """Nobody will ask about this utterance any more."""
+
 
 class Speaker(Protocol):
     """One answer being made."""
@@ -89,7 +92,10 @@ class Speaker(Protocol):
     def text(self) -> str: ...
 
     def stats(self) -> ResponseStats:
-        """Times of the stages and counts so far; the engine adds what only it knows."""
+        """Times and counts so far, `first_token_ms` since the speaker was made; the engine adds the rest."""
+
+    def close(self) -> None:
+        """The answer is not wanted any more; harmless after `Finished`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +122,10 @@ class SpeechModel(Protocol):
     @property
     def codec_frame_rate_hz(self) -> float: ...
 
-    def listen(self, conversation: Conversation, input_hz: float, output_hz: float) -> Listener: ...
+    def listen(
+        self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None
+    ) -> Listener:
+        """output_hz: the rate that the answer will probably have; previous: the caller's utterance before."""
 
     def respond(self, question: Question) -> Speaker: ...
 

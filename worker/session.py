@@ -54,6 +54,8 @@ log = logging.getLogger("agogic.worker")
 MAX_UTTERANCE_SAMPLES = 600 * INPUT_SAMPLE_RATE
 MAX_HEARD = 8
 """Utterances whose encoded audio a slot keeps; older turns of a conversation are known by their text."""
+FIRST_OUTPUT_HZ = 12.5
+"""The rate that the first answer is expected to have; only a wrong guess costs time."""
 LISTEN_SLACK_S = 0.2
 """Audio that nobody waits for may lie this long before it is encoded."""
 
@@ -80,6 +82,7 @@ class Response:
     request: Respond
     arrived_at: float
     speaker: Speaker | None = None
+    speaker_at: float = 0.0
     samples: int = 0
     first_text_at: float = 0.0
     first_audio_at: float = 0.0
@@ -96,7 +99,7 @@ class Session:
         self._utterances: dict[int, Utterance] = {}
         self._response: Response | None = None
         self._generation = -1
-        self._output_hz = 0.0
+        self._output_hz = FIRST_OUTPUT_HZ
 
     # --- messages ---
 
@@ -110,7 +113,7 @@ class Session:
                 case EndUtterance():
                     self._utterance(message.utterance).ended = True
                 case DropUtterance():
-                    self._utterances.pop(message.utterance, None)
+                    self._drop(message.utterance)
                 case Respond():
                     self._respond(message)
                 case Cancel():
@@ -118,6 +121,11 @@ class Session:
                         self._finish("cancelled")
         except RequestError as error:
             self._send(WorkerError(self.number, error.code, str(error)))
+
+    def _drop(self, number: int) -> None:
+        utterance = self._utterances.pop(number, None)
+        if utterance is not None:
+            utterance.listener.close()
 
     def _utterance(self, number: int) -> Utterance:
         try:
@@ -130,11 +138,14 @@ class Session:
             raise RequestError("duplicate_utterance", f"utterance {message.utterance} exists; number each one anew")
         finished = [utterance.number for utterance in self._utterances.values() if utterance.heard]
         for number in finished[: max(0, len(self._utterances) + 1 - MAX_HEARD)]:
-            del self._utterances[number]
+            self._drop(number)
         if len(self._utterances) >= MAX_HEARD:
             raise RequestError("too_many_utterances", f"{MAX_HEARD} utterances are open; end or drop one first")
         conversation = Conversation(message.instructions, tuple(message.context))
-        listener = self._model.listen(conversation, message.input_hz, self._output_hz)
+        previous = next(reversed(self._utterances.values()), None)
+        listener = self._model.listen(
+            conversation, message.input_hz, self._output_hz, previous.listener if previous and previous.heard else None
+        )
         self._utterances[message.utterance] = Utterance(message.utterance, listener, self._clock())
 
     def _audio_in(self, message: AudioIn) -> None:
@@ -183,8 +194,11 @@ class Session:
 
     def close(self) -> None:
         """Drops everything; nothing more is sent."""
+        if self._response and self._response.speaker:
+            self._response.speaker.close()
         self._response = None
-        self._utterances.clear()
+        for number in list(self._utterances):
+            self._drop(number)
 
     def _awaited(self) -> Utterance | None:
         """The utterance that the answer at hand still waits for."""
@@ -241,7 +255,7 @@ class Session:
             self._lose(utterance, "internal", f"listening failed: {error}")
 
     def _lose(self, utterance: Utterance, code: str, message: str) -> None:
-        self._utterances.pop(utterance.number, None)
+        self._drop(utterance.number)
         self._send(WorkerError(self.number, code, message))
 
     def _report_transcript(self, utterance: Utterance, final: bool) -> None:
@@ -255,6 +269,7 @@ class Session:
         assert response is not None
         try:
             if response.speaker is None:
+                response.speaker_at = self._clock()
                 response.speaker = self._model.respond(self._question(response.request))
                 return
             for event in response.speaker.step():
@@ -300,8 +315,11 @@ class Session:
         text, stats = "", ResponseStats()
         if response.speaker is not None:
             text, stats = response.speaker.text, response.speaker.stats()
+            response.speaker.close()
+        waited_ms = _since(response.arrived_at, response.speaker_at)
         stats = msgspec.structs.replace(
             stats,
+            first_token_ms=stats.first_token_ms + waited_ms if stats.first_token_ms else 0.0,
             first_text_ms=_since(response.arrived_at, response.first_text_at),
             first_audio_ms=_since(response.arrived_at, response.first_audio_at),
             total_ms=_since(response.arrived_at, self._clock()),

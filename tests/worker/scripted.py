@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from agent.wire import Message, ResponseStats, TokenSpan, WordSpan
-from worker.parts import Conversation, Encoded, Finished, Pcm, Question, RequestError, Sound, Spoken, TextPiece
+from worker.parts import (
+    Conversation,
+    Encoded,
+    Finished,
+    Listener,
+    Pcm,
+    Question,
+    RequestError,
+    Sound,
+    Spoken,
+    TextPiece,
+)
 
 SOUND_SAMPLES = 1920
 
@@ -19,6 +30,7 @@ class ScriptedListener:
         self.conversation = conversation
         self.input_hz = input_hz
         self.samples = 0
+        self.closed = False
 
     @property
     def transcript(self) -> str:
@@ -32,6 +44,9 @@ class ScriptedListener:
     def finish(self) -> Encoded:
         return Encoded(self.samples, self.samples // 640, self.samples // 1280, self.input_hz, 1.0)
 
+    def close(self) -> None:
+        self.closed = True
+
 
 @dataclass
 class ScriptedSpeaker:
@@ -42,6 +57,7 @@ class ScriptedSpeaker:
     fail_at: int = -1
     units: list[str] = field(default_factory=list)
     name: str = ""
+    closed: bool = False
 
     def step(self) -> list[Spoken]:
         self.units.append(self.name)
@@ -63,6 +79,9 @@ class ScriptedSpeaker:
     def stats(self) -> ResponseStats:
         return ResponseStats(speech_tokens=self.said)
 
+    def close(self) -> None:
+        self.closed = True
+
 
 @dataclass
 class ScriptedModel:
@@ -75,7 +94,9 @@ class ScriptedModel:
     output_sample_rate: int = 24_000
     codec_frame_rate_hz: float = 12.5
 
-    def listen(self, conversation: Conversation, input_hz: float, output_hz: float) -> ScriptedListener:
+    def listen(
+        self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None
+    ) -> ScriptedListener:
         if not 4.0 <= input_hz <= 12.5:
             raise RequestError("bad_rate", f"{input_hz} Hz is out of range: 4 to 12.5 Hz")
         return ScriptedListener(conversation, input_hz)

@@ -1,0 +1,208 @@
+"""The pipeline, real classes with random weights: prefilled early or late, alone or in company, it is the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from agent.wire import ContextItem, TokenSpan, WordSpan
+from tests.worker.tiny import pipeline
+from worker.parts import Conversation, Finished, Pcm, Question, RequestError, Sound, Speaker, TextPiece
+from worker.pipeline import Pipeline, Utterance
+from worker.prefill import PROMPT_POSITIONS
+from worker.turn import TurnSettings, ask_by_text, ask_by_voice, write_down
+
+NOTHING = Conversation("", ())
+STEPS = 14
+
+
+def noise(seconds: float, seed: int = 0) -> Pcm:
+    return (np.random.default_rng(seed).standard_normal(int(seconds * 16_000)) * 0.1).astype(np.float32)
+
+
+def hear(
+    model: Pipeline, pcm: Pcm, sizes: tuple[int, ...] = (5120,), conversation: Conversation = NOTHING
+) -> Utterance:
+    utterance = model.listen(conversation, 12.5, 12.5)
+    at = turn = 0
+    while at < len(pcm):
+        utterance.feed(pcm[at : at + sizes[turn % len(sizes)]])
+        at += sizes[turn % len(sizes)]
+        turn += 1
+    utterance.finish()
+    return utterance
+
+
+def question(utterance: Utterance | None, output_hz: float = 12.5, history: tuple[ContextItem, ...] = ()) -> Question:
+    last = ContextItem("user", "" if utterance else "one latte", 3 if utterance else None)
+    heard = {3: utterance} if utterance else {}
+    return Question(Conversation("", (*history, last)), heard, 12.5, output_hz, True, STEPS)
+
+
+def run(speaker: Speaker) -> tuple[str, Pcm, list[TokenSpan], list[WordSpan]]:
+    text, sounds, tokens, words = "", [np.zeros(0, np.float32)], [], []
+    while True:
+        for event in speaker.step():
+            match event:
+                case TextPiece(piece):
+                    text += piece
+                case Sound(pcm, new_tokens, new_words):
+                    sounds.append(pcm)
+                    tokens += new_tokens
+                    words += new_words
+                case Finished():
+                    return text, np.concatenate(sounds), tokens, words
+
+
+def assert_same(one: tuple, other: tuple) -> None:
+    assert one[0] == other[0] and one[2:] == other[2:]
+    np.testing.assert_allclose(one[1], other[1], atol=1e-4)
+
+
+def test_sound_is_as_long_as_its_tokens() -> None:
+    model = pipeline()
+    text, pcm, tokens, _ = run(model.respond(question(hear(model, noise(2)))))
+    assert text and tokens
+    assert len(pcm) == 1920 * sum(token.duration_frames for token in tokens)
+
+
+def test_pieces_of_audio_do_not_matter() -> None:
+    model, pcm = pipeline(), noise(3)
+    one, other = hear(model, pcm), hear(model, pcm, sizes=(160, 1, 4800, 333))
+    assert one.transcript == other.transcript
+    torch.testing.assert_close(one.embeddings, other.embeddings, rtol=1e-4, atol=1e-5)
+
+
+def test_prefilled_while_listening_or_afterwards_is_the_same() -> None:
+    model = pipeline()
+    utterance = hear(model, noise(2))
+    first = run(model.respond(question(utterance)))
+    utterance.prefill.lose_slot()
+    assert_same(run(model.respond(question(utterance))), first)
+
+
+def test_second_answer_to_the_same_utterance_rolls_the_first_one_back() -> None:
+    model = pipeline()
+    utterance = hear(model, noise(2))
+    first = run(model.respond(question(utterance)))
+    assert_same(run(model.respond(question(utterance))), first)
+    given_up = model.respond(question(utterance))
+    given_up.step()
+    given_up.close()
+    assert_same(run(model.respond(question(utterance))), first)
+
+
+def test_other_output_rate_prefills_the_talker_anew() -> None:
+    model = pipeline()
+    utterance = hear(model, noise(2))
+    at_four = run(model.respond(question(utterance, 4.0)))
+    fresh = pipeline()
+    late = fresh.listen(NOTHING, 12.5, 4.0)
+    late.feed(noise(2))
+    late.finish()
+    assert_same(run(fresh.respond(question(late, 4.0))), at_four)
+
+
+def test_history_that_differs_from_what_was_prefilled_is_used() -> None:
+    model = pipeline()
+    utterance = hear(model, noise(2))
+    plain = run(model.respond(question(utterance)))
+    history = (ContextItem("assistant", "Hello, what can I get you?"),)
+    remembered = run(model.respond(question(utterance, history=history)))
+    assert remembered[0] != plain[0] or remembered[2] != plain[2]
+    early = hear(model, noise(2), conversation=Conversation("", history))
+    assert_same(run(model.respond(question(early, history=history))), remembered)
+
+
+def test_answers_made_in_turns_are_those_made_alone() -> None:
+    model = pipeline(2)
+    utterances = [hear(model, noise(2, seed)) for seed in (1, 2)]
+    alone = [run(model.respond(question(utterance))) for utterance in utterances]
+    speakers = [model.respond(question(utterance)) for utterance in utterances]
+    texts, tokens, going = ["", ""], [[], []], {0, 1}
+    while going:
+        for row in tuple(going):
+            for event in speakers[row].step():
+                if isinstance(event, TextPiece):
+                    texts[row] += event.text
+                elif isinstance(event, Sound):
+                    tokens[row] += event.tokens
+                else:
+                    going.discard(row)
+    assert texts == [answer[0] for answer in alone]
+    assert tokens == [answer[2] for answer in alone]
+    assert alone[0][0] != alone[1][0] or alone[0][2] != alone[1][2], "two questions, two answers"
+
+
+def test_silenced_or_swapped_embeddings_change_the_answer() -> None:
+    model = pipeline()
+    one, other = hear(model, noise(2, 1)), hear(model, noise(2, 2))
+    said = run(model.respond(question(one)))
+    one.prefill.lose_slot()
+    mine, theirs = one._embeddings, other._embeddings
+    one._embeddings = [torch.zeros_like(part) for part in mine]
+    silenced = run(model.respond(question(one)))
+    one.prefill.lose_slot()
+    one._embeddings = theirs
+    swapped = run(model.respond(question(one)))
+    assert len({(answer[0], tuple(answer[2])) for answer in (said, silenced, swapped)}) == 3
+
+
+@pytest.mark.parametrize("hz", [4.0, 6.25, 12.5])
+def test_realised_input_rate_is_reported(hz: float) -> None:
+    model = pipeline()
+    turn = write_down(model, noise(8), TurnSettings(input_hz=hz))
+    assert turn.encoded is not None and turn.encoded.samples == 128_000
+    assert abs(turn.encoded.realised_hz / hz - 1) < 0.1
+
+
+def test_question_longer_than_the_model_remembers_is_answered_by_its_end() -> None:
+    model = pipeline()
+    utterance = model.listen(NOTHING, 12.5, 12.5)
+    for _ in range(30):
+        utterance.feed(noise(5))
+    encoded = utterance.finish()
+    assert encoded.groups > PROMPT_POSITIONS
+    assert run(model.respond(question(utterance)))[0]
+
+
+def test_slots_are_taken_from_those_who_do_not_need_them() -> None:
+    model = pipeline(1)  # two slots
+    heard = [hear(model, noise(1, seed)) for seed in range(5)]
+    answers = [run(model.respond(question(utterance))) for utterance in heard]
+    assert_same(run(model.respond(question(heard[0]))), answers[0])
+    listening = [model.listen(NOTHING, 12.5, 12.5) for _ in range(2)]
+    with pytest.raises(RequestError, match="at work"):
+        model.listen(NOTHING, 12.5, 12.5)
+    listening[0].close()
+    run(model.respond(question(None)))
+
+
+def test_utterance_dropped_under_its_answer_keeps_its_slot_until_the_end() -> None:
+    model = pipeline(1)
+    utterance = hear(model, noise(1))
+    expected = run(model.respond(question(utterance)))
+    speaker = model.respond(question(utterance))
+    speaker.step()
+    utterance.close()
+    hear(model, noise(1, 5))
+    text, _, tokens, _ = run(speaker)
+    assert expected[0].endswith(text) and tokens == expected[2]
+
+
+def test_written_question_and_silence_have_answers() -> None:
+    model = pipeline()
+    settings = TurnSettings(max_output_tokens=STEPS)
+    assert ask_by_text(model, "one latte", settings).text
+    assert ask_by_voice(model, np.zeros(0, np.float32), settings).text
+    assert ask_by_voice(model, np.zeros(16_000, np.float32), settings).text
+
+
+@pytest.mark.parametrize("hz", [3.9, 12.6, float("nan")])
+def test_rates_out_of_range_are_refused(hz: float) -> None:
+    model = pipeline()
+    with pytest.raises(RequestError, match=r"4 to 12\.5 Hz"):
+        model.listen(NOTHING, hz, 12.5)
+    with pytest.raises(RequestError, match=r"4 to 12\.5 Hz"):
+        model.respond(question(None, hz))

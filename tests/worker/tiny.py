@@ -1,0 +1,98 @@
+"""A pipeline of the real classes with few, random weights."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import nn
+
+import models
+from models.config import parse_config
+from models.flexislm import FlexiSLM
+from models.tokenizer import TextTokenizer
+from streaming.causal_merger import CausalMerger
+from streaming.encoder import BlockCausalEncoder, EncoderConfig
+from streaming.flow import FlowConfig, Voicebox
+from streaming.flow_decoder import FlowDecoder, FlowDials
+from streaming.rate_control import RateController
+from streaming.unmerge import UnmergeConfig
+from streaming.vocos import Vocos, VocosConfig
+from worker.hearing import Ear
+from worker.pipeline import Networks, Pipeline
+from worker.voice import Voice
+
+CODES = 64
+WIDTH = 32
+
+CONFIG = {
+    "vocab_size": 1024,
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": True,
+    "audio_vocab_size": CODES,
+    "talker_hidden_size": WIDTH,
+    "talker_num_layers": 2,
+    "talker_num_attention_heads": 2,
+    "talker_intermediate_size": 64,
+    "no_pad": True,
+    "use_combined_embedding": False,
+    "use_sinusoidal": True,
+    "per_sample_frame_rate_embed": True,
+    "use_input_merging_transformer": True,
+    "use_input_merging_transformer_v2": True,
+    "input_merging_transformer_num_layers": 1,
+    "input_merging_transformer_num_heads": 2,
+    "input_merging_transformer_dim_feedforward": 64,
+    "input_merging_transformer_causal": True,
+    "agogic": {"alignment_head": [1, 0], "prompts": {"perceives": "", "text": "", "history": "last_answer"}},
+}
+
+
+@cache
+def networks(seed: int = 0) -> Networks:
+    torch.manual_seed(seed)
+    config = parse_config(msgspec.json.encode(CONFIG), "tiny")
+    slm = _awake(FlexiSLM(config, WIDTH))
+    directory = Path(models.__file__).parent / "embedded"
+    tokenizer = TextTokenizer.load(directory)
+    encoder = _awake(
+        BlockCausalEncoder(EncoderConfig(hidden_size=WIDTH, layers=2, heads=2, feed_forward=64, middle_layer=1))
+    )
+    merger = CausalMerger(slm.input_merging_transformer, nn.Identity(), RateController(25.0, 16))
+    unmerge = UnmergeConfig(WIDTH, 1, 2, 64, 16, 2, 1)
+    flow = FlowConfig(
+        hidden=WIDTH,
+        num_layers=2,
+        num_heads=2,
+        ffn_dim=64,
+        mlp_dim=64,
+        codebook_size=CODES,
+        chunk_frames=8,
+        context_chunks=2,
+        unmerge=unmerge,
+    )
+    decoder = FlowDecoder(_awake(Voicebox(flow)), FlowDials()).eval()
+    vocoder = _awake(Vocos(VocosConfig(dim=WIDTH, hidden=64, num_layers=2, causal=True, look_ahead_frames=2)))
+    ear = Ear(encoder, merger, lambda path: tokenizer.decode(path).strip())
+    return Networks("tiny", slm, tokenizer, ear, Voice(decoder, vocoder), uniform=None)
+
+
+def pipeline(sessions: int = 2) -> Pipeline:
+    return Pipeline(networks(), sessions)
+
+
+def _awake(module: nn.Module) -> nn.Module:
+    """Weights large enough that every input matters to the output."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.6 / parameter.shape[-1] ** 0.5)
+    for name, parameter in module.named_parameters():
+        if name.endswith("scale"):
+            nn.init.ones_(parameter)
+    return module.requires_grad_(False).eval()

@@ -1,0 +1,286 @@
+"""The pipeline of one model: listening prefills the networks while the user speaks, answering goes on from there.
+
+    Utterance: samples ─► Ear ─► embeddings ─► Thinker and Talker caches (a slot of the Runner)
+    Reply:     end of prompt ─► joint Thinker/Talker steps ─► (code, duration) ─► Voice ─► samples
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agent.wire import ContextItem, ResponseStats, TokenSpan
+from models.flexislm import FlexiSLM
+from models.generation import Answer, AnswerOptions, Runner, Step
+from models.prompts import PastTurn, Prompt, chat_prompt
+from models.tokenizer import TextTokenizer
+from worker.hearing import Ear, Hearing
+from worker.parts import (
+    Conversation,
+    Encoded,
+    Finished,
+    Listener,
+    Pcm,
+    Question,
+    RequestError,
+    Sound,
+    Speaker,
+    Spoken,
+    TextPiece,
+)
+from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool
+from worker.voice import FRAME_SAMPLES, Voice
+from worker.words import WordClock
+
+MIN_RATE_HZ, MAX_RATE_HZ = 4.0, 12.5
+CODEC_FRAME_RATE_HZ = 12.5
+MAX_STEPS = ANSWER_POSITIONS - 40
+
+Uniform = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """What a pipeline is made of. uniform: source of numbers in [0, 1) for sampling speech, None for the likeliest."""
+
+    name: str
+    slm: FlexiSLM
+    tokenizer: TextTokenizer
+    ear: Ear
+    voice: Voice
+    uniform: Uniform | None
+
+
+class Pipeline:
+    """A `SpeechModel` of our own networks, for at most `sessions` callers at once."""
+
+    output_sample_rate = Voice.sample_rate
+    codec_frame_rate_hz = CODEC_FRAME_RATE_HZ
+
+    def __init__(self, networks: Networks, sessions: int) -> None:
+        self.networks = networks
+        # One slot to listen with and one to answer from, for each caller.
+        slots = 2 * sessions
+        self.runner = Runner(networks.slm, networks.tokenizer.special, slots, MAX_POSITIONS)
+        self.pool = SlotPool(slots)
+
+    @property
+    def name(self) -> str:
+        return self.networks.name
+
+    def listen(
+        self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None
+    ) -> Utterance:
+        _check_rate("input", input_hz)
+        before = previous if isinstance(previous, Utterance) else None
+        return Utterance(self, self.prompt(conversation, "", audio=True, speech=True), input_hz, output_hz, before)
+
+    def respond(self, question: Question) -> Speaker:
+        _check_rate("output", question.output_hz)
+        items = question.conversation.items
+        last = items[-1] if items and items[-1].role == "user" else ContextItem("user", "")
+        earlier = items[:-1] if items and items[-1].role == "user" else items
+        utterance = question.heard.get(last.utterance) if last.utterance is not None else None
+        spoken = isinstance(utterance, Utterance) and utterance.groups > 0
+        conversation = Conversation(question.conversation.instructions, earlier)
+        prompt = self.prompt(conversation, "" if spoken else last.text, audio=spoken, speech=question.speech)
+        options = AnswerOptions(
+            output_hz=question.output_hz,
+            speech=question.speech,
+            max_steps=max(1, min(question.max_output_tokens, MAX_STEPS)),
+            uniform=self.networks.uniform,
+        )
+        if isinstance(utterance, Utterance) and spoken:
+            return Reply(self, utterance.prefill, prompt, utterance, options)
+        return Reply(self, self.new_prefill(question.output_hz), prompt, None, options)
+
+    def new_prefill(self, output_hz: float) -> Prefill:
+        return Prefill(self.runner, self.networks.tokenizer, self.pool, output_hz)
+
+    def prompt(self, conversation: Conversation, text: str, *, audio: bool, speech: bool) -> Prompt:
+        prompts = self.networks.slm.config.agogic.prompts
+        system = "\n".join(item.text for item in conversation.items if item.role == "system")
+        instructions = "\n".join(part for part in (conversation.instructions, system) if part)
+        return chat_prompt(
+            text,
+            audio=audio,
+            speech=speech,
+            history=[PastTurn(item.role, item.text) for item in conversation.items if item.role != "system"],
+            instructions=instructions,
+            prompts=prompts,
+        )
+
+
+def _check_rate(side: str, rate_hz: float) -> None:
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
+        raise RequestError("bad_rate", f"{side} rate {rate_hz} Hz is out of range: {allowed}")
+
+
+class Utterance:
+    """One stretch of the user's speech: a `Listener`."""
+
+    def __init__(
+        self, pipeline: Pipeline, prompt: Prompt, input_hz: float, output_hz: float, previous: Utterance | None
+    ) -> None:
+        self._ear = pipeline.networks.ear
+        self._input_hz = input_hz
+        self._embeddings: list[Tensor] = []
+        self.hearing: Hearing = self._ear.begin(previous.hearing if previous else None)
+        self.encode_ms = 0.0
+        self.prefill = pipeline.new_prefill(output_hz)
+        self.prefill.open(prompt)
+
+    @property
+    def transcript(self) -> str:
+        return self._ear.transcript(self.hearing)
+
+    @property
+    def groups(self) -> int:
+        return self.hearing.groups
+
+    @property
+    def embeddings(self) -> Tensor:
+        return torch.cat(self._embeddings)
+
+    @torch.inference_mode()
+    def feed(self, pcm: Pcm) -> None:
+        started = time.perf_counter()
+        embeddings, self.hearing = self._ear.hear(pcm, self.hearing, self._input_hz)
+        self._take(embeddings, started)
+
+    @torch.inference_mode()
+    def finish(self) -> Encoded:
+        started = time.perf_counter()
+        embeddings, self.hearing = self._ear.finish(self.hearing, self._input_hz)
+        self._take(embeddings, started)
+        self.prefill.busy = False
+        hearing = self.hearing
+        return Encoded(hearing.samples, hearing.frames, hearing.groups, hearing.realised_hz, self.encode_ms)
+
+    def close(self) -> None:
+        self.prefill.close()
+
+    def _take(self, embeddings: Tensor, started: float) -> None:
+        self.encode_ms += (time.perf_counter() - started) * 1e3
+        if len(embeddings):
+            self._embeddings.append(embeddings)
+            self.prefill.add_audio(embeddings)
+
+
+class Reply:
+    """One answer: a `Speaker`. Each unit is one joint step of Thinker and Talker or one chunk of sound."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        prefill: Prefill,
+        prompt: Prompt,
+        utterance: Utterance | None,
+        options: AnswerOptions,
+    ) -> None:
+        self._started = time.perf_counter()
+        self._runner = pipeline.runner
+        self._prefill = prefill
+        self._utterance = utterance
+        self._options = options
+        self._prefilled_before_ms = prefill.prefill_ms
+        try:
+            embeddings = utterance.embeddings if utterance else None
+            self._answer: Answer = prefill.answer(prompt, embeddings, options)
+        except Exception:
+            self.close()
+            raise
+        self._stream = pipeline.networks.tokenizer.stream()
+        self._voice = pipeline.networks.voice.begin()
+        self._words = WordClock(FRAME_SAMPLES, pipeline.networks.slm.config.alignment_head is not None)
+        self._text_tokens = 0
+        self._tokens: list[TokenSpan] = []
+        self._looked_at: int | None = None
+        self._first_token_ms = 0.0
+        self._thinker_ms = 0.0
+        self._talker_ms = 0.0
+
+    @property
+    def text(self) -> str:
+        return self._words.text_so_far.strip()
+
+    def step(self) -> list[Spoken]:
+        if self._options.speech and self._voice.ready:
+            return self._render()
+        if not self._answer.ended:
+            return self._decode()
+        if self._options.speech and not self._voice.finished:
+            self._voice.end()
+            return self._render()
+        self.close()
+        return [Finished("completed" if self._answer.ended == "end" else "max_output_tokens")]
+
+    def close(self) -> None:
+        """The answer is over or given up: its slot serves the next one."""
+        self._prefill.answered()
+        if self._utterance is None:
+            self._prefill.close()
+
+    def stats(self) -> ResponseStats:
+        frames = sum(token.duration_frames for token in self._tokens)
+        hearing = self._utterance.hearing if self._utterance else None
+        return ResponseStats(
+            first_token_ms=self._first_token_ms,
+            encode_ms=self._utterance.encode_ms if self._utterance else 0.0,
+            prefill_ms=self._prefill.prefill_ms - (0.0 if self._utterance else self._prefilled_before_ms),
+            thinker_ms=self._thinker_ms,
+            talker_ms=self._talker_ms,
+            flow_ms=self._voice.flow_ms,
+            vocoder_ms=self._voice.vocoder_ms,
+            text_tokens=self._text_tokens,
+            speech_tokens=len(self._tokens),
+            speech_frames=frames,
+            prompt_positions=self._answer.prompt_positions,
+            input_frames=hearing.frames if hearing else 0,
+            input_groups=hearing.groups if hearing else 0,
+            realised_input_hz=hearing.realised_hz if hearing else 0.0,
+            realised_output_hz=CODEC_FRAME_RATE_HZ * len(self._tokens) / frames if frames else 0.0,
+            requested_output_hz=self._options.output_hz,
+        )
+
+    def _decode(self) -> list[Spoken]:
+        (step,) = self._runner.step([self._answer])
+        self._thinker_ms += step.thinker_ms
+        self._talker_ms += step.talker_ms
+        events: list[Spoken] = []
+        if step.text_token is not None:
+            piece = self._stream.push(step.text_token)
+            if step.text_token == self._runner.special.im_end:
+                self._words.end_text()
+            self._words.text(piece)
+            self._text_tokens += 1
+            if piece:
+                events.append(TextPiece(piece))
+        if step.spoken is not None:
+            span = self._voice.push(step.spoken.code, step.spoken.duration_frames)
+            if span is not None:
+                self._first_token_ms = self._first_token_ms or (time.perf_counter() - self._started) * 1e3
+                self._tokens.append(span)
+                self._words.speech(span.duration_frames, self._looked_at)
+        # The head's weights belong to the code chosen in this step, whose duration comes with the next.
+        self._looked_at = self._focus(step)
+        return events
+
+    def _focus(self, step: Step) -> int | None:
+        """Index of the text token that the Talker looked at, None where that is not known."""
+        if step.alignment is None or not self._text_tokens:
+            return None
+        weights = step.alignment[: self._text_tokens]
+        return int(weights.argmax()) if len(weights) else None
+
+    def _render(self) -> list[Spoken]:
+        pcm = self._voice.render()
+        until = self._voice.samples / FRAME_SAMPLES
+        words = self._words.rest() if self._voice.finished else self._words.begun(until)
+        tokens = self._voice.heard_tokens()
+        return [Sound(pcm, tokens, words)] if len(pcm) else []

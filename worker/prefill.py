@@ -1,0 +1,132 @@
+"""A prompt in the caches of a Runner, filled while the user speaks, and the slots it is kept in.
+
+A slot holds the prompt of the utterance heard last or the answer at hand. It may be taken away from a prompt that
+nobody works on just now; its owner keeps the embeddings, so that it can be filled again.
+"""
+
+from __future__ import annotations
+
+import time
+
+from torch import Tensor
+
+from models.generation import Answer, AnswerOptions, Runner
+from models.prompts import Prompt
+from models.tokenizer import TextTokenizer
+from worker.parts import RequestError
+
+MAX_POSITIONS = 2048
+ANSWER_POSITIONS = 640
+"""Positions kept free for the end of the prompt and the longest answer."""
+PROMPT_POSITIONS = MAX_POSITIONS - ANSWER_POSITIONS
+
+
+class SlotPool:
+    """Slots of a Runner on loan; who holds one that it does not need just now loses it when they run out."""
+
+    def __init__(self, slots: int) -> None:
+        self._free = list(range(slots))
+        self._holders: list[Prefill] = []
+
+    def take(self, holder: Prefill) -> int:
+        """A slot for `holder`. Raises RequestError where all are in use."""
+        if not self._free:
+            idle = next((other for other in self._holders if not other.busy), None)
+            if idle is None:
+                raise RequestError("busy", "every slot of the model is at work; end an utterance or an answer first")
+            idle.lose_slot()
+        self._holders.append(holder)
+        return self._free.pop()
+
+    def give_back(self, holder: Prefill, slot: int) -> None:
+        self._holders.remove(holder)
+        self._free.append(slot)
+
+
+class Prefill:
+    """A prompt on its way into the caches: text before the audio, audio as it comes, text behind it."""
+
+    def __init__(self, runner: Runner, tokenizer: TextTokenizer, pool: SlotPool, output_hz: float) -> None:
+        self.runner = runner
+        self.output_hz = output_hz
+        self.busy = True
+        self.prefill_ms = 0.0
+        self._answering = False
+        self._closed = False
+        self._tokenizer = tokenizer
+        self._pool = pool
+        self._slot: int | None = None
+        self._before = ""
+        self._audio_groups = 0
+        self._end = 0
+
+    def lose_slot(self) -> None:
+        """Gives the slot back; the prompt has to be prefilled anew."""
+        if self._slot is not None:
+            self.runner.reset(self._slot)
+            self._pool.give_back(self, self._slot)
+            self._slot = None
+
+    def close(self) -> None:
+        """Not needed any more once the answer at hand, if there is one, has ended."""
+        self._closed, self.busy = True, self._answering
+        if not self._answering:
+            self.lose_slot()
+
+    def answered(self) -> None:
+        """The answer has ended or was given up; the prompt stays for another one."""
+        self._answering = self.busy = False
+        if self._closed:
+            self.lose_slot()
+
+    def open(self, prompt: Prompt) -> None:
+        """Starts the prompt anew with what stands before the audio."""
+        started = time.perf_counter()
+        if self._slot is None:
+            self._slot = self._pool.take(self)
+        self.runner.reset(self._slot)
+        self._before, self._audio_groups, self._end = prompt.before, 0, 0
+        self._extend(self.runner.model.embed_before(prompt, self._tokenizer))
+        self.prefill_ms += (time.perf_counter() - started) * 1e3
+
+    def add_audio(self, embeddings: Tensor) -> None:
+        """Merged embeddings [G, H], as far as the slot has room for them."""
+        if self._slot is None or not len(embeddings):
+            return
+        started = time.perf_counter()
+        self._extend(embeddings[: self._room()])
+        self._audio_groups += len(embeddings)
+        self.prefill_ms += (time.perf_counter() - started) * 1e3
+
+    def answer(self, prompt: Prompt, embeddings: Tensor | None, options: AnswerOptions) -> Answer:
+        """Finishes the prompt and begins to answer it; what is prefilled already is used where it fits.
+
+        embeddings: all audio of the turn [G, H]; of more than fits, the end is what is answered. Raises RequestError.
+        """
+        groups = 0 if embeddings is None else len(embeddings)
+        self.busy = self._answering = True
+        self.output_hz = options.output_hz
+        if self._slot is not None and (prompt.before, groups) == (self._before, self._audio_groups) and self._room():
+            self.runner.rewind(self._slot, self._end)
+        else:
+            self.open(prompt)
+            if embeddings is not None:
+                self.add_audio(embeddings[-self._room() :])
+                self._audio_groups = groups
+        assert self._slot is not None
+        started = time.perf_counter()
+        after = self.runner.model.embed_after(prompt, self._tokenizer)
+        self.runner.extend(self._slot, after, options.output_hz if options.speech else None)
+        answer = self.runner.start(self._slot, options)
+        self.prefill_ms += (time.perf_counter() - started) * 1e3
+        return answer
+
+    def _room(self) -> int:
+        return PROMPT_POSITIONS - self._end
+
+    def _extend(self, embeddings: Tensor) -> None:
+        assert self._slot is not None
+        if len(embeddings) > self._room():
+            raise RequestError("context_too_long", "the conversation does not fit into the model; start a new one")
+        self.runner.extend(self._slot, embeddings, self.output_hz)
+        self._end = self.runner.positions(self._slot)
