@@ -39,7 +39,7 @@ def model_path() -> Path:
     spec = importlib.util.find_spec("silero_vad")
     if spec is None or spec.origin is None:
         raise VadError("the package silero-vad is not installed; run `make setup`")
-    path = Path(spec.origin).parent / "data" / "silero_vad.onnx"
+    path = Path(spec.origin).parent / "data" / "silero_vad_16k_op15.onnx"
     if not path.is_file():
         raise VadError(f"{path} is missing; reinstall the package silero-vad")
     return path

@@ -1,0 +1,60 @@
+# make serve: install what is needed and talk. make test: everything the project checks about itself.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+INSTALL := $(BIN)/python -m pip install --progress-bar on -c constraints.txt
+TEST_PROGRAMS := chromium espeak-ng flite festival node npm
+TEST_PACKAGES := chromium espeak-ng flite festival nodejs npm
+
+.PHONY: setup serve test lint web test-programs clean
+.DEFAULT_GOAL := serve
+
+setup: $(STAMPS)/base
+
+$(STAMPS)/base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "agogic needs Python 3.11, 3.12 or 3.13; this is %d.%d. Name another one: make PYTHON=python3.12" % v)'
+	@echo "== agogic: installing into $(VENV) (1.4 GB, about a minute) =="
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --upgrade pip
+	$(INSTALL) -e .
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/dev: $(STAMPS)/base
+	@echo "== agogic: installing the test tools =="
+	$(INSTALL) -e '.[dev]'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/web: clients/web/package-lock.json
+	@echo "== agogic: installing the page's build tools =="
+	cd clients/web && npm ci --no-audit --no-fund
+	@mkdir -p $(STAMPS) && touch $@
+
+serve: $(STAMPS)/base
+	$(BIN)/agogic serve --config configs/embedded.toml $(ARGS)
+
+# What drives the tests from outside. Root installs what is missing; anybody else is told what to ask for.
+test-programs:
+	@missing=""; for program in $(TEST_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "== agogic: installing$$missing =="; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(TEST_PACKAGES); \
+	else \
+		echo "The tests need$$missing. On Debian or Ubuntu: sudo apt-get install $(TEST_PACKAGES)" >&2; exit 1; \
+	fi
+
+test: $(STAMPS)/dev test-programs $(STAMPS)/web
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations=10 $(ARGS)
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+web: test-programs $(STAMPS)/web
+	cd clients/web && npm run build
+
+clean:
+	rm -rf $(VENV) build clients/web/node_modules

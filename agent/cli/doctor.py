@@ -1,0 +1,158 @@
+"""`agogic doctor`: what works on this machine, and what to do about the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+
+Verdict = Literal["ok", "missing", "note"]
+_EMBEDDED = Path(__file__).resolve().parents[2] / "models" / "embedded"
+_EMBEDDED_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "model.safetensors",
+    "encoder.safetensors",
+    "codec.safetensors",
+    "flow.safetensors",
+    "vocoder.safetensors",
+)
+_PACKAGES = ("torch", "aiohttp", "aiortc", "msgspec", "onnxruntime", "silero-vad", "soxr", "soundfile", "safetensors", "tokenizers")
+_MIN_MEMORY_GB = 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`mend` says what to do unless everything is well."""
+
+    what: str
+    verdict: Verdict
+    detail: str
+    mend: str = ""
+
+
+def doctor(
+    model: Annotated[str, typer.Option(help="'embedded' or a checkpoint directory")] = "embedded",
+    port: Annotated[int, typer.Option(help="port that `agogic serve` would take")] = 8790,
+    json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """What works on this machine, and what to do about the rest."""
+    findings = [finding for check in (_python, _packages, _machine, _torch, _vad, _page) for finding in check()]
+    findings += _model(model)
+    findings += _port(port)
+    broken = [finding for finding in findings if finding.verdict == "missing"]
+    if json:
+        report = {"ok": not broken, "findings": [msgspec.to_builtins(finding) for finding in findings]}
+        typer.echo(msgspec.json.encode(report).decode())
+    else:
+        _show(findings)
+    raise typer.Exit(1 if broken else 0)
+
+
+def _show(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    colours = {"ok": "green", "note": "yellow", "missing": "red"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
+        table.add_row(verdict, finding.what, finding.detail + (f"\n→ {finding.mend}" if finding.mend else ""))
+    Console().print(table)
+
+
+def _python() -> list[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if (3, 11) <= sys.version_info[:2] <= (3, 13):
+        return [Finding("Python", "ok", version)]
+    return [Finding("Python", "missing", version, "use Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 setup")]
+
+
+def _packages() -> list[Finding]:
+    found, absent = [], []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            absent.append(name)
+    if absent:
+        return [Finding("packages", "missing", ", ".join(absent), "run `make setup`")]
+    return [Finding("packages", "ok", ", ".join(found))]
+
+
+def _machine() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    findings = [Finding("processor", "ok", f"{cores} cores, load {load:.1f}")]
+    if load > cores:
+        findings = [
+            Finding("processor", "note", f"{cores} cores, load {load:.1f}", "speech will stutter while the machine is busy")
+        ]
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9
+    if memory_gb < _MIN_MEMORY_GB:
+        return [*findings, Finding("memory", "note", f"{memory_gb:.1f} GB free", f"have {_MIN_MEMORY_GB:g} GB free")]
+    return [*findings, Finding("memory", "ok", f"{memory_gb:.1f} GB free")]
+
+
+def _torch() -> list[Finding]:
+    if importlib.util.find_spec("torch") is None:
+        return []
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return [Finding("GPU", "ok", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")]
+    return [Finding("GPU", "note", "none; the embedded model does not need one, FlexiSLM-7B does")]
+
+
+def _vad() -> list[Finding]:
+    import numpy as np
+
+    from agent.turn.silero import WINDOW_SAMPLES, SileroVad, VadError
+
+    try:
+        quiet = SileroVad().probability(np.zeros(WINDOW_SAMPLES, np.int16))
+    except VadError as error:
+        return [Finding("turn detection", "missing", str(error), "run `make setup`")]
+    return [Finding("turn detection", "ok", f"silence is speech with probability {quiet:.3f}")]
+
+
+def _page() -> list[Finding]:
+    from agent.http import WEB_ROOT
+
+    if (WEB_ROOT / "index.html").is_file():
+        return [Finding("page", "ok", "built")]
+    return [Finding("page", "note", "not built", "run `make web` (needs Node)" if not shutil.which("node") else "run `make web`")]
+
+
+def _model(spec: str) -> list[Finding]:
+    folder = _EMBEDDED if spec == "embedded" else Path(spec)
+    if not folder.is_dir():
+        return [Finding("model", "missing", f"{folder} is no directory", "name a checkpoint directory, or 'embedded'")]
+    wanted = _EMBEDDED_FILES if spec == "embedded" else ("config.json",)
+    absent = [name for name in wanted if not (folder / name).is_file()]
+    if absent:
+        mend = "fetch the weights again: git checkout models/embedded" if spec == "embedded" else "download it again"
+        return [Finding("model", "missing", f"{folder} lacks {', '.join(absent)}", mend)]
+    size_mb = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
+    return [Finding("model", "ok", f"{spec}, {size_mb:.0f} MB")]
+
+
+def _port(port: int) -> list[Finding]:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return [Finding("port", "note", f"{port} is in use", "agogic serve --port another")]
+    return [Finding("port", "ok", f"{port} is free")]
+
+

@@ -1,0 +1,194 @@
+"""Plays client, microphone, worker and clock for one sans-I/O session, and keeps everything it said."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+
+from agent import wire
+from agent.clock import ManualClock
+from agent.config import ServerConfig
+from agent.effects import Close, Effect, SendEvent
+from agent.ids import Ids
+from agent.protocol.session_object import default_settings, updated
+from agent.session import Session
+from agent.speaking import WorkerSlot
+
+from tests.support.fake_worker import SAMPLE_RATE_HZ, WORD_FRAMES, WORD_SAMPLES
+
+READY = wire.Ready(wire.WIRE_VERSION, "fake", 4, SAMPLE_RATE_HZ, 12.5)
+STEP_S = 0.02
+
+
+class LoudnessVad:
+    """Speech is whatever is loud: turn detection without a network."""
+
+    def probability(self, window: np.ndarray) -> float:
+        return 0.95 if np.abs(window).mean() > 500 else 0.02
+
+    def reset(self) -> None:
+        pass
+
+
+class SessionDriver:
+    """`reply` is what the scripted worker answers, word by word; None leaves the worker silent."""
+
+    def __init__(
+        self,
+        *,
+        transport: Literal["websocket", "webrtc"] = "websocket",
+        reply: str | None = "It is noon.",
+        transcript: str = "What time is it?",
+        settings: dict[str, Any] | None = None,
+        start: bool = True,
+        worker: bool = True,
+        config: ServerConfig | None = None,
+    ) -> None:
+        self.config = config or ServerConfig()
+        self.clock = ManualClock()
+        self.events: list[dict[str, Any]] = []
+        self.to_worker: list[wire.Message] = []
+        self.closed: Close | None = None
+        self.reply = reply
+        self.transcript = transcript
+        self._asked: list[wire.Respond] = []
+        self._ended: list[wire.EndUtterance] = []
+        self.session = Session(
+            self.config,
+            updated(default_settings(self.config), settings or {}, "default"),
+            transport=transport,
+            clock=self.clock,
+            ids=Ids("t"),
+            vad=LoudnessVad(),
+            model="fake",
+            input_hz=48_000 if transport == "webrtc" else None,
+        )
+        self._pulls = transport == "webrtc"
+        self.heard_samples = 0
+        if worker:
+            self.do(self.session.worker_ready(WorkerSlot(1, READY)))
+        if start:
+            self.do(self.session.start())
+
+    # --- inputs ---
+
+    def do(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, SendEvent):
+                self.events.append(json.loads(effect.data))
+            elif isinstance(effect, Close):
+                self.closed = effect
+            else:
+                self.to_worker.append(effect.message)
+                self._as_worker(effect.message)
+
+    def send(self, **event: Any) -> list[dict[str, Any]]:
+        """One client event; returns the events it caused at once."""
+        return self.send_raw(json.dumps(event))
+
+    def send_raw(self, data: str | bytes) -> list[dict[str, Any]]:
+        before = len(self.events)
+        self.do(self.session.client_message(data))
+        while self.session.has_pending_audio:
+            self.do(self.session.process_audio())
+        return self.events[before:]
+
+    def worker(self, *messages: wire.Message) -> None:
+        for message in messages:
+            self.do(self.session.worker_message(message))
+
+    def sound(self, seconds: float, amplitude: int) -> None:
+        """Microphone for so long, in real time, 20 ms at a time; the scripted worker and the player go on beside it."""
+        rate = 48_000 if self._pulls else 24_000
+        count = int(rate * STEP_S)
+        tone = (amplitude * np.sin(2 * np.pi * 220 * np.arange(count) / rate)).astype("<i2")
+        for _ in range(round(seconds / STEP_S)):
+            if self._pulls:
+                self.session.microphone(tone)
+                while self.session.has_pending_audio:
+                    self.do(self.session.process_audio())
+            else:
+                self.send(type="input_audio_buffer.append", audio=base64.b64encode(tone.tobytes()).decode())
+            self.advance(STEP_S)
+
+    def speak(self, seconds: float) -> None:
+        self.sound(seconds, 8000)
+
+    def hush(self, seconds: float) -> None:
+        self.sound(seconds, 0)
+
+    def advance(self, seconds: float) -> None:
+        """Time passes: the worker answers what it was asked, the session ticks when it wanted to, the player pulls."""
+        end_s = self.clock.now_s() + seconds
+        while True:
+            self._answer()
+            step_s = min(STEP_S, end_s - self.clock.now_s())
+            if step_s <= 1e-9:
+                return
+            self.clock.advance(step_s)
+            if self._pulls:
+                samples, effects = self.session.pull_audio(int(SAMPLE_RATE_HZ * step_s))
+                self.heard_samples += samples.size if samples is not None else 0
+                self.do(effects)
+            if self.session.next_deadline_s() <= self.clock.now_s():
+                self.do(self.session.tick())
+
+    # --- outputs ---
+
+    def types(self, start: int = 0) -> list[str]:
+        return [event["type"] for event in self.events[start:]]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["type"] == kind]
+
+    def last(self, kind: str) -> dict[str, Any]:
+        return self.of(kind)[-1]
+
+    def asked(self, kind: type[wire.Message]) -> list[Any]:
+        return [message for message in self.to_worker if isinstance(message, kind)]
+
+    # --- the scripted worker ---
+
+    def _as_worker(self, message: wire.Message) -> None:
+        if isinstance(message, wire.Respond) and self.reply is not None:
+            self._asked.append(message)
+        elif isinstance(message, wire.Cancel):
+            self._asked = [ask for ask in self._asked if ask.generation != message.generation]
+        elif isinstance(message, wire.EndUtterance):
+            self._ended.append(message)
+
+    def _answer(self) -> None:
+        while self._ended:
+            ended = self._ended.pop(0)
+            self.worker(wire.Transcript(ended.session, ended.utterance, self.transcript, final=True))
+        while self._asked:
+            self.worker(*answer(self._asked.pop(0), self.reply or ""))
+
+
+def answer(ask: wire.Respond, reply: str) -> list[wire.Message]:
+    """All messages of one response: each word sounds for 0.4 s and is one token."""
+    messages: list[wire.Message] = []
+    for index, word in enumerate(reply.split()):
+        messages.append(wire.TextDelta(ask.session, ask.generation, word if index == 0 else " " + word))
+        if ask.speech:
+            first = index * WORD_SAMPLES
+            words = [wire.WordSpan(word, first, first + WORD_SAMPLES)]
+            pcm = np.full(WORD_SAMPLES, 1000 + index, "<i2").tobytes()
+            tokens = [wire.TokenSpan(100 + index, WORD_FRAMES)]
+            messages.append(wire.AudioOut(ask.session, ask.generation, first, pcm, tokens, words))
+    count = len(reply.split())
+    stats = wire.ResponseStats(
+        text_tokens=count,
+        speech_tokens=count if ask.speech else 0,
+        prompt_positions=20,
+        input_groups=12,
+        realised_input_hz=ask.input_hz,
+        realised_output_hz=ask.output_hz if ask.speech else 0.0,
+        thinker_ms=5.0,
+    )
+    messages.append(wire.ResponseDone(ask.session, ask.generation, "completed", reply, stats))
+    return messages
