@@ -201,9 +201,11 @@ class FlexiCodec(nn.Module):
         if target < 1.0:
             return group_frames(frames, target, FRAME_RATE_HZ, max_group=longest).lengths
         # Splitting long groups adds to their number: ask for as many as leave the requested number after it.
-        wanted = requested_groups(frames.shape[0], target, FRAME_RATE_HZ)
+        count = frames.shape[0]
+        wanted = requested_groups(count, target, FRAME_RATE_HZ)
         for asked in range(wanted, 0, -1):
-            groups = group_frames(frames, asked / frames.shape[0] * FRAME_RATE_HZ, FRAME_RATE_HZ, max_group=longest)
+            # Twice the number per twice the time: a target of 1 or less would be read as a threshold.
+            groups = group_frames(frames, 2.0 * asked, 2.0 * count, max_group=longest)
             if groups.count <= wanted:
                 break
         return groups.lengths
