@@ -23,7 +23,7 @@ class QueryAggregator(nn.Module):
     def interleave(self, frames: Tensor, durations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Frames with each group's query behind it.
 
-        frames [batch, L, dim]; durations int64 [batch, G], 0 where an item has fewer groups, each row summing to at most L.
+        frames [batch, L, dim]; durations int64 [batch, G], 0 where an item has fewer groups, sums at most L.
         Returns the sequence [batch, L + G, dim], the queries' places int64 [batch, G] (those of absent groups point
         behind everything real) and which places are real, bool [batch, L + G].
         """

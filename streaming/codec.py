@@ -1,14 +1,15 @@
 """The speech codes of the embedded model: FlexiCodec's semantic branch over a small log-mel encoder.
 
-16 kHz log-mel -> 12.5 Hz features -> neighbours merged to a rate -> one vector per group (query aggregator) -> ConvNeXt ->
-FSQ code. The way back (codes -> vectors) is here too; sound comes from the flow decoder. Modules and keys of the branch
-are FlexiCodec's; only the feature encoder differs, and convnext_decoder has no block with context, so that a code's vector
-does not depend on its neighbours.
+16 kHz log-mel -> 12.5 Hz features -> neighbours merged to a rate -> one vector per group (query aggregator) ->
+ConvNeXt -> FSQ code. The way back (codes -> vectors) is here too; sound comes from the flow decoder. Modules and keys
+of the branch are FlexiCodec's; only the feature encoder differs, and convnext_decoder has no block with context, so that a
+code's vector does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 import torch
@@ -45,7 +46,7 @@ class MelSemanticEncoder(nn.Module):
         super().__init__()
         widths = (config.mel_bins, config.dim, config.dim, config.dim)
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(before, after, 5, stride=2, padding=2) for before, after in zip(widths, widths[1:], strict=False)
+            nn.Conv1d(before, after, 5, stride=2, padding=2) for before, after in pairwise(widths)
         )
         self.transformer = ProjectedTransformer(
             TransformerConfig(
@@ -66,8 +67,8 @@ class MelSemanticEncoder(nn.Module):
 def merge_to_rate(similarity: Tensor, frames: int, rate_hz: float) -> list[int]:
     """Durations (1..8 frames, summing to `frames`) of groups cut where neighbours are least alike.
 
-    similarity [>= frames - 1]: cosine of frames t and t + 1. The number of groups is frames * rate_hz / 12.5, more where the
-    longest allowed group demands it.
+    similarity [>= frames - 1]: cosine of frames t and t + 1. The number of groups is frames * rate_hz / 12.5, more
+    where the longest allowed group demands it.
     """
     wanted = max(1, min(frames, round(frames * rate_hz / FRAME_RATE_HZ)))
     cuts = torch.topk(similarity[: frames - 1], wanted - 1, largest=False).indices.sort().values.add(1).tolist()

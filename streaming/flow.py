@@ -1,8 +1,8 @@
 """Voicebox: flow matching from speech codes to 50 Hz log-mel (flexicodec.md section 12).
 
-The official network sees the whole utterance and copies the speaker from a mel prompt; the embedded one, of the same classes,
-attends chunk by chunk (`chunk_frames`), reads its codes through `Unmerge`, and needs no prompt. `flow_decoder.py` runs it
-chunk by chunk.
+The official network sees the whole utterance and copies the speaker from a mel prompt; the embedded one, of the same
+classes, attends chunk by chunk (`chunk_frames`), reads its codes through `Unmerge`, and needs no prompt.
+`flow_decoder.py` runs it chunk by chunk.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _NORM_EPS = 1e-6
 
 
 class FlowConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Defaults are the official sizes. `chunk_frames` (50 Hz) 0 means full attention, else a frame sees its own chunk and
-    `context_chunks` before it; `unmerge` None means each code's embedding simply repeated.
+    """Defaults are the official sizes. `chunk_frames` (50 Hz) 0 means full attention, else a frame sees its own chunk
+    and `context_chunks` before it; `unmerge` None means each code's embedding simply repeated.
     """
 
     hidden: int = 1024
@@ -124,7 +124,8 @@ class VelocityNetwork(nn.Module):
         half = self.config.hidden // 2
         decay = torch.arange(half, device=t.device, dtype=torch.float32) * -(math.log(10_000.0) / (half - 1))
         angle = t.float().unsqueeze(1) * decay.exp()
-        return self.diff_step_mlp(torch.cat((angle.sin(), angle.cos()), dim=1).to(self.norm.to_weight.weight.dtype))  # type: ignore[no-any-return]
+        waves = torch.cat((angle.sin(), angle.cos()), dim=1)
+        return self.diff_step_mlp(waves.to(self.norm.to_weight.weight.dtype))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [batch, frames, 128], t [batch], condition [batch, frames, hidden] -> [batch, frames, 128].
@@ -141,7 +142,7 @@ class VelocityNetwork(nn.Module):
         mask: Tensor | None,
         past: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Velocity, and the new keys and values [batch, layers, heads, frames, head_dim]; `past` has the same layout."""
+        """Velocity, and new keys and values [batch, layers, heads, frames, head_dim]; `past` has the same layout."""
         kept = 0 if past is None else past[0].shape[3]
         positions = torch.arange(kept + x.shape[1], device=x.device).unsqueeze(0)
         angles = rope_angles(positions, self.config.hidden // self.config.num_heads, ROPE_BASE)
@@ -200,9 +201,9 @@ class Voicebox(nn.Module):
     ) -> Tensor:
         """Mel [batch, T, 128] by `steps` Euler steps from `noise` [batch, T, 128].
 
-        condition [batch, P + T, hidden] covers prompt and target; prompt [batch, P, 128] clean mel. Velocities are taken at
-        the middle of each step's time. `guidance` > 0 extrapolates from an unconditional pass (without prompt) and pulls
-        the result's spread back by `rescale`. `real` bool [batch, P + T] marks the real frames of a padded batch.
+        condition [batch, P + T, hidden] covers prompt and target; prompt [batch, P, 128] clean mel. Velocities are
+        taken at the middle of each step's time. `guidance` > 0 extrapolates from an unconditional pass (without prompt)
+        and pulls the result's spread back by `rescale`. `real` bool [batch, P + T] marks a padded batch's real frames.
         """
         batch, frames = noise.shape[:2]
         held = condition.shape[1] - frames

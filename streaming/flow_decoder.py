@@ -1,8 +1,8 @@
 """The embedded flow decoder chunk by chunk: duration-tagged codes in, 50 Hz mel out, equal to the whole at once.
 
 `CodeFrames` collects one session's codes and cuts them into chunks of fixed size; `FlowDecoder.step` turns one chunk of
-every active row into mel. A chunk needs its own frames and a short look-ahead of the next ones; at the end of speech what is
-missing is marked as not real.
+every active row into mel. A chunk needs its own frames and a short look-ahead of the next ones; at the end of speech
+what is missing is marked as not real.
 """
 
 from __future__ import annotations

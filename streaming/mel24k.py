@@ -1,4 +1,4 @@
-"""The 24 kHz log-mel that the flow decoder produces and the vocoder reads (flexicodec.md section 11): 50 Hz, 128 bins."""
+"""The 24 kHz log-mel, 50 Hz, 128 bins, that the flow decoder makes and the vocoder reads (flexicodec.md section 11)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Mel24k(nn.Module):
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """float32 [batch, N] in -1..1 at 24 kHz, N > 720 -> [batch, floor(N / 480), 128], about zero mean, unit variance."""
+        """float32 [batch, N] at 24 kHz, N > 720 -> [batch, floor(N / 480), 128], about zero mean, unit variance."""
         return (self.log_mel(samples) - LOG_MEAN) / LOG_VARIANCE**0.5
 
     def log_mel(self, samples: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The three files of a voice: codec, flow decoder and vocoder as safetensors whose metadata holds their configuration."""
+"""The three files of a voice: codec, flow decoder and vocoder; safetensors whose metadata holds the configuration."""
 
 from __future__ import annotations
 
@@ -53,5 +53,6 @@ def _load(path: Path, kind: type[Config], network_class: type[Network]) -> Netwo
         raise VoiceFileError(f"{path} is missing; restore the model's files") from error
     except (SafetensorError, msgspec.DecodeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise VoiceFileError(f"{path} is not a usable {network_class.__name__} file ({reason}); fetch it again") from error
+        kind_name = network_class.__name__
+        raise VoiceFileError(f"{path} is not a usable {kind_name} file ({reason}); fetch it again") from error
     return network.eval()

@@ -1,8 +1,9 @@
 """Training of the embedded model's speech codes.
 
-Codec and a regression decoder (the flow decoder's own `Unmerge` and a mel head) are trained end to end at random rates. Mel
-error alone gives codes that are close in sound and poor in words, so three phone classifiers (20 ms, labels from the
-synthesiser) share the loss: on the features that decide the merging, on each code's vector by itself, and behind the decoder.
+Codec and a regression decoder (the flow decoder's own `Unmerge` and a mel head) are trained end to end at random rates.
+Mel error alone gives codes that are close in sound and poor in words, so three phone classifiers (20 ms, labels from
+the synthesiser) share the loss: on the features that decide the merging, on each code's vector by itself, and behind
+the decoder.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from streaming.codec import CodecConfig, SpeechCodec, merge_batch
 from streaming.unmerge import Frames, Unmerge, UnmergeConfig, repeat_codes
 from streaming.voice_files import load_codec, save_network
 from training.toml_config import load_config
+from training.voice_codes import RATES_HZ, save_codes
 from training.voice_features import MEL_PER_FRAME, PHONES, VoiceBatch, VoiceSet, batches, collate, load
 from training.voice_loop import Progress
-
-RATES_HZ = (12.5, 8.0, 6.25, 5.0, 4.0)
 
 
 class CodecTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -149,31 +149,24 @@ def train(config: CodecTrainingConfig) -> CodecTrainer:
 
 @torch.no_grad()
 def write_codes(codec: SpeechCodec, voice: VoiceSet, directory: Path) -> None:
-    """codes_RATE.npz for every rate: `codes` int16 and `durations` uint8 of all clips end to end, `first` int64 [clips + 1]."""
-    stores: dict[float, tuple[list[np.ndarray], list[np.ndarray]]] = {rate: ([], []) for rate in RATES_HZ}
+    """The codes of all clips at every rate, see `voice_codes`."""
+    stores: dict[float, list[tuple[np.ndarray, np.ndarray]]] = {rate: [] for rate in RATES_HZ}
     every = sorted(range(len(voice.clips)), key=lambda index: voice.frames[index])
     order = [0] * len(every)
     for first in range(0, len(every), 32):
         chosen = every[first : first + 32]
         batch = collate(voice, chosen)
         features = codec.semantic_model(batch.log_mel, batch.real)
-        for rate, (codes_out, durations_out) in stores.items():
+        for rate, clips in stores.items():
             durations = merge_batch(features, batch.frames, [rate] * len(chosen))
             codes = codec.quantise(features, durations)[1]
             for row in range(len(chosen)):
                 held = int((durations[row] > 0).sum())
-                codes_out.append(codes[row, :held].numpy().astype(np.int16))
-                durations_out.append(durations[row, :held].numpy().astype(np.uint8))
+                clips.append((codes[row, :held].numpy(), durations[row, :held].numpy()))
         for row, index in enumerate(chosen):
             order[index] = first + row
-    for rate, (codes_out, durations_out) in stores.items():
-        sizes = [len(codes_out[at]) for at in order]
-        np.savez(
-            directory / f"codes_{rate:g}.npz",
-            codes=np.concatenate([codes_out[at] for at in order]),
-            durations=np.concatenate([durations_out[at] for at in order]),
-            first=np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
-        )
+    for rate, clips in stores.items():
+        save_codes(directory, rate, [clips[at] for at in order])
 
 
 def main(config_path: Path) -> None:

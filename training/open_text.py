@@ -34,6 +34,11 @@ HARVARD_SENTENCES = (
 )
 """Held out: never part of `open_sentences` for training."""
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 _TEMPLATES = (
     "The {adjective} {thing} is {place}.", "{person} {verb} the {thing} {when}.", "Could you bring the {thing} {when}?",
     "{person} would like to see the {adjective} {thing}.", "There is a {adjective} {thing} {place}.",
@@ -41,10 +46,14 @@ _TEMPLATES = (
     "I think {who} {verb} the {adjective} {thing}.", "The {thing} was {adjective} and the {thing} was {adjective}.",
 )  # fmt: skip
 _FILL = {
-    "adjective": "red old quiet heavy small yellow broken warm pretty strange wooden cheap famous narrow bright empty "
-    "friendly hungry thick young purple frozen gentle clever rough".split(),
-    "thing": "table garden window bridge mountain letter bottle engine orange picture chair river pocket camera bread "
-    "village mirror blanket jacket hammer ticket island pencil market horse vegetable treasure measure".split(),
+    "adjective": _words(
+        "red old quiet heavy small yellow broken warm pretty strange wooden cheap famous narrow bright empty friendly "
+        "hungry thick young purple frozen gentle clever rough"
+    ),
+    "thing": _words(
+        "table garden window bridge mountain letter bottle engine orange picture chair river pocket camera bread "
+        "village mirror blanket jacket hammer ticket island pencil market horse vegetable treasure measure"
+    ),
     "person": ["My brother", "The teacher", "Her mother", "The doctor", "A young boy", "Their neighbor", "The captain",
                "Your uncle", "That woman", "The farmer", "Everybody", "Nobody"],
     "who": ["my brother", "the teacher", "her mother", "the doctor", "anyone", "their neighbor", "your uncle"],

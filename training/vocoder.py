@@ -1,4 +1,4 @@
-"""Training of the vocoder: mel in, the voice's waveform out, judged by spectra at several resolutions (no adversary)."""
+"""Training of the vocoder: mel in, the voice's waveform out; the loss compares spectra at several resolutions."""
 
 from __future__ import annotations
 

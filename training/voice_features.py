@@ -1,7 +1,7 @@
 """What the voice networks train on, computed once from the recordings: two log-mels and a phone for every 20 ms.
 
-Every clip is padded with silence to whole 12.5 Hz frames, so that L frames are 8 L frames of 100 Hz log-mel, 4 L frames of
-50 Hz mel and 4 L phones.
+Every clip is padded with silence to whole 12.5 Hz frames, so that L frames are 8 L frames of 100 Hz log-mel, 4 L frames
+of 50 Hz mel and 4 L phones.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from training.voice_data import SAMPLE_RATE_HZ, VoiceClip, load_audio, load_clip
 FRAME_SAMPLES = 1280
 LOG_MEL_PER_FRAME = 8
 MEL_PER_FRAME = 4
-PHONES = tuple(
-    "pau aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z zh".split()
-)
+PHONES = (
+    "pau", "aa", "ae", "ah", "ao", "aw", "ax", "ay", "b", "ch", "d", "dh", "eh", "er", "ey", "f", "g", "hh", "ih", "iy",
+    "jh", "k", "l", "m", "n", "ng", "ow", "oy", "p", "r", "s", "sh", "t", "th", "uh", "uw", "v", "w", "y", "z", "zh",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

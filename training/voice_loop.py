@@ -1,4 +1,4 @@
-"""What training of codec, flow decoder and vocoder share: a schedule in minutes, averaged weights, resumable checkpoints."""
+"""What the voice networks' trainings share: a schedule in minutes, averaged weights, resumable checkpoints."""
 
 from __future__ import annotations
 
