@@ -48,6 +48,10 @@ def prepare_offer(text: str) -> str:
         raise BadOffer(f"the offer has {len(audio)} audio lines; a call takes exactly one")
     if not any(codec.mimeType.lower() == "audio/opus" for codec in audio[0].rtp.codecs):
         raise BadOffer("the offer's audio line does not list opus/48000/2, the only codec of a call")
+    mids = {media.rtp.muxId for media in description.media}
+    for group in description.group:
+        if group.semantic == "BUNDLE" and not mids.issuperset(map(str, group.items)):
+            raise BadOffer("the offer bundles media lines that it does not have")
     return _MDNS.sub("", text)
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
-from av.audio.stream import AudioStream
 from av.packet import Packet
+from av.stream import Stream
 
 from agent.rtc.jitter import RTP_CLOCK_HZ
 from agent.rtc.opus import FRAME_MS, FRAME_SAMPLES, OpusEncoder
@@ -39,7 +39,7 @@ class SpeakerTrack(MediaStreamTrack):
         self._due_s: float | None = None
         self._ticks = 0
 
-    async def recv(self) -> Packet[AudioStream]:
+    async def recv(self) -> Packet[Stream]:
         if self.readyState != "live":
             raise MediaStreamError
         now_s = self._clock()

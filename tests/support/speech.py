@@ -1,0 +1,25 @@
+"""Recorded human speech for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+ORDER = Path(__file__).parent.parent / "clients" / "data" / "order.opus"
+
+
+def order(rate_hz: int, *, before_s: float = 0.0, after_s: float = 0.0) -> np.ndarray:
+    """A spoken coffee order between two silences; s16 mono [samples]."""
+    samples, recorded_hz = soundfile.read(ORDER, dtype="float32")
+    resampled = soxr.resample(samples, recorded_hz, rate_hz)
+    padded = np.pad(resampled, (int(before_s * rate_hz), int(after_s * rate_hz)))
+    return (np.clip(padded, -1, 1) * 32767).astype("<i2")
+
+
+def order_file(path: Path, *, before_s: float, after_s: float, rate_hz: int = 48_000) -> Path:
+    """The same as a WAV file, for a browser's fake microphone."""
+    soundfile.write(path, order(rate_hz, before_s=before_s, after_s=after_s), rate_hz, subtype="PCM_16")
+    return path
