@@ -129,6 +129,9 @@ class SpeechModel(Protocol):
 
     def respond(self, question: Question) -> Speaker: ...
 
+    def repetition(self, sentence: str) -> str:
+        """The written request that makes the model say just this sentence."""
+
 
 UNIT_SAMPLES = 5120
 """The most audio one unit of listening takes in: 320 ms at 16 kHz."""

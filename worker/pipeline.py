@@ -16,7 +16,7 @@ from torch import Tensor
 from agent.wire import ContextItem, ResponseStats, TokenSpan
 from models.flexislm import FlexiSLM
 from models.generation import Answer, AnswerOptions, Runner, Step
-from models.prompts import PastTurn, Prompt, chat_prompt
+from models.prompts import PastTurn, Prompt, chat_prompt, repeat_request
 from models.tokenizer import TextTokenizer
 from worker.hearing import Ear, Hearing
 from worker.parts import (
@@ -97,6 +97,9 @@ class Pipeline:
         if isinstance(utterance, Utterance) and spoken:
             return Reply(self, utterance.prefill, prompt, utterance, options)
         return Reply(self, self.new_prefill(question.output_hz), prompt, None, options)
+
+    def repetition(self, sentence: str) -> str:
+        return repeat_request(sentence, self.networks.slm.config.agogic.prompts)
 
     def new_prefill(self, output_hz: float) -> Prefill:
         return Prefill(self.runner, self.networks.tokenizer, self.pool, output_hz)

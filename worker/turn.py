@@ -11,6 +11,9 @@ import numpy as np
 from agent.wire import INPUT_SAMPLE_RATE, ContextItem, ResponseStats, TokenSpan, WordSpan
 from worker.parts import UNIT_SAMPLES, Conversation, Encoded, Finished, Pcm, Question, Sound, SpeechModel, TextPiece
 
+PIECE_SAMPLES = 320
+"""Audio is fed in pieces of 20 ms, as a call brings it."""
+
 
 @dataclass(frozen=True, slots=True)
 class TurnSettings:
@@ -63,14 +66,14 @@ def ask_by_voice(model: SpeechModel, question: Pcm, settings: TurnSettings) -> T
     with stopwatch:
         conversation = Conversation(settings.instructions, settings.history)
         listener = model.listen(conversation, settings.input_hz, settings.output_hz)
-    start = time.perf_counter()
-    for at in range(0, len(question), UNIT_SAMPLES):
-        piece = question[at : at + UNIT_SAMPLES]
+    start = ended = time.perf_counter()
+    for at in range(0, len(question), PIECE_SAMPLES):
+        piece = question[at : at + PIECE_SAMPLES]
         if settings.realtime:
             time.sleep(max(0.0, start + (at + len(piece)) / INPUT_SAMPLE_RATE - time.perf_counter()))
+        ended = time.perf_counter()
         with stopwatch:
             listener.feed(piece)
-    ended = time.perf_counter()
     with stopwatch:
         encoded = listener.finish()
     context = (*settings.history, ContextItem("user", listener.transcript, 0))
@@ -96,6 +99,11 @@ def ask_by_text(model: SpeechModel, question: str, settings: TurnSettings) -> Tu
         settings.max_output_tokens,
     )
     return _answer(model, asked, question, None, time.perf_counter(), _Stopwatch())
+
+
+def speak_text(model: SpeechModel, sentence: str, settings: TurnSettings) -> tuple[Pcm, int]:
+    """The sentence in the model's voice, and the sample rate."""
+    return ask_by_text(model, model.repetition(sentence), settings).pcm, model.output_sample_rate
 
 
 def write_down(model: SpeechModel, question: Pcm, settings: TurnSettings) -> Turn:

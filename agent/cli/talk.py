@@ -16,17 +16,19 @@ Rate = Annotated[float, typer.Option(min=MIN_RATE_HZ, max=MAX_RATE_HZ)]
 
 
 class Task(StrEnum):
-    """s = speech, t = text, in and out; asr writes down what is said."""
+    """s = speech, t = text, in and out; asr writes down what is said, tts says what is
+    written."""
 
     S2S = "s2s"
     S2T = "s2t"
     T2S = "t2s"
     T2T = "t2t"
     ASR = "asr"
+    TTS = "tts"
 
 
 def talk(
-    question: Annotated[str, typer.Argument(help="audio file (WAV, FLAC, Opus); the text itself for t2s and t2t")],
+    question: Annotated[str, typer.Argument(help="audio file (WAV, FLAC, Opus); the text itself for t2s, t2t, tts")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="where the spoken answer goes (WAV)")] = None,
     model: Annotated[str, typer.Option(help="'embedded' or a checkpoint directory")] = "embedded",
     task: Annotated[Task, typer.Option(help="what goes in and what comes out")] = Task.S2S,
@@ -41,20 +43,19 @@ def talk(
     from worker.threads import limit_threads
 
     limit_threads(threads)
-    from worker.loading import ModelError, load_model
-
     from worker.audio_files import AudioFileError, read_question, write_reply
+    from worker.loading import ModelError, load_model
     from worker.parts import RequestError
     from worker.turn import TurnSettings, ask_by_text, ask_by_voice, report, write_down
 
-    speech = task in (Task.S2S, Task.T2S)
+    speech = task in (Task.S2S, Task.T2S, Task.TTS)
     settings = TurnSettings(input_rate, output_rate, instructions, speech=speech, realtime=realtime)
     try:
         spoken = task in (Task.S2S, Task.S2T, Task.ASR)
         pcm = read_question(Path(question)) if spoken else None
         loaded = load_model(model)
         if pcm is None:
-            turn = ask_by_text(loaded, question, settings)
+            turn = ask_by_text(loaded, loaded.repetition(question) if task is Task.TTS else question, settings)
         elif task is Task.ASR:
             turn = write_down(loaded, pcm, settings)
         else:

@@ -101,6 +101,9 @@ class ScriptedModel:
             raise RequestError("bad_rate", f"{input_hz} Hz is out of range: 4 to 12.5 Hz")
         return ScriptedListener(conversation, input_hz)
 
+    def repetition(self, sentence: str) -> str:
+        return sentence
+
     def respond(self, question: Question) -> ScriptedSpeaker:
         self.questions.append(question)
         text = question.conversation.items[-1].text

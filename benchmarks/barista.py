@@ -1,0 +1,76 @@
+"""`agogic eval barista`: recorded orders in, answers out; a clip counts if the answer restates every slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from training.features import held_out
+from training.world import Order, parse_order
+from worker.audio_files import read_question
+from worker.parts import SpeechModel
+from worker.turn import TurnSettings, ask_by_voice
+
+Progress = Callable[[int, int], None]
+
+
+class LabelsError(Exception):
+    """Labels or clips cannot be used; the message says what to do."""
+
+
+class _Label(msgspec.Struct, frozen=True):
+    intent: str
+    slots: Order
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    path: Path
+    slots: Order
+
+
+def read_clips(folder: Path, labels: Path, only_held_out: bool) -> list[Clip]:
+    """Every labelled clip that is there, as .opus, .flac or .wav. Raises LabelsError."""
+    try:
+        table = msgspec.json.decode(labels.read_bytes(), type=dict[str, _Label])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise LabelsError(f"{labels} is no table of labels ({error}); give the labels.json of the clips") from error
+    clips = []
+    for name, label in sorted(table.items()):
+        stem = folder / Path(name).stem
+        path = next((p for p in (stem.with_suffix(s) for s in (".opus", ".flac", ".wav")) if p.is_file()), None)
+        if path is not None and not (only_held_out and not held_out(name)):
+            clips.append(Clip(path, label.slots))
+    if not clips:
+        raise LabelsError(f"none of the {len(table)} labelled clips is in {folder}; give the folder of the recordings")
+    return clips
+
+
+def run(model: SpeechModel, clips: list[Clip], input_hz: float, progress: Progress | None = None) -> dict[str, object]:
+    """Summary and, under `rejected`, what was understood instead."""
+    accepted, frames, groups, rejected = 0, 0, 0, []
+    settings = TurnSettings(input_hz=input_hz, speech=False)
+    for number, clip in enumerate(clips, 1):
+        turn = ask_by_voice(model, read_question(clip.path), settings)
+        understood = parse_order(turn.text)
+        if understood == clip.slots:
+            accepted += 1
+        else:
+            wanted = dict(clip.slots)
+            rejected.append({"clip": clip.path.stem, "wanted": wanted, "heard": turn.transcript, "answer": turn.text})
+        if turn.encoded is not None:
+            frames += turn.encoded.frames
+            groups += turn.encoded.groups
+        if progress is not None:
+            progress(number, len(clips))
+    return {
+        "clips": len(clips),
+        "accepted": accepted,
+        "acceptance_rate": round(accepted / len(clips), 4),
+        "requested_input_hz": input_hz,
+        "realised_input_hz": round(25.0 * groups / frames, 3) if frames else 0.0,
+        "rejected": rejected,
+    }
