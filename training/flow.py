@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from streaming.flow import FlowConfig, Voicebox
-from streaming.voice_files import load_codec, save_network
+from streaming.voice_files import load_codec, load_flow, save_network
 from training.codec import mel_loss, phone_loss
 from training.toml_config import load_config
 from training.voice_codes import RATES_HZ, CodeStore, load_codes, pad_codes
@@ -140,7 +140,31 @@ def train(config: FlowTrainingConfig) -> Voicebox:
     return trainer.voicebox.eval()
 
 
+@torch.no_grad()
+def write_decoded_mel(voicebox: Voicebox, voice: VoiceSet, stores: dict[float, CodeStore], path: Path) -> None:
+    """A file like mel.npy in which every clip was decoded from its codes at a random rate: the vocoder learns from it."""
+    rng = np.random.default_rng(9)
+    decoded = np.lib.format.open_memmap(path, "w+", np.float16, voice.mel.shape)
+    every = sorted(range(len(voice.clips)), key=lambda index: voice.frames[index])
+    for first in range(0, len(every), 24):
+        part = every[first : first + 24]
+        rate_hz = float(rng.choice(RATES_HZ, p=(0.4, 0.15, 0.15, 0.15, 0.15)))
+        codes, durations = pad_codes([stores[rate_hz].clip(index) for index in part])
+        with torch.autocast("cpu", torch.bfloat16):
+            condition = voicebox.condition(codes, durations)
+        noise = 0.5 * torch.randn(len(part), condition.shape[1], 128)
+        real = torch.arange(condition.shape[1]) < durations.sum(1, keepdim=True) * MEL_PER_FRAME
+        mel = voicebox.solve(condition.float(), noise, steps=2, real=real)
+        for row, index in enumerate(part):
+            at, frames = int(voice.first_frame[index]) * MEL_PER_FRAME, int(voice.frames[index]) * MEL_PER_FRAME
+            decoded[at : at + frames] = mel[row, :frames].numpy()
+    decoded.flush()
+
+
 def main(config_path: Path) -> None:
     config = load_config(config_path, FlowTrainingConfig)
     save_network(train(config), config.flow, Path(config.weights))
+    voice = load(Path(config.voice))
+    stores = {rate_hz: load_codes(Path(config.voice), rate_hz) for rate_hz in RATES_HZ}
+    write_decoded_mel(load_flow(Path(config.weights)), voice, stores, Path(config.voice) / "mel_decoded.npy")
     print(f"wrote {config.weights}", flush=True)

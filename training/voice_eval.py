@@ -1,7 +1,7 @@
 """How well the voice can be understood: an outside recogniser on replies that were never trained on.
 
-Rows of `parts`: the source voice itself, the vocoder on true mels, and true codes of the source at several rates through
-flow decoder and vocoder. `run` adds what counts: the replies spoken from their text alone.
+Rows of `parts`: the source voice itself, the vocoder on true mels, and true codes of the source at several rates
+through flow decoder and vocoder. `run` adds what counts: the replies spoken from their text alone.
 """
 
 from __future__ import annotations
