@@ -2,8 +2,8 @@
 
 16 kHz log-mel -> 12.5 Hz features -> neighbours merged to a rate -> one vector per group (query aggregator) ->
 ConvNeXt -> FSQ code. The way back (codes -> vectors) is here too; sound comes from the flow decoder. Modules and keys
-of the branch are FlexiCodec's; only the feature encoder differs, and convnext_decoder has no block with context, so that
-a code's vector does not depend on its neighbours.
+of the branch are FlexiCodec's; only the feature encoder differs, and convnext_decoder has no block with context, so
+that a code's vector does not depend on its neighbours.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def train(config: FlowTrainingConfig) -> Voicebox:
 
 @torch.no_grad()
 def write_decoded_mel(voicebox: Voicebox, voice: VoiceSet, stores: dict[float, CodeStore], path: Path) -> None:
-    """A file like mel.npy in which every clip was decoded from its codes at a random rate: the vocoder learns from it."""
+    """A file like mel.npy, each clip decoded from its codes at a random rate: the vocoder learns from it."""
     rng = np.random.default_rng(9)
     decoded = np.lib.format.open_memmap(path, "w+", np.float16, voice.mel.shape)
     every = sorted(range(len(voice.clips)), key=lambda index: voice.frames[index])

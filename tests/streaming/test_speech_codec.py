@@ -59,7 +59,7 @@ def test_a_vector_of_a_code_is_what_the_encoder_passed_on(codec: SpeechCodec) ->
         vectors, codes = codec.quantise(features, durations)
         torch.testing.assert_close(codec.vectors(codes), vectors)
     assert codes.unique().numel() > 1
-    assert 0 <= int(codes.min()) and int(codes.max()) < 200
+    assert int(codes.min()) >= 0 and int(codes.max()) < 200
 
 
 def test_a_batch_codes_each_utterance_as_if_alone(codec: SpeechCodec) -> None:
