@@ -38,25 +38,32 @@ def encode(samples: Samples, encoding: Encoding) -> bytes:
 
 
 class Resampler:
-    """Carries filter state over chunks, so chunk borders are inaudible; `flush` ends the stream."""
+    """Carries filter state over chunks, so chunk borders are inaudible; `flush` ends the stream.
+
+    Works in float32, because soxr adds random dither to 16-bit output: the same input must give the same samples.
+    """
 
     def __init__(self, from_hz: int, to_hz: int) -> None:
         self.from_hz = from_hz
         self.to_hz = to_hz
-        self._stream = None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, 1, dtype="int16", quality="MQ")
+        self._stream = None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="MQ")
 
     def push(self, samples: Samples) -> Samples:
         if self._stream is None:
             return samples
-        return np.asarray(self._stream.resample_chunk(samples), dtype=np.int16)
+        return _rounded(self._stream.resample_chunk(samples.astype(np.float32)))
 
     def flush(self) -> Samples:
         """The tail that the filter still holds; afterwards the resampler starts a new stream."""
         if self._stream is None:
             return np.zeros(0, np.int16)
-        tail = np.asarray(self._stream.resample_chunk(np.zeros(0, np.int16), last=True), dtype=np.int16)
+        tail = _rounded(self._stream.resample_chunk(np.zeros(0, np.float32), last=True))
         self._stream.clear()
         return tail
+
+
+def _rounded(values: npt.NDArray[np.float32]) -> Samples:
+    return np.clip(np.rint(values), -32768, 32767).astype(np.int16)
 
 
 def _mulaw_decode_table() -> Samples:

@@ -90,7 +90,7 @@ class ResponseCancel(ClientEvent, frozen=True, kw_only=True):
 
 
 class _Envelope(msgspec.Struct, frozen=True):
-    type: str
+    type: str = ""
     event_id: EventId | None = None
 
 
@@ -121,6 +121,10 @@ def decode_client_event(data: str | bytes) -> ClientEvent:
         raise from_validation(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("invalid_event", f"The message is not valid JSON: {error}.") from error
+    if not envelope.type:
+        raise ProtocolError(
+            "missing_required_parameter", "Missing required parameter: 'type'.", param="type", event_id=envelope.event_id
+        )
     decoder = _DECODERS.get(envelope.type)
     if decoder is None:
         raise ProtocolError(

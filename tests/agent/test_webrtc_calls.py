@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import aiohttp
@@ -39,8 +39,7 @@ async def pool() -> AsyncIterator[WorkerPool]:
     command = [sys.executable, "-m", "tests.support.fake_worker", "--slots", "3"]
     pool = WorkerPool(command, 1, 30.0)
     running = asyncio.create_task(pool.run())
-    while not pool.ready:
-        await asyncio.sleep(0.05)
+    await until(lambda: pool.ready)
     yield pool
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -90,9 +89,16 @@ async def post(
 
 
 async def settled(server: Server, calls: int = 0) -> None:
-    async with asyncio.timeout(10):
-        while len(server.service.calls) != calls or server.service.session_count != calls:
-            await asyncio.sleep(0.05)
+    """Waits until so many calls are left, with their sessions."""
+    await until(lambda: len(server.service.calls) == server.service.session_count == calls)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    for _ in range(300):
+        if true():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not come true within 15 s")
 
 
 # --- a conversation ---
