@@ -47,7 +47,7 @@ class Ear:
 
     def __init__(self, encoder: BlockCausalEncoder, merger: CausalMerger, spelling: Spelling) -> None:
         self._mel = SpeechMel(encoder.config.mel_bins)
-        self._encoder = encoder
+        self.encoder = encoder
         self._merger = merger
         self._spelling = spelling
         self._blank = encoder.config.pieces - 1
@@ -57,8 +57,8 @@ class Ear:
         if previous is not None:
             merger = self._merger.next_utterance(previous.merger)
         else:
-            merger = self._merger.initial_state(self._encoder.config.hidden_size)
-        return Hearing(self._mel.initial_state(1), self._encoder.initial_state(1), merger)
+            merger = self._merger.initial_state(self.encoder.config.hidden_size)
+        return Hearing(self._mel.initial_state(1), self.encoder.initial_state(1), merger)
 
     def transcript(self, hearing: Hearing) -> str:
         return self._spelling(list(hearing.path))
@@ -66,7 +66,7 @@ class Ear:
     def hear(self, pcm: Pcm, hearing: Hearing, target_hz: float) -> tuple[Tensor, Hearing]:
         """Takes samples [n]; gives the embeddings [groups, H] that became final and the new state."""
         mel, mel_state = self._mel.step(torch.from_numpy(pcm)[None], hearing.mel)
-        encoded, encoder_state = self._encoder.step_heads(mel, hearing.encoder)
+        encoded, encoder_state = self.encoder.step_heads(mel, hearing.encoder)
         merged, merger_state = self._merger.step(encoded.frames[0], hearing.merger, target_hz)
         heard = replace(hearing, mel=mel_state, encoder=encoder_state, merger=merger_state)
         heard = replace(heard, samples=hearing.samples + len(pcm))
@@ -75,9 +75,9 @@ class Ear:
     def finish(self, hearing: Hearing, target_hz: float) -> tuple[Tensor, Hearing]:
         """Closes the open block and group, as if the utterance ended here."""
         mel, mel_state = self._mel.flush(hearing.mel)
-        encoded, encoder_state = self._encoder.step_heads(mel, hearing.encoder)
+        encoded, encoder_state = self.encoder.step_heads(mel, hearing.encoder)
         heard = self._account(hearing, encoded, None)
-        tail, encoder_state = self._encoder.flush_heads(encoder_state)
+        tail, encoder_state = self.encoder.flush_heads(encoder_state)
         heard = self._account(heard, tail, None)
         frames = torch.cat((encoded.frames[0], tail.frames[0]))
         merged, merger_state = self._merger.step(frames, hearing.merger, target_hz)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 from pathlib import Path
 
 import msgspec
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import models
+from models.checkpoint import official_key
 from models.config import parse_config
 from models.flexislm import FlexiSLM
+from models.packing import save_packed
 from models.tokenizer import TextTokenizer
 from streaming.causal_merger import CausalMerger
 from streaming.encoder import BlockCausalEncoder, EncoderConfig
@@ -20,6 +24,7 @@ from streaming.flow_decoder import FlowDecoder, FlowDials
 from streaming.rate_control import RateController
 from streaming.unmerge import UnmergeConfig
 from streaming.vocos import Vocos, VocosConfig
+from streaming.voice_files import save_network
 from worker.hearing import Ear
 from worker.pipeline import Networks, Pipeline
 from worker.voice import Voice
@@ -81,6 +86,23 @@ def networks(seed: int = 0) -> Networks:
     vocoder = _awake(Vocos(VocosConfig(dim=WIDTH, hidden=64, num_layers=2, causal=True, look_ahead_frames=2)))
     ear = Ear(encoder, merger, lambda path: tokenizer.decode(path).strip())
     return Networks("tiny", slm, tokenizer, ear, Voice(decoder, vocoder), uniform=None)
+
+
+def save(directory: Path) -> Path:
+    """The tiny networks as a model directory, laid out like `models/embedded`."""
+    parts = networks()
+    directory.mkdir(parents=True, exist_ok=True)
+    encoder, voice = parts.ear.encoder, parts.voice
+    config = {**CONFIG, "agogic": {**CONFIG["agogic"], "encoder": msgspec.to_builtins(encoder.config)}}
+    (directory / "config.json").write_bytes(msgspec.json.encode(config))
+    shutil.copy(Path(models.__file__).parent / "embedded" / "tokenizer.json", directory)
+    state = {official_key(name): value for name, value in parts.slm.state_dict().items()}
+    del state["lm_head.weight"]  # tied
+    save_file({name: value.contiguous() for name, value in state.items()}, directory / "model.safetensors")
+    save_packed(encoder.state_dict(), directory / "encoder.safetensors")
+    save_network(voice.flow.voicebox, voice.flow.voicebox.config, directory / "flow.safetensors")
+    save_network(voice.vocoder, voice.vocoder.config, directory / "vocoder.safetensors")
+    return directory
 
 
 def pipeline(sessions: int = 2) -> Pipeline:

@@ -1,0 +1,99 @@
+"""`agogic bench`: what the README claims, measured."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import msgspec
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Measure speed and exactness.")
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+Model = Annotated[str, typer.Option(help="'embedded' or a checkpoint directory")]
+Threads = Annotated[int, typer.Option(min=1, help="torch threads")]
+Clips = Annotated[Path, typer.Option(help="folder of recorded questions")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+@app.command()
+def turn(
+    clips: Clips = CHECKOUT / "tests" / "speech",
+    input_rate: Annotated[float, typer.Option(min=4.0, max=12.5)] = 12.5,
+    output_rate: Annotated[float, typer.Option(min=4.0, max=12.5)] = 12.5,
+    repeat: Annotated[int, typer.Option(min=1, help="turns per clip")] = 2,
+    realtime: Annotated[bool, typer.Option(help="feed the questions at the speed they were spoken")] = False,
+    model: Model = "embedded",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """How soon after a question its answer is heard, and what a turn costs."""
+    from worker.threads import limit_threads
+
+    limit_threads(threads)
+    from benchmarks import turn as benchmark
+    from worker.audio_files import AudioFileError
+    from worker.loading import ModelError, load_model
+    from worker.turn import TurnSettings
+
+    try:
+        files = _recordings(clips)
+        settings = TurnSettings(input_rate, output_rate, realtime=realtime)
+        report = benchmark.run(load_model(model), files, settings, repeat, None if json else _progress)
+    except (AudioFileError, ModelError) as error:
+        _fail(error)
+    _print({**report, "threads": threads}, json)
+
+
+@app.command()
+def start(model: Model = "embedded", json: Json = False) -> None:
+    """How long a fresh service takes to be ready, and what it holds in memory."""
+    from benchmarks import start as benchmark
+
+    try:
+        report = benchmark.run(model)
+    except benchmark.StartError as error:
+        _fail(error)
+    _print(report, json)
+
+
+@app.command()
+def golden(
+    golden: Annotated[Path, typer.Option(help="folder with flexislm and flexicodec")] = CHECKOUT / "tests" / "golden",
+    json: Json = False,
+) -> None:
+    """Our networks against recorded inputs and outputs of the originals."""
+    from benchmarks import golden as benchmark
+
+    try:
+        report = benchmark.run(golden)
+    except FileNotFoundError as error:
+        _fail(error)
+    _print(report, json)
+
+
+def _recordings(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".wav", ".flac", ".opus", ".ogg"))
+    if not files:
+        _fail(FileNotFoundError(f"{folder} holds no recordings; give a folder of WAV, FLAC or Opus files"))
+    return files
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"agogic bench: {error}", file=sys.stderr)
+    raise typer.Exit(2) from error
+
+
+def _progress(done: int, total: int) -> None:
+    print(f"\r{done} of {total} turns", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+def _print(report: dict[str, object], json: bool) -> None:
+    if json:
+        print(msgspec.json.encode(report).decode())
+        return
+    for name, value in report.items():
+        print(f"{name:28} {value}")
