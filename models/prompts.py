@@ -49,10 +49,7 @@ class PastTurn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`before` and `after` the audio.
-
-    With `audio`, `before` ends and `after` begins with a mark that is a learnt vector.
-    """
+    """Text around the audio; with `audio`, `before` ends and `after` begins with a mark that is a learnt vector."""
 
     before: str
     after: str
@@ -69,10 +66,7 @@ def chat_prompt(
     instructions: str = "",
     prompts: Prompts | None = None,
 ) -> Prompt:
-    """Prompt for one answer.
-
-    Spoken (`speech`) or written only, to `user_text` and, with `audio`, the sound behind it.
-    """
+    """Prompt for one answer, spoken (`speech`) or written, to `user_text` and, with `audio`, the sound behind it."""
     prompts = prompts or Prompts()
     if audio and not speech and prompts.asks_transcript in user_text:
         system = prompts.transcribe

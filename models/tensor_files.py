@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.errors import CheckpointError
+from models.packing import SCALE_SUFFIX, unpack
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -38,7 +39,8 @@ class TensorFiles:
 
     @property
     def keys(self) -> set[str]:
-        return set(self._file)
+        """All but the row scales, which belong to the packed matrices beside them."""
+        return set(self._file) - {key + SCALE_SUFFIX for key in self._file}
 
     def path(self, key: str) -> Path:
         return self._file[key]
@@ -48,7 +50,11 @@ class TensorFiles:
             return tuple(tensors.get_slice(key).get_shape())
 
     def read(self, key: str) -> Tensor:
-        """The tensor as stored; on the CPU it is mapped from the file."""
+        """The tensor as stored, mapped from the file on the CPU; float32 where it is packed (models/packing.py)."""
+        tensor, scale = self._read(key), key + SCALE_SUFFIX
+        return unpack({key: tensor, scale: self._read(scale)})[key] if scale in self._file else tensor
+
+    def _read(self, key: str) -> Tensor:
         with _open(self._file[key]) as tensors:
             tensor: Tensor = tensors.get_tensor(key)
         return tensor

@@ -1,0 +1,206 @@
+"""The generation loop beyond the recorded runs: incremental prompts, roll-back, answers side by side, alignment."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from models.checkpoint import load_flexislm
+from models.flexislm import FlexiSLM
+from models.generation import AnswerOptions, Runner, Step
+from models.prompts import PastTurn, Prompts, chat_prompt, repeat_request
+from models.tokenizer import TextTokenizer
+from tests.support.golden import golden_dirs
+
+FOLDER: Path = golden_dirs("flexislm")[0]
+TOKENIZER = TextTokenizer.load(FOLDER / "tokenizer")
+
+
+@pytest.fixture(scope="module", params=["stage2", "stage3"])
+def model(request: pytest.FixtureRequest) -> FlexiSLM:
+    return load_flexislm(FOLDER / request.param, dtype=torch.float32)
+
+
+def prompt(model: FlexiSLM, text: str = "Tell me a joke.") -> Tensor:
+    with torch.inference_mode():
+        parts = chat_prompt(text, audio=False, speech=True)
+        return torch.cat((model.embed_before(parts, TOKENIZER), model.embed_after(parts, TOKENIZER)))
+
+
+def finish(runner: Runner, slot: int, options: AnswerOptions) -> list[Step]:
+    answer = runner.start(slot, options)
+    steps: list[Step] = []
+    while not answer.ended:
+        steps += runner.step([answer])
+    return steps
+
+
+def tokens(steps: list[Step]) -> list[tuple[object, ...]]:
+    return [(step.text_token, step.speech_token, step.length, step.spoken, step.ended) for step in steps]
+
+
+def options(output_hz: float = 8.0, seed: int | None = None, **changes: object) -> AnswerOptions:
+    uniform = None if seed is None else random.Random(seed).random
+    return dataclasses.replace(AnswerOptions(output_hz, uniform=uniform, max_steps=25), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def runner(model: FlexiSLM) -> Runner:
+    return Runner(model, TOKENIZER.special, slots=4, max_positions=512)
+
+
+def test_a_prompt_in_pieces_is_the_prompt_in_one(model: FlexiSLM, runner: Runner) -> None:
+    whole = prompt(model)
+    runner.extend(0, whole)
+    for piece in whole.split([7, 1, 30, len(whole) - 38]):
+        runner.extend(1, piece, output_hz=8.0)
+    assert tokens(finish(runner, 0, options())) == tokens(finish(runner, 1, options()))
+
+
+def test_rolling_back_to_a_mark_forgets_prompt_and_answer(model: FlexiSLM, runner: Runner) -> None:
+    whole = prompt(model)
+    runner.extend(0, whole)
+    expected = tokens(finish(runner, 0, options()))
+    runner.extend(1, whole[:20], output_hz=8.0)
+    mark = runner.positions(1)
+    runner.extend(1, torch.randn(9, 64), output_hz=8.0)
+    finish(runner, 1, options(max_steps=4))
+    runner.rewind(1, mark)
+    runner.extend(1, whole[20:], output_hz=8.0)
+    assert tokens(finish(runner, 1, options())) == expected
+    assert tokens(finish(runner, 1, options())) == expected, "an answer must leave the prompt as it was"
+
+
+def test_another_rate_at_the_start_refills_only_the_talker(model: FlexiSLM, runner: Runner) -> None:
+    whole = prompt(model)
+    runner.extend(0, whole, output_hz=12.5)
+    runner.extend(1, whole, output_hz=6.25)
+    assert tokens(finish(runner, 0, options(6.25))) == tokens(finish(runner, 1, options(6.25)))
+
+
+def test_answers_side_by_side_are_answers_alone(model: FlexiSLM, runner: Runner) -> None:
+    texts = ["Hello.", "What is said here? Say it again.", "One."]
+    kinds = [options(8.0, seed=3), options(6.25, speech=False, max_steps=9), options(12.5, seed=5)]
+    alone = []
+    for text, kind in zip(texts, kinds, strict=True):
+        runner.reset(0)
+        runner.extend(0, prompt(model, text))
+        alone.append(tokens(finish(runner, 0, kind)))
+    kinds = [options(8.0, seed=3), options(6.25, speech=False, max_steps=9), options(12.5, seed=5)]
+    slots = [2, 0, 3]
+    for slot, text in zip(slots, texts, strict=True):
+        runner.reset(slot)
+        runner.extend(slot, prompt(model, text))
+    answers = [runner.start(slot, kind) for slot, kind in zip(slots, kinds, strict=True)]
+    together: list[list[Step]] = [[], [], []]
+    while any(not answer.ended for answer in answers):
+        going = [index for index, answer in enumerate(answers) if not answer.ended]
+        for index, step in zip(going, runner.step([answers[index] for index in going]), strict=True):
+            together[index].append(step)
+    assert [tokens(steps) for steps in together] == alone
+
+
+def test_stage2_text_does_not_depend_on_speech() -> None:
+    model = load_flexislm(FOLDER / "stage2", dtype=torch.float32)
+    runner = Runner(model, TOKENIZER.special, slots=1, max_positions=512)
+    runner.extend(0, prompt(model))
+    spoken = [step.text_token for step in finish(runner, 0, options(seed=1)) if step.text_token is not None]
+    written = [step.text_token for step in finish(runner, 0, options(speech=False))]
+    shorter = min(len(spoken), len(written))
+    assert shorter > 5 and spoken[:shorter] == written[:shorter]
+
+
+def test_steps_equal_one_pass_over_the_whole_sequence(model: FlexiSLM, runner: Runner) -> None:
+    """Teacher forcing as in training: all positions at once, with the conditions the loop used."""
+    whole = prompt(model)
+    runner.extend(0, whole)
+    answer = runner.start(0, options(8.0, seed=2))
+    text_hidden, speech_hidden, steps = [], [], []
+    while not answer.ended:
+        assert answer.talker_hidden is not None
+        text_hidden.append(answer.thinker_hidden)
+        speech_hidden.append(answer.talker_hidden)
+        steps += runner.step([answer])
+    fed = steps[:-1]
+    with torch.inference_mode():
+        talker, rate = model.talker_model, model.frame_rate(8.0)
+        text = model.embed_ids([step.text_token or 0 for step in fed])
+        ended = torch.tensor([step.text_token is None for step in fed])
+        text[ended] = 0.0
+        audio = talker.audio_emb(torch.tensor([step.speech_token for step in fed]))
+        length = talker.length_emb(torch.tensor([step.length for step in fed]))
+        inputs = text
+        if model.config.thinker_hears_speech:
+            inputs = model.thinker.combine(text, audio, length, rate.expand_as(text))
+        sequence = torch.cat((whole, inputs))[None]
+        base = model.thinker(sequence)
+        blank = torch.zeros(1, len(whole), 64)
+        z = talker.condition(
+            base,
+            rate[None],
+            torch.cat((blank, audio[None]), 1),
+            torch.cat((blank, length[None]), 1),
+            sequence,
+            in_prompt=(torch.arange(sequence.shape[1]) < len(whole))[None],
+            text_ended=torch.cat((torch.zeros(len(whole), dtype=torch.bool), ended))[None],
+        )
+        hidden = talker(z)[0, len(whole) - 1 :]
+    torch.testing.assert_close(torch.stack(speech_hidden), hidden, rtol=1e-3, atol=1e-4)
+    running = sum(step.text_token is not None for step in steps)
+    expected = base[0, len(whole) - 1 :][:running]
+    torch.testing.assert_close(torch.stack(text_hidden)[:running], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_alignment_head_shows_which_text_a_speech_token_looks_at() -> None:
+    model = load_flexislm(FOLDER / "stage2", dtype=torch.float32)
+    agogic = msgspec.structs.replace(model.config.agogic, alignment_head=(1, 2))
+    model.config = msgspec.structs.replace(model.config, agogic=agogic)
+    runner = Runner(model, TOKENIZER.special, slots=1, max_positions=512)
+    runner.extend(0, prompt(model))
+    steps = finish(runner, 0, options(max_steps=6))
+    assert steps[0].alignment is None
+    for index, step in enumerate(steps[1:], start=1):
+        assert step.alignment is not None and step.alignment.shape == (index,)
+        assert 0 < float(step.alignment.sum()) <= 1.0 + 1e-6
+
+
+def test_seeded_sampling_repeats_itself_and_seeds_differ(model: FlexiSLM, runner: Runner) -> None:
+    runner.extend(0, prompt(model))
+    first, again, other = (tokens(finish(runner, 0, options(seed=seed))) for seed in (1, 1, 2))
+    assert first == again and first != other
+
+
+def test_history_enters_prompts_of_models_trained_with_it() -> None:
+    turns = [PastTurn("user", "A latte."), PastTurn("assistant", "Sure.")]
+    ours = chat_prompt(audio=True, speech=True, history=turns, prompts=Prompts(perceives="", history="all"))
+    assert ours.before == (
+        "<|im_start|>user\nA latte.<|im_end|>\n<|im_start|>assistant\nSure.<|im_end|>\n<|im_start|>user\n<|audio_bos|>"
+    )
+    last = chat_prompt(audio=True, speech=True, history=turns, prompts=Prompts(perceives="", history="last_answer"))
+    assert last.before == "<|im_start|>assistant\nSure.<|im_end|>\n<|im_start|>user\n<|audio_bos|>"
+    official = chat_prompt(audio=True, speech=True, history=turns)
+    assert "latte" not in official.before and official.before.startswith("<|im_start|>system\nYou are Qwen")
+
+
+def test_instructions_replace_the_system_message_where_the_model_follows_them() -> None:
+    assert "Be brief." in chat_prompt(audio=True, speech=True, instructions="Be brief.").before
+    deaf = Prompts(instructable=False)
+    assert "Be brief." not in chat_prompt(audio=True, speech=True, instructions="Be brief.", prompts=deaf).before
+
+
+def test_repeating_keeps_colons_out() -> None:
+    assert repeat_request("It is: noon").endswith("Just output the sentences: It is, noon")
+
+
+def test_text_comes_out_whole_characters_at_a_time() -> None:
+    stream = TOKENIZER.stream()
+    ids = TOKENIZER.encode("Grüße 👋<|im_end|>\n")
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) == "Grüße 👋\n"
+    assert not any("\ufffd" in piece for piece in pieces)
