@@ -1,4 +1,4 @@
-"""Calls, end to end within one process: a Python WebRTC peer against the service and a worker that answers with a tone."""
+"""Calls, end to end within one process: a Python WebRTC peer, the service, and a worker that answers with tones."""
 
 from __future__ import annotations
 

@@ -139,8 +139,9 @@ class Sound {
       this.#item = itemId;
       this.#sent = 0;
     }
-    this.player.port.postMessage({ item: itemId, start: this.#sent, samples }, [samples.buffer]);
-    this.#sent += samples.length;
+    const start = this.#sent;
+    this.#sent += samples.length; // before the buffer is handed over, which leaves nothing behind
+    this.player.port.postMessage({ item: itemId, start, samples }, [samples.buffer]);
     this.#playing = true;
   }
 
