@@ -20,8 +20,9 @@ class Thinker(nn.Module):
         self.config = config
         self.model = Qwen2Model(config)
         self.lm_head = nn.Linear(hidden, config.vocab_size, bias=False)
-        self.audio_start_embedding = nn.Parameter(torch.randn(hidden) * 0.02)
-        self.audio_end_embedding = nn.Parameter(torch.randn(hidden) * 0.02)
+        # Zeros: normal noise on the meta device would import torch's compiler, which takes seconds.
+        self.audio_start_embedding = nn.Parameter(torch.zeros(hidden))
+        self.audio_end_embedding = nn.Parameter(torch.zeros(hidden))
         self.combined_embed_proj = nn.Linear(4 * hidden, hidden, bias=False)
         with torch.no_grad():  # the text passes through, everything else starts silent
             self.combined_embed_proj.weight.copy_(torch.eye(hidden, 4 * hidden))

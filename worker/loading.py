@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import torch
+from torch import nn
 
 import models
 from models.checkpoint import load_flexislm, load_tokenizer
@@ -36,9 +39,22 @@ def load_model(spec: str, sessions: int = 1) -> Pipeline:
     if not directory.is_dir():
         raise ModelError(f"{spec} is no model: give 'embedded' or the directory of a checkpoint")
     try:
-        return Pipeline(_networks(directory, spec), sessions)
+        with _without_first_weights():
+            return Pipeline(_networks(directory, spec), sessions)
     except (CheckpointError, VoiceFileError) as error:
         raise ModelError(str(error)) from error
+
+
+@contextmanager
+def _without_first_weights() -> Iterator[None]:
+    """Embeddings are made without random numbers, which the checkpoint would overwrite: on the meta device drawing them
+    imports torch's compiler, 2 s and 100 MB of it."""
+    draw = nn.Embedding.reset_parameters
+    setattr(nn.Embedding, "reset_parameters", lambda table: None)  # noqa: B010 - a method, to the type checker
+    try:
+        yield
+    finally:
+        setattr(nn.Embedding, "reset_parameters", draw)  # noqa: B010
 
 
 def _networks(directory: Path, name: str) -> Networks:
