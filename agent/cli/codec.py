@@ -1,0 +1,135 @@
+"""`agogic codec`: speech to duration-tagged tokens and back, as files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import msgspec
+import typer
+
+if TYPE_CHECKING:
+    from models.code_file import CodeHeader
+    from models.coders import Coder
+
+MIN_RATE_HZ, MAX_RATE_HZ = 1.5625, 12.5
+
+app = typer.Typer(no_args_is_help=True, help="Encode and decode speech tokens.")
+
+Model = Annotated[str, typer.Option(help="'embedded', a directory with a codec, or a hub id")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a file of codes holds; `realised_hz` counts tokens per second."""
+
+    model: str
+    seconds: float
+    tokens: int
+    realised_hz: float
+    quantizers: int
+    bits_per_second: float
+    bytes: int
+
+
+@app.command()
+def encode(
+    sound: Annotated[Path, typer.Argument(help="audio file (WAV, FLAC, Opus), any rate")],
+    output: Annotated[Path, typer.Argument(help="where the codes go (.agc)")],
+    model: Model = "embedded",
+    rate: Annotated[float | None, typer.Option(min=MIN_RATE_HZ, max=MAX_RATE_HZ, help="tokens per second")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="merge neighbours whose similarity is above this")
+    ] = None,
+    quantizers: Annotated[
+        int | None, typer.Option(min=1, help="codes per token, the semantic one included; default 8 or all there are")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="a picture of the tokens over the spectrogram (PNG)")] = None,
+    json: Json = False,
+) -> None:
+    """Turn speech into codes."""
+    if rate is not None and threshold is not None:
+        raise typer.BadParameter("give --rate or --threshold, not both")
+    import numpy as np
+    import torch
+
+    from models.code_file import CodeFileError, write_codes
+    from models.coders import header_of
+    from models.token_picture import draw_tokens, write_png
+    from streaming.flexicodec import AudioTooShortError
+    from worker.audio_files import AudioFileError, read_question
+
+    coder = _load(model)
+    if quantizers is not None and quantizers > coder.max_quantizers:
+        _refuse(f"{coder.name} has {coder.max_quantizers} quantizers, not {quantizers}; give fewer")
+    try:
+        audio = read_question(sound)
+        target = rate if rate is not None else threshold
+        codes = coder.encode(torch.from_numpy(audio), target, quantizers or min(8, coder.max_quantizers))
+        header = header_of(coder, codes, len(audio))
+        write_codes(output, header, codes)
+        if plot is not None:
+            write_png(plot, draw_tokens(audio, np.asarray(codes.durations)))
+    except (AudioFileError, AudioTooShortError, CodeFileError) as error:
+        _refuse(str(error))
+    except OSError as error:
+        _refuse(f"cannot write {error.filename} ({error.strerror}); choose another place")
+    _show(header, output, json)
+
+
+@app.command()
+def decode(
+    codes_file: Annotated[Path, typer.Argument(metavar="CODES", help="a file that `codec encode` wrote")],
+    output: Annotated[Path, typer.Argument(help="where the sound goes (WAV)")],
+    model: Annotated[str | None, typer.Option(help="default: the model named in the file")] = None,
+    json: Json = False,
+) -> None:
+    """Turn codes back into sound."""
+    from models.code_file import CodeFileError, read_codes
+    from models.coders import check_same_model
+    from worker.audio_files import AudioFileError, write_reply
+
+    try:
+        header, codes = read_codes(codes_file)
+        coder = _load(model or header.model)
+        check_same_model(coder, header, codes_file)
+        write_reply(output, coder.decode(codes).numpy(), coder.output_hz)
+    except (CodeFileError, AudioFileError) as error:
+        _refuse(str(error))
+    _show(header, codes_file, json)
+
+
+def _load(model: str) -> Coder:
+    from models.coders import load_coder
+    from models.errors import CheckpointError
+    from streaming.voice_files import VoiceFileError
+
+    try:
+        return load_coder(model)
+    except (CheckpointError, VoiceFileError) as error:
+        _refuse(str(error))
+
+
+def _show(header: CodeHeader, path: Path, json: bool) -> None:
+    report = Report(
+        model=header.model,
+        seconds=round(header.seconds, 3),
+        tokens=header.groups,
+        realised_hz=round(header.rate_hz, 3),
+        quantizers=1 + header.acoustic_books,
+        bits_per_second=round(header.bits_per_second, 1),
+        bytes=path.stat().st_size,
+    )
+    if json:
+        print(msgspec.json.encode(report).decode())
+        return
+    print(
+        f"{report.seconds:.2f} s in {report.tokens} tokens of {report.quantizers} codes: "
+        f"{report.realised_hz:.2f} Hz, {report.bits_per_second:.0f} bit/s"
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"agogic codec: {message}", file=sys.stderr)
+    raise typer.Exit(2)
