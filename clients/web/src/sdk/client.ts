@@ -209,6 +209,8 @@ export class AgogicClient extends Emitter<ClientEvents> {
 
   #receive(event: ServerEvent): void {
     this.emit("event", event);
+    // The button is up: whatever the server hears in the meantime will be cleared when it goes down.
+    if (this.#mode === "push" && !this.#talking && event.type === "x_agogic.input_transcript") return;
     if (event.type === "error" && !HARMLESS_CODES.has(event.error?.code ?? "")) {
       this.emit("warning", event.error?.message ?? "The server reported an error.");
     }

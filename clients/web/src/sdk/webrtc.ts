@@ -43,8 +43,10 @@ export async function connectWebRtc(options: ConnectOptions): Promise<Connection
     voice = new LevelMeter(context, context.createMediaStreamSource(stream));
   };
   let microphone: LevelMeter | undefined;
-  if (options.microphone) {
-    for (const track of options.microphone.getAudioTracks()) peer.addTrack(track, options.microphone);
+  const track = options.microphone?.getAudioTracks()[0];
+  let sender: RTCRtpSender | undefined;
+  if (options.microphone && track) {
+    sender = peer.addTrack(track, options.microphone);
     microphone = new LevelMeter(context, context.createMediaStreamSource(options.microphone));
   } else {
     peer.addTransceiver("audio", { direction: "recvonly" });
@@ -102,7 +104,8 @@ export async function connectWebRtc(options: ConnectOptions): Promise<Connection
       if (channel.readyState === "open") channel.send(JSON.stringify(event));
     },
     setMicrophone: (open: boolean) => {
-      for (const track of options.microphone?.getAudioTracks() ?? []) track.enabled = open;
+      // Without a track nothing is sent at all; a muted one would go on sending silence to be listened to.
+      void sender?.replaceTrack(open ? (track ?? null) : null);
     },
     silence: () => channel.send(JSON.stringify({ type: "output_audio_buffer.clear" })),
     levels: () => ({ microphone: microphone?.level() ?? 0, voice: voice?.level() ?? 0 }),
