@@ -20,12 +20,12 @@ class Thinker(nn.Module):
         self.config = config
         self.model = Qwen2Model(config)
         self.lm_head = nn.Linear(hidden, config.vocab_size, bias=False)
-        # Zeros: normal noise on the meta device would import torch's compiler, which takes seconds.
+        # Zeros, and no torch.eye below: on the meta device randn and eye import torch's compiler, which takes seconds.
         self.audio_start_embedding = nn.Parameter(torch.zeros(hidden))
         self.audio_end_embedding = nn.Parameter(torch.zeros(hidden))
         self.combined_embed_proj = nn.Linear(4 * hidden, hidden, bias=False)
         with torch.no_grad():  # the text passes through, everything else starts silent
-            self.combined_embed_proj.weight.copy_(torch.eye(hidden, 4 * hidden))
+            self.combined_embed_proj.weight.zero_().fill_diagonal_(1.0)
         if tied:
             self.tie()
 
