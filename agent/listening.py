@@ -35,10 +35,14 @@ _SLICE_S = 0.5
 
 @dataclass
 class Utterance:
-    """A stretch of the user's speech. Positions are samples at 16 kHz since the session began."""
+    """A stretch of the user's speech. Positions are samples at 16 kHz since the session began.
+
+    `detected` is False in push-to-talk, where the client knows of it and no event tells it.
+    """
 
     number: int
     item_id: str
+    detected: bool
     start: int
     sent: int
     spoken_end: int
@@ -47,21 +51,18 @@ class Utterance:
 
 @dataclass(frozen=True)
 class TurnOpened:
-    """`detected` is False in push-to-talk, where the client knows and no event tells it."""
-
     utterance: Utterance
-    detected: bool
 
 
 @dataclass(frozen=True)
 class TurnEnded:
-    """`end` includes the silence waited for; `waited_ms` is that silence."""
+    """`end` includes the silence waited for; `waited_ms` is that silence. `by_client` if it was committed by hand."""
 
     utterance: Utterance
     end: int
     pcm: audio.Samples
     waited_ms: float
-    detected: bool
+    by_client: bool
 
 
 Happening = TurnOpened | TurnEnded
@@ -142,7 +143,7 @@ class Listening:
 
     def _without_detector(self) -> Iterator[Happening]:
         if self.open is None and self._buffer.end > self._uncommitted_from:
-            yield TurnOpened(self._start(self._uncommitted_from), detected=False)
+            yield TurnOpened(self._start(self._uncommitted_from, detected=False))
         self._forward(self._buffer.end)
 
     def _with_detector(self, detector: TurnDetector) -> Iterator[Happening]:
@@ -150,13 +151,13 @@ class Listening:
             window = self._buffer.samples(detector.position, detector.position + WINDOW_SAMPLES)
             event = detector.push(self._vad.probability(window))
             if isinstance(event, SpeechStarted) and self.open is None:
-                yield TurnOpened(self._start(event.start_sample), detected=True)
+                yield TurnOpened(self._start(event.start_sample, detected=True))
             elif isinstance(event, SpeechStopped) and self.open is not None:
                 self.open.spoken_end = event.speech_end_sample
-                yield self._end(event.end_sample, detected=True)
+                yield self._end(event.end_sample, by_client=False)
             elif self.open is not None and detector.position - self.open.start >= self._max_utterance_samples:
                 detector.stop()
-                yield self._end(detector.position, detected=True)
+                yield self._end(detector.position, by_client=False)
         self._forward(detector.position)
         if self.open is None:
             keep_from = detector.position - _KEPT_QUIET_SAMPLES
@@ -176,10 +177,10 @@ class Listening:
             )
         self._restart_detector(end)
         if self.open is None:
-            yield TurnOpened(self._start(start), detected=False)
+            yield TurnOpened(self._start(start, detected=False))
         if self.open is not None:
             self.open.spoken_end = end
-            yield self._end(end, detected=False)
+            yield self._end(end, by_client=True)
 
     def clear(self) -> Utterance | None:
         """Forgets what was not committed; returns the utterance that ends thereby, if one was open."""
@@ -213,12 +214,12 @@ class Listening:
         if ended:
             self._outbox.worker(EndUtterance(self.worker_session, number))
 
-    def _start(self, first: int) -> Utterance:
+    def _start(self, first: int, *, detected: bool) -> Utterance:
         first = max(first, self._buffer.start)
-        self.open = Utterance(self.next_number(), self._ids.new("item"), first, sent=first, spoken_end=first)
+        self.open = Utterance(self.next_number(), self._ids.new("item"), detected, first, sent=first, spoken_end=first)
         return self.open
 
-    def _end(self, end: int, *, detected: bool) -> TurnEnded:
+    def _end(self, end: int, *, by_client: bool) -> TurnEnded:
         utterance = self.open
         assert utterance is not None
         self._forward(end)
@@ -228,7 +229,7 @@ class Listening:
         pcm = self._buffer.samples(utterance.start, end)
         self._buffer.trim(end)
         waited_ms = (end - utterance.spoken_end) * 1000 / SAMPLE_RATE_HZ
-        return TurnEnded(utterance, end, pcm, waited_ms, detected)
+        return TurnEnded(utterance, end, pcm, waited_ms, by_client)
 
     def _forward(self, end: int) -> None:
         if self.open is not None and end > self.open.sent and self.worker_session is not None:

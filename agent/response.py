@@ -31,7 +31,7 @@ class ResponsePlan:
     modality: Literal["audio", "text"]
     instructions: str
     max_output_tokens: int | Literal["inf"]
-    metadata: JsonObject | None
+    metadata: dict[str, str] | None
     input_rate: RateDecision
     output_rate: RateDecision
     items: list[Item] | None

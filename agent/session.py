@@ -310,7 +310,7 @@ class Session:
 
     def _turn_opened(self, turn: TurnOpened) -> None:
         detection = self.settings.audio.input.turn_detection
-        if turn.detected:
+        if turn.utterance.detected:
             start_ms = milliseconds(turn.utterance.start)
             self._outbox.send(events.SpeechStarted(item_id=turn.utterance.item_id, audio_start_ms=start_ms))
             if detection is not None and detection.interrupt_response:
@@ -319,7 +319,7 @@ class Session:
 
     def _turn_ended(self, turn: TurnEnded) -> None:
         utterance = turn.utterance
-        if turn.detected:
+        if utterance.detected:
             self._outbox.send(events.SpeechStopped(item_id=utterance.item_id, audio_end_ms=milliseconds(turn.end)))
         item = UserMessage(utterance.item_id, spoken=True, utterance=utterance.number, pcm=turn.pcm)
         previous = self._conversation.add(item)
@@ -330,7 +330,7 @@ class Session:
         self._captions.committed(utterance.number, item, wanted=source.transcription is not None)
         for event in self._captions.heard(utterance.number, utterance.transcript, final=False):
             self._outbox.send(event)
-        if turn.detected and source.turn_detection is not None and source.turn_detection.create_response:
+        if not turn.by_client and source.turn_detection is not None and source.turn_detection.create_response:
             params = client.ResponseParams()
             plan = plan_response(params, self.settings, self._conversation, self.policy, self._ids)
             self._speaking.request_turn(replace(plan, turn_detection_ms=turn.waited_ms))

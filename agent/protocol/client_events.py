@@ -15,6 +15,11 @@ EventId = Annotated[str, Meta(max_length=512)]
 ItemId = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
+]
+
+
 class ClientEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Base: `event_id` comes back only in errors."""
 
@@ -77,7 +82,7 @@ class ResponseParams(msgspec.Struct, frozen=True):
     tools: list[JsonObject] | None = None
     tool_choice: str | JsonObject | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] | Literal["inf"] | None = None
-    metadata: JsonObject | None = None
+    metadata: Metadata | None = None
     x_agogic: ResponseRates | None = None
 
 

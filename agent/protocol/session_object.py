@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from agent.config import Rate, ServerConfig
 from agent.protocol.errors import ProtocolError, from_validation
@@ -88,6 +88,18 @@ class Extensions(msgspec.Struct, frozen=True):
     events: tuple[str, ...] = ()
 
 
+class FunctionTool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
+    name: str
+    description: str | UnsetType = UNSET
+    parameters: JsonObject | UnsetType = UNSET
+
+
+class McpTool(msgspec.Struct, frozen=True, tag_field="type", tag="mcp"):
+    """Accepted and left out: this server runs no MCP tools."""
+
+    server_label: str | UnsetType = UNSET
+
+
 class SessionSettings(msgspec.Struct, frozen=True):
     """Everything a client may set, as in effect."""
 
@@ -96,7 +108,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
     )
     instructions: str = ""
     audio: SessionAudio = SessionAudio()
-    tools: list[JsonObject] = msgspec.field(default_factory=list)
+    tools: list[FunctionTool | McpTool] = msgspec.field(default_factory=list)
     tool_choice: str | JsonObject = "auto"
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] | Literal["inf"] = "inf"
     truncation: str | JsonObject = "auto"
@@ -192,6 +204,7 @@ def _in_effect(wanted: SessionSettings, voice: str) -> SessionSettings:
             input=replace(source, noise_reduction=None, transcription=transcription),
             output=replace(sink, voice=voice, speed=1.0),
         ),
+        tools=[tool for tool in wanted.tools if isinstance(tool, FunctionTool)],
         tool_choice=wanted.tool_choice if isinstance(wanted.tool_choice, str) else "auto",
         truncation=wanted.truncation if isinstance(wanted.truncation, str) else "auto",
         tracing=None,

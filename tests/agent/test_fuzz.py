@@ -120,7 +120,7 @@ def _with_ids(event: dict[str, Any], driver: SessionDriver) -> dict[str, Any]:
     return event
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(transport=st.sampled_from(["websocket", "webrtc"]), steps=st.lists(STEP, max_size=14))
 def test_random_conversations_stay_within_the_protocol(transport: Any, steps: list[tuple[str, Any]]) -> None:
     driver = SessionDriver(transport=transport, reply="Yes, of course.")
@@ -145,6 +145,8 @@ def test_random_conversations_stay_within_the_protocol(transport: Any, steps: li
         elif value == "ready" and not has_worker:
             has_worker = True
             driver.do(driver.session.worker_ready(WorkerSlot(2, READY)))
+    if not has_worker:
+        driver.do(driver.session.worker_ready(WorkerSlot(3, READY)))
     driver.advance(20.0)
     check(driver.events)
     assert len(driver.of("response.created")) == len(driver.of("response.done"))

@@ -64,7 +64,12 @@ TABLE: list[tuple[Any, dict[str, Any], list[str]]] = [
     (
         hearing,
         {"type": "input_audio_buffer.commit"},
-        ["input_audio_buffer.committed", "conversation.item.added", "conversation.item.done"],
+        [
+            "input_audio_buffer.speech_stopped",
+            "input_audio_buffer.committed",
+            "conversation.item.added",
+            "conversation.item.done",
+        ],
     ),
     (quiet, APPEND, []),
     (quiet, {"type": "response.create"}, ["response.created"]),

@@ -92,6 +92,8 @@ class _Order:
             elif kind == "input_audio_buffer.speech_stopped":
                 assert self.speaking == event["item_id"], "speech_stopped without its start"
                 self.speaking = None
+            elif kind == "input_audio_buffer.cleared":
+                self.speaking = None
             elif kind.startswith("conversation.item.input_audio_transcription."):
                 assert event["item_id"] in self.item_ids, f"{kind} before its item"
 

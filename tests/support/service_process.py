@@ -1,0 +1,90 @@
+"""A real service process on a free loopback port, with the fake worker or the embedded model behind it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fake_worker_command(*options: str) -> str:
+    return " ".join([sys.executable, "-m", "tests.support.fake_worker", *options])
+
+
+class ServiceProcess:
+    """`worker_command` None = the real worker with the embedded model."""
+
+    def __init__(
+        self,
+        worker_command: str | None = None,
+        *,
+        config: Path | None = None,
+        env: dict[str, str] | None = None,
+        ready_timeout_s: float = 60.0,
+        wait_ready: bool = True,
+    ) -> None:
+        command = [sys.executable, "-m", "agent.cli.main", "serve", "--port", "0", "--log-level", "warning"]
+        if config is not None:
+            command += ["--config", str(config)]
+        if worker_command is not None:
+            command += ["--worker-command", worker_command]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | (env or {})
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
+        if found is None:
+            self.stop()
+            raise RuntimeError(f"the service did not start: {line!r}")
+        self.port = int(found[1])
+        if wait_ready:
+            self.wait_ready(ready_timeout_s)
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(self.base_url + path, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def wait_ready(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.get("/readyz")[0] != 200:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"the service was not ready within {timeout_s:g} s")
+            time.sleep(0.05)
+
+    def rss_mb(self) -> float:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1000  # type: ignore[index]
+
+    def stop(self) -> int:
+        """SIGTERM, and SIGKILL if that is not enough; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return self.process.wait()
+
+    def __enter__(self) -> ServiceProcess:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
