@@ -41,6 +41,7 @@ def check_log_mel(golden: Golden) -> Computed:
     yield "mel_filters", mel_filters(400, 128, 16_000)
     for key in [key for key in tensors if key.endswith(".waveform")]:
         yield key.replace("waveform", "log_mel"), whisper_log_mel(tensors[key])
+    yield "clip_a_first_2s.log_mel", whisper_log_mel(tensors["clip_a.waveform"][:32_000])
 
 
 def check_encoders(golden: Golden) -> Computed:
@@ -49,10 +50,11 @@ def check_encoders(golden: Golden) -> Computed:
         encoder = load_omni_encoder(golden.folder / f"audio_encoder_{width}", dtype=torch.float32)
         for key in [key for key in golden["audio_encoder_outputs"] if key.startswith(f"enc{width}.")]:
             _, clip, kind = key.split(".")
-            if kind == "adjacent_cosine_bf16":
-                continue  # depends on the backend's rounding, recorded for information
             frames = encoder(_mel(mels, clip)[None])[0]
-            yield key, frames if kind == "frames" else neighbour_similarity(frames)
+            if kind == "adjacent_cosine_bf16":
+                yield key, neighbour_similarity(frames.bfloat16())
+            else:
+                yield key, frames if kind == "frames" else neighbour_similarity(frames)
 
 
 def _mel(mels: dict[str, Tensor], clip: str) -> Tensor:
@@ -105,15 +107,18 @@ def prompt_results(folder: Path) -> list[TensorResult]:
 
 def check_input(variant: str) -> Check:
     def check(golden: Golden) -> Computed:
-        model = load_flexislm(golden.folder / variant, dtype=torch.float32)
+        folder = golden.folder / variant
+        model = load_flexislm(folder, dtype=torch.float32)
         tensors = golden[f"{variant}/input"]
         yield "adjacent_cosine", neighbour_similarity(tensors["encoder_frames"])
         yield "transformed_frames", model.transform(tensors["encoder_frames"])
-        for case in json.loads((golden.folder / variant / "groups.json").read_text()):
-            clip = "clip_b." if case.startswith("clip_b.") else ""
-            kind, _, target = case.removeprefix(clip).rpartition("_")
+        cases = {case: tensors["encoder_frames"] for case in json.loads((folder / "groups.json").read_text())}
+        other = golden["audio_encoder_outputs"].get(f"enc{model.encoder_dim}.clip_b.frames")
+        if other is not None:
+            cases["clip_b.top_k_6.25hz"] = other
+        for case, frames in cases.items():
+            kind, _, target = case.removeprefix("clip_b.").rpartition("_")
             mode: Literal["uniform", "dynamic"] = "uniform" if kind == "uniform" else "dynamic"
-            frames = tensors[f"{clip}encoder_frames"]
             merged = model.merge(frames, float(target.removesuffix("hz")), mode=mode)
             yield from _groups(case, merged.groups, similarity=False)
             transformed = model.transform(frames)
@@ -208,6 +213,7 @@ def _steps(model: FlexiSLM, runner: Runner, answer: Answer) -> Computed:
             logits = model.talker_model.speech_logits(answer.talker_hidden)
             _add(rows, "talker_hidden", answer.talker_hidden)
             _add(rows, "speech_logits", logits)
+            _add(rows, "speech_token_sampled", logits.argmax())
             _add(rows, "length_logits", model.talker_model.length_logits(answer.talker_hidden))
             _add(rows, "speech_probabilities", filtered_probabilities(logits, top_k=20, top_p=0.9))
         _add(rows, "frozen", torch.tensor(int(frozen)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import pytest
 import torch
@@ -31,12 +32,11 @@ def test_matches_the_original(variant: str) -> None:
     golden = golden_tensors("flexislm", f"{variant}/input.safetensors")
     cases = json.loads(golden_file("flexislm", f"{variant}/groups.json").read_text())
     assert len(cases) >= 12
+    encoded, frames = golden["encoder_frames"], golden["transformed_frames"]
     for case in cases:
-        prefix = "clip_b." if case.startswith("clip_b.") else ""
-        encoded, frames = golden[f"{prefix}encoder_frames"], golden[f"{prefix}transformed_frames"]
-        kind = case.removeprefix(prefix)
-        mode = "uniform" if kind.startswith("uniform") else "dynamic"
-        groups = group_frames(encoded, float(kind.split("_")[-1].removesuffix("hz")), 25.0, mode=mode)
+        kind, _, target = case.rpartition("_")
+        mode: Literal["uniform", "dynamic"] = "uniform" if kind == "uniform" else "dynamic"
+        groups = group_frames(encoded, float(target.removesuffix("hz")), 25.0, mode=mode)
         assert_close(groups.starts, golden[f"{case}.group_start"], f"{case}.group_start")
         assert_close(groups.lengths, golden[f"{case}.group_length"], f"{case}.group_length")
         assert_close(group_means(frames, groups.lengths), golden[f"{case}.group_mean"], f"{case}.group_mean")
