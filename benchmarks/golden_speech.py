@@ -10,6 +10,7 @@ from streaming.artts import ArSampling, ArTts, ArTtsConfig, SpokenTokens
 from streaming.flow import FlowConfig, Voicebox
 from streaming.mel24k import Mel24k
 from streaming.relative_encoder import RelativeEncoderConfig
+from streaming.resample import sinc_resample
 from streaming.vocos import Vocos, VocosConfig
 
 TINY_FLOW = FlowConfig(hidden=64, num_layers=3, num_heads=4, ffn_dim=256, mlp_dim=256, codebook_size=256)
@@ -19,6 +20,11 @@ TINY_ARTTS = ArTtsConfig(
     text_vocabulary=120,
     speech_vocabulary=200,
 )
+
+
+def check_audio(golden: Golden) -> Computed:
+    for clip, audio in golden.clips("16k"):
+        yield f"{clip}_24k", sinc_resample(audio, 16_000, 24_000)
 
 
 def check_mel24k(golden: Golden) -> Computed:
@@ -118,6 +124,7 @@ def check_artts(golden: Golden) -> Computed:
 
 
 CHECKS: dict[str, Check] = {
+    "audio": check_audio,
     "mel24k": check_mel24k,
     "voicebox_tiny": check_voicebox,
     "vocos_tiny": check_vocos,
