@@ -36,6 +36,9 @@ OFFICIAL_SWITCHES: dict[str, object] = {
 }
 """What the original reads from the config and our networks always are."""
 
+COMPANIONS = {f"{part}.safetensors" for part in ("encoder", "codec", "flow", "vocoder")} | {"MODEL_CARD.md"}
+"""Files of an embedded model that stay as they are; the original code has no use for them."""
+
 
 def official_tensors(model: FlexiSLM) -> dict[str, Tensor]:
     """The state dict under official keys. A tied head is left out, as in the released small checkpoints."""
@@ -93,3 +96,11 @@ def export_flexislm(
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
     """One safetensors file in `dtype`; transformers wants the format to be named."""
     save_file({key: tensor.to(dtype).contiguous() for key, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def copy_companions(source: Path, directory: Path) -> list[str]:
+    """Copy what else belongs to an embedded model (encoder, codec, flow, vocoder, card); returns the names."""
+    names = [path.name for path in sorted(source.iterdir()) if path.name in COMPANIONS]
+    for name in names:
+        shutil.copyfile(source / name, directory / name)
+    return names
