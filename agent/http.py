@@ -159,8 +159,8 @@ def register(app: web.Application) -> None:
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/", page)
-    if WEB_ROOT.is_dir():
-        app.router.add_static("/", WEB_ROOT)
+    if (WEB_ROOT / "assets").is_dir():
+        app.router.add_static("/assets", WEB_ROOT / "assets")
 
 
 def _bad_request(error: ProtocolError) -> web.Response:

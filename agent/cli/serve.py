@@ -137,6 +137,10 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
         except WorkerUnusable as error:
             typer.echo(f"agogic serve: {error}", err=True)
             status = 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # We are leaving already: a second signal must not turn that into a violent end.
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
     return status
 
 
