@@ -1,0 +1,81 @@
+"""Who may import whom: the house stays readable only while its rooms keep their doors."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("agent", "benchmarks", "clients", "kernels", "models", "streaming", "tests", "training", "worker")
+MAY_IMPORT: dict[str, set[str]] = {
+    "kernels": set(),
+    "streaming": {"kernels"},
+    "models": {"streaming", "kernels"},
+    "worker": {"models", "streaming", "kernels", "agent.wire"},
+    "agent": set(),
+    "training": {"models", "streaming", "kernels"},
+}
+# Packages that the service process must never hold: they are large, and model work belongs to the worker.
+HEAVY = {"torch", "transformers", "safetensors", "tokenizers", "silero_vad", "scipy"}
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Every imported name, and whether the import runs as soon as the module is loaded."""
+    tree = ast.parse(path.read_text("utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    type_checks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    lazy = {id(inner) for outer in (*functions, *type_checks) for inner in ast.walk(outer)}
+    for node in ast.walk(tree):
+        at_once = id(node) not in lazy
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, at_once) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+            yield from ((f"{node.module}.{alias.name}", at_once) for alias in node.names)
+
+
+def is_within(name: str, allowed: set[str]) -> bool:
+    return any(name == door or name.startswith(door + ".") for door in allowed)
+
+
+def files(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_import_only_what_they_may(room: str) -> None:
+    assert files(room)
+    wrong = []
+    for path in files(room):
+        is_verb = path.is_relative_to(ROOT / "agent" / "cli")
+        for name, at_once in imports(path):
+            is_ours = name.split(".")[0] in ROOMS
+            if is_ours and not is_within(name, {room} | MAY_IMPORT[room]) and (at_once or not is_verb):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_agent_names_no_heavy_package_outside_its_verbs() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files("agent")
+        for name, at_once in imports(path)
+        if name.split(".")[0] in HEAVY and (at_once or not path.is_relative_to(ROOT / "agent" / "cli"))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_loading_the_service_loads_no_torch() -> None:
+    code = "import sys, agent.app, agent.cli.serve; print([m for m in sys.modules if m.split('.')[0] in %r])" % (HEAVY,)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.strip() == "[]", ended.stdout + ended.stderr
+
+
+def test_the_command_line_loads_only_the_verb_that_runs() -> None:
+    code = "import sys; from agent.cli.main import build; build(None); print('aiohttp' in sys.modules, 'torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.strip() == "False False", ended.stdout + ended.stderr
