@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def cut_sound(audio: np.ndarray, first: int, frames: int) -> np.ndarray:
 
 
 def crops(
-    voice: VoiceSet, audio: np.ndarray, chosen: Sequence[int], frames: int, decoded: np.ndarray | None,
+    voice: VoiceSet, audio: np.ndarray, chosen: Iterable[int], frames: int, decoded: np.ndarray | None,
     rng: np.random.Generator,
 ) -> Crops:  # fmt: skip
     """One random crop of each chosen clip (clips shorter than a crop are padded by silence)."""

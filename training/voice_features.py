@@ -143,7 +143,7 @@ def batches(voice: VoiceSet, chosen: Sequence[int], size: int, rng: np.random.Ge
     """One epoch: clips of similar length together, batches in random order."""
     noisy = sorted(chosen, key=lambda index: voice.frames[index] + rng.uniform(0, 4))
     groups = [list(noisy[first : first + size]) for first in range(0, len(noisy), size)]
-    rng.shuffle(groups)  # type: ignore[arg-type]
+    rng.shuffle(groups)
     return groups
 
 
