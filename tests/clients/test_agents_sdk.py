@@ -70,9 +70,7 @@ async def test_agents_sdk_holds_a_spoken_turn_over_webrtc(
 
 
 @pytest.mark.browser
-async def test_agents_sdk_interrupts_over_webrtc(
-    fake_server: Server, microphone: Path, browser_bundle: Path
-) -> None:
+async def test_agents_sdk_interrupts_over_webrtc(fake_server: Server, microphone: Path, browser_bundle: Path) -> None:
     async with chromium(microphone=microphone) as page:
         await open_agent(page, fake_server, browser_bundle)
         await page.evaluate(LISTEN)

@@ -1,0 +1,102 @@
+import { describe, expect, it } from "vitest";
+import { Conversation } from "../src/sdk/conversation";
+import type { ServerEvent } from "../src/sdk/events";
+
+function apply(...events: ServerEvent[]): Conversation {
+  const conversation = new Conversation();
+  for (const event of events) conversation.apply(event);
+  return conversation;
+}
+
+const answer = (...words: string[]): ServerEvent[] => [
+  { type: "response.created", response: { id: "r", status: "in_progress" } },
+  { type: "response.output_item.added", response_id: "r", item: { id: "a", type: "message", role: "assistant" } },
+  ...words.map((word, index) => ({
+    type: "response.output_audio_transcript.delta",
+    item_id: "a",
+    delta: index === 0 ? word : ` ${word}`,
+    start_time: index * 0.4,
+    end_time: index * 0.4 + 0.4,
+    x_agogic: { tokens: [[index, 5]] as [number, number][] },
+  })),
+];
+
+describe("Conversation", () => {
+  it("shows the user's words as they are recognised, revised, and then as they stand", () => {
+    const conversation = apply(
+      { type: "input_audio_buffer.speech_started", item_id: "u" },
+      { type: "x_agogic.input_transcript", item_id: "u", transcript: "a lard" },
+      { type: "x_agogic.input_transcript", item_id: "u", transcript: "a large latte" },
+    );
+    expect(conversation.turns).toMatchObject([{ role: "user", text: "a large latte", status: "open" }]);
+    expect(conversation.userSpeaking).toBe(true);
+    conversation.apply({
+      type: "conversation.item.input_audio_transcription.completed", item_id: "u", transcript: "a large latte please",
+    });
+    expect(conversation.turns[0]).toMatchObject({ text: "a large latte please", status: "done" });
+  });
+
+  it("does not let a late partial transcript undo the final one", () => {
+    const conversation = apply(
+      { type: "conversation.item.input_audio_transcription.completed", item_id: "u", transcript: "final" },
+      { type: "x_agogic.input_transcript", item_id: "u", transcript: "fin" },
+    );
+    expect(conversation.turns[0]?.text).toBe("final");
+  });
+
+  it("collects words and tokens of the answer as they are heard", () => {
+    const turn = apply(...answer("One", "large", "latte.")).lastSpoken;
+    expect(turn).toMatchObject({ text: "One large latte.", status: "open", tokens: [[0, 5], [1, 5], [2, 5]] });
+    expect(turn?.words[1]).toEqual({ text: "large", startS: 0.4, endS: 0.8 });
+  });
+
+  it("takes tokens from the sound where it travels in events", () => {
+    const conversation = apply(...answer(), {
+      type: "response.output_audio_transcript.delta", item_id: "a", delta: "One", start_time: 0, end_time: 0.4,
+    }, { type: "response.output_audio.delta", item_id: "a", x_agogic: { tokens: [[7, 3], [9, 2]] } });
+    expect(conversation.lastSpoken?.tokens).toEqual([[7, 3], [9, 2]]);
+  });
+
+  it("keeps only what was heard of an interrupted answer", () => {
+    const conversation = apply(
+      ...answer("One", "large", "latte."),
+      { type: "response.done", response: { id: "r", status: "cancelled" } },
+      { type: "conversation.item.truncated", item_id: "a", audio_end_ms: 700 },
+    );
+    expect(conversation.turns[0]).toMatchObject({ text: "One large", status: "interrupted", heardS: 0.7 });
+    expect(conversation.responding).toBe(false);
+    expect(conversation.report).toBeUndefined();
+  });
+
+  it("reports rates and times of a finished answer, and its tokens whole", () => {
+    const conversation = apply(...answer("One"), {
+      type: "response.done",
+      response: {
+        id: "r", status: "completed",
+        x_agogic: {
+          tokens: [[1, 2], [2, 3], [3, 1]],
+          output_frame_rate: { requested_hz: 6.25, realised_hz: 6.4 },
+          timing: { first_audio_ms: 120 },
+        },
+      },
+    });
+    expect(conversation.turns[0]).toMatchObject({ status: "done", tokens: [[1, 2], [2, 3], [3, 1]] });
+    expect(conversation.report).toMatchObject({ output: { realised_hz: 6.4 }, timing: { first_audio_ms: 120 } });
+  });
+
+  it("shows typed text at once and forgets deleted items", () => {
+    const conversation = apply({
+      type: "conversation.item.added",
+      item: { id: "t", type: "message", role: "user", content: [{ type: "input_text", text: "A latte." }] },
+    });
+    expect(conversation.turns).toMatchObject([{ text: "A latte.", status: "done" }]);
+    conversation.apply({ type: "conversation.item.deleted", item_id: "t" });
+    expect(conversation.turns).toEqual([]);
+  });
+
+  it("says whether an event changed anything, and survives events it does not know", () => {
+    const conversation = new Conversation();
+    expect(conversation.apply({ type: "rate_limits.updated" })).toBe(false);
+    expect(conversation.apply({ type: "conversation.item.truncated", item_id: "nobody", audio_end_ms: 5 })).toBe(false);
+  });
+});
