@@ -81,6 +81,7 @@ class Answer:
     slot: int
     options: AnswerOptions
     prompt_positions: int
+    delay_tokens: int
     frame_rate: Tensor
     thinker_hidden: Tensor
     talker_hidden: Tensor | None
@@ -97,10 +98,7 @@ class Answer:
     def forcing_speech(self) -> bool:
         """Whether the next speech token is a forced one."""
         left = self.forced_spoken < len(self.options.forced_speech)
-        return left and self.starts_sampled >= FORCE_AFTER_STARTS
-
-
-FORCE_AFTER_STARTS = 5
+        return left and self.starts_sampled >= self.delay_tokens
 
 
 @dataclass
@@ -181,6 +179,7 @@ class Runner:
             slot=slot,
             options=options,
             prompt_positions=self.positions(slot),
+            delay_tokens=self.model.config.speech_delay_tokens,
             frame_rate=self.model.frame_rate(options.output_hz),
             thinker_hidden=prompt.thinker[-1],
             talker_hidden=prompt.talker[-1] if options.speech else None,
