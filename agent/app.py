@@ -12,7 +12,9 @@ from agent.transports import webrtc, websocket
 
 def create_app(service: Service) -> web.Application:
     """Routes only; whoever runs the application also runs `service.pool`."""
-    app = web.Application(middlewares=[http.cors, http.json_errors], client_max_size=service.config.http.max_message_bytes)
+    app = web.Application(
+        middlewares=[http.cors, http.json_errors], client_max_size=service.config.http.max_message_bytes
+    )
     app[service_key] = service
     websocket.register(app)
     webrtc.register(app)

@@ -56,7 +56,7 @@ class Authenticator:
         return Grant()
 
     def mint(self, session: JsonObject | None, lifetime_s: int) -> ClientSecret:
-        """A key that opens sessions with these settings until it expires. Raises `Unauthorized` if too many are alive."""
+        """A key that opens sessions with these settings until it expires. Raises `Unauthorized` if too many live."""
         now = self._clock.unix_s()
         self._secrets = {key: value for key, value in self._secrets.items() if value.expires_at > now}
         if len(self._secrets) >= MAX_SECRETS:

@@ -17,7 +17,7 @@ JsonObject = dict[str, object]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 MAX_ITEMS = 2000
-# The user's sound is kept for this long, for `conversation.item.retrieve` and for a worker that lost it; older sound goes.
+# The user's sound is kept this long, for `conversation.item.retrieve` and for a worker that lost it.
 KEPT_AUDIO_SAMPLES = 120 * SAMPLE_RATE_HZ
 
 
@@ -36,7 +36,7 @@ class SystemMessage:
 
 @dataclass
 class UserMessage:
-    """Typed or spoken. `pcm` is the sound at 16 kHz, `utterance` its number in the worker, `transcript` what was recognised."""
+    """Typed or spoken. `pcm` is the sound at 16 kHz, `utterance` its number in the worker."""
 
     id: str
     texts: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class UserMessage:
 
 @dataclass
 class AssistantMessage:
-    """What the agent said. With sound, `words` carry their times, and `heard_samples` is where the listener stopped it."""
+    """What the agent said. `words` carry their times; `heard_samples` is where the listener stopped it, if he did."""
 
     id: str
     modality: Literal["audio", "text"]
@@ -138,7 +138,12 @@ class FunctionCallOutput:
     output: str
 
     def as_dict(self) -> JsonObject:
-        head: JsonObject = {"id": self.id, "object": "realtime.item", "type": "function_call_output", "status": "completed"}
+        head: JsonObject = {
+            "id": self.id,
+            "object": "realtime.item",
+            "type": "function_call_output",
+            "status": "completed",
+        }
         return head | {"call_id": self.call_id, "output": self.output}
 
 
@@ -196,7 +201,7 @@ class Conversation:
         return self.items[index - 1].id if index else None
 
     def add(self, item: Item, previous_item_id: str | None = None) -> str | None:
-        """Inserts after `previous_item_id` ("root" = at the front, None = at the end); returns the id of the item before.
+        """Inserts after `previous_item_id` ("root" = at the front, None = at the end); returns the id before it.
 
         Raises `ProtocolError` for an id that exists already and for a predecessor that does not.
         """

@@ -6,7 +6,7 @@ import secrets
 
 
 class Ids:
-    """Makes identifiers unique within a process: `item_…`, `resp_…`. One per session, so that replay can inject its own."""
+    """Makes identifiers: `item_…`, `resp_…`. One per session, so that replay can inject its own."""
 
     def __init__(self, stem: str | None = None) -> None:
         self._stem = stem if stem is not None else secrets.token_hex(6)

@@ -1,4 +1,4 @@
-"""The service's end of the wire to one worker process: a connection, the sessions that lease slots on it, and its death.
+"""The service's end of the wire to one worker: a connection, the sessions that lease slots on it, and its death.
 
 Bound: at most `MAX_UNSENT_BYTES` wait for a worker that reads too slowly; beyond that the worker counts as dead.
 """
@@ -83,7 +83,9 @@ class WorkerLink:
             raise LinkError(f"the worker at {socket} does not speak this wire: {error}") from error
         if not isinstance(ready, Ready) or ready.version != wire.WIRE_VERSION:
             writer.close()
-            raise LinkError(f"the worker at {socket} speaks another wire version; start worker and service from one release")
+            raise LinkError(
+                f"the worker at {socket} speaks another wire version; start worker and service from one release"
+            )
         return cls(ready, reader, writer)
 
     @property
@@ -175,5 +177,3 @@ class WorkerLink:
         holders, self._holders = list(self._holders.values()), {}
         for holder in holders:
             holder.worker_lost()
-
-

@@ -115,7 +115,7 @@ class Listening:
         return bool(self._pending)
 
     def append(self, samples: audio.Samples) -> None:
-        """Queues sound at the input rate; `process` does the work, a slice at a time. Raises `ProtocolError` if full."""
+        """Queues sound at the input rate; `process` works it off slice by slice. Raises `ProtocolError` if full."""
         waiting = sum(piece.size for piece in self._pending) * SAMPLE_RATE_HZ // self._resampler.from_hz
         if self._buffer.end - self._buffer.start + waiting > MAX_BUFFER_SAMPLES:
             raise ProtocolError(

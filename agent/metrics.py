@@ -26,7 +26,10 @@ class Metrics:
             registry=self.registry,
         )
         self._output_hz = Histogram(
-            "agogic_output_frame_rate_hz", "Speech token rate that was realised", buckets=_RATES_HZ, registry=self.registry
+            "agogic_output_frame_rate_hz",
+            "Speech token rate that was realised",
+            buckets=_RATES_HZ,
+            registry=self.registry,
         )
 
     def response(self, response: Response) -> None:

@@ -1,8 +1,8 @@
 """What the listener hears and when: a queue of the answer's sound with a playhead counted in samples.
 
-Over WebSocket the client plays, so the playhead is an estimate: it runs in real time from the first piece sent, and never
-past what was sent. Pieces leave at most `lead_ms` ahead of it. Over WebRTC the transport pulls 20 ms at a time, and what was
-pulled is what is heard. Words and tokens leave together with the sound that carries them.
+Over WebSocket the client plays, so the playhead is an estimate: it runs in real time from the first piece sent, and
+never past what was sent. Pieces leave at most `lead_ms` ahead of it. Over WebRTC the transport pulls 20 ms at a time,
+and what was pulled is what is heard. Words and tokens leave together with the sound that carries them.
 
 Bound: at most `MAX_QUEUED_S` of sound waits here; whoever pushes must check `is_full` and stop the generation.
 """

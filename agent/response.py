@@ -1,6 +1,6 @@
 """One response: what the worker generates, turned into the protocol's events in the protocol's order.
 
-    created ──(first output)──► opened ──(everything released, or cancelled)──► closed
+created ──(first output)──► opened ──(everything released, or cancelled)──► closed
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ResponsePlan:
 
 @dataclass
 class Clocked:
-    """Moments of one response in seconds of the session's clock, and derived times in ms since the decision to answer."""
+    """Moments of one response on the session's clock; `as_dict` gives them in ms since the decision to answer."""
 
     decided_s: float
     first_text_s: float | None = None
@@ -136,7 +136,9 @@ class Response:
             happened.extend(self._audio_delta(piece.samples, piece.first_sample))
         return happened
 
-    def closing(self, status: FinalStatus, reason: str | None = None, error: JsonObject | None = None) -> list[ServerEvent]:
+    def closing(
+        self, status: FinalStatus, reason: str | None = None, error: JsonObject | None = None
+    ) -> list[ServerEvent]:
         """Everything from the last part to `response.done`."""
         self.status = status
         happened: list[ServerEvent] = []
@@ -280,7 +282,10 @@ class Response:
         return {
             **rates,
             "tokens": _token_pairs(self.tokens),
-            "words": [[word.text, round(word.start_sample / hz, 3), round(word.end_sample / hz, 3)] for word in self.item.words],
+            "words": [
+                [word.text, round(word.start_sample / hz, 3), round(word.end_sample / hz, 3)]
+                for word in self.item.words
+            ],
             "timing": timing,
         }
 

@@ -133,7 +133,7 @@ class SessionRunner:
                 self._do(self.session.process_audio())
 
     def pull_audio(self, samples: int) -> bytes | None:
-        """Exactly `samples` samples of playback, s16le mono at `output_rate_hz`, or None when there is nothing to play."""
+        """Exactly `samples` samples of playback, s16le mono at `output_rate_hz`; None when there is nothing to play."""
         if self._over.is_set():
             return None
         with self._guard():

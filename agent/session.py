@@ -6,8 +6,8 @@
       │            barge-in: speech_started first, then the response is closed   ▼
       └──────────────────────────────────────────────────────────────────── speaking
 
-`Listening` holds the left half (buffer, detector, utterances), `Speaking` the right half (responses, playout); this class
-decides how they meet, and answers the client's events. Every call returns the effects it caused, in order.
+`Listening` holds the left half (buffer, detector, utterances), `Speaking` the right half (responses, playout); this
+class decides how they meet, and answers the client's events. Every call returns the effects it caused, in order.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SESSION_LIFETIME_S = 24 * 3600
 
 
 class Session:
-    """`input_hz` fixes the microphone's rate where the transport decides it (WebRTC); None = the session's format does."""
+    """`input_hz` is the microphone's rate where the transport fixes it (WebRTC); None = the format does."""
 
     def __init__(
         self,
@@ -172,9 +172,7 @@ class Session:
         self._held.clear()
         self._listening.worker_session = None
         if self._speaking.worker_lost():
-            error = ProtocolError(
-                "worker_lost", "The worker died while it answered; ask again.", kind="server_error"
-            )
+            error = ProtocolError("worker_lost", "The worker died while it answered; ask again.", kind="server_error")
             self._outbox.send(events.Error(error=error.as_dict()))
         return self._outbox.take()
 
@@ -229,9 +227,7 @@ class Session:
                 self._speaking.request(plan)
             case client.ResponseCancel():
                 if not self._speaking.cancel("client_cancelled", event.response_id):
-                    raise ProtocolError(
-                        "response_cancel_not_active", "Cancellation failed: no active response found"
-                    )
+                    raise ProtocolError("response_cancel_not_active", "Cancellation failed: no active response found")
 
     def _append(self, event: client.InputAudioAppend) -> None:
         if self._transport == "webrtc":
@@ -283,9 +279,7 @@ class Session:
     def _truncate(self, event: client.ItemTruncate) -> None:
         item = self._find(event.item_id, "truncate")
         if not isinstance(item, AssistantMessage) or item.modality != "audio":
-            raise ProtocolError(
-                "invalid_value", "Only spoken assistant messages can be truncated.", param="item_id"
-            )
+            raise ProtocolError("invalid_value", "Only spoken assistant messages can be truncated.", param="item_id")
         self._stop_if_active(item)
         end_ms = item.truncate(event.audio_end_ms)
         self._outbox.send(events.ItemTruncated(item_id=item.id, content_index=0, audio_end_ms=end_ms))
@@ -357,9 +351,7 @@ class Session:
             return
         if item.utterance is None:
             item.utterance = self._listening.next_number()
-            self._captions.committed(
-                item.utterance, item, wanted=self.settings.audio.input.transcription is not None
-            )
+            self._captions.committed(item.utterance, item, wanted=self.settings.audio.input.transcription is not None)
         self._held.add(item.utterance)
         self._outbox.worker(
             StartUtterance(

@@ -1,8 +1,8 @@
 """The mouth of a session: one response at a time is generated and played; further ones wait in line.
 
-    idle ──start──► asked (sent to the worker) ──first output──► playing ──released──► idle ──► next in line
-                      │                                            │
-                      └──────────────── cancel ────────────────────┘
+idle ──start──► asked (sent to the worker) ──first output──► playing ──released──► idle ──► next in line
+                  │                                            │
+                  └──────────────── cancel ────────────────────┘
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Speaking:
         self._ask_worker()
 
     def worker_lost(self) -> bool:
-        """True if a response died with the worker; it is closed as failed. One that was not asked yet goes on waiting."""
+        """True if a response died with the worker: it is closed as failed. One not asked yet goes on waiting."""
         self._slot = None
         if self.active is None or not self._asked or self.active.done is not None:
             return False
@@ -171,7 +171,9 @@ class Speaking:
             return
         if message.reason == "failed":
             self._close(
-                "failed", None, error={"type": "server_error", "code": "worker_error", "message": message.error or "failed"}
+                "failed",
+                None,
+                error={"type": "server_error", "code": "worker_error", "message": message.error or "failed"},
             )
             return
         if message.text and not response.item.opened:

@@ -41,7 +41,7 @@ class WorkerUnusable(Exception):
 
 
 class WorkerPool:
-    """`run` keeps `count` processes of `command` alive until it is cancelled. Sessions lease slots from whichever has room."""
+    """`run` keeps `count` processes of `command` alive until cancelled. Sessions lease slots from them."""
 
     def __init__(self, command: Sequence[str], count: int, start_timeout_s: float) -> None:
         self.restarts = 0
@@ -145,12 +145,12 @@ class WorkerPool:
             self.pids.pop(index, None)
             self._announce()
             await _stop(process)
-            socket.unlink(missing_ok=True)
+            socket.unlink(missing_ok=True)  # noqa: ASYNC240 a local socket, no disk is asked
 
     async def _connect(self, process: asyncio.subprocess.Process, socket: Path) -> WorkerLink:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._start_timeout_s
-        while not socket.exists():
+        while not socket.exists():  # noqa: ASYNC240 as above
             if process.returncode is not None:
                 raise _ended_early(process.returncode)
             if loop.time() > deadline_s:

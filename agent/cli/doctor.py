@@ -26,7 +26,18 @@ _EMBEDDED_FILES = (
     "flow.safetensors",
     "vocoder.safetensors",
 )
-_PACKAGES = ("torch", "aiohttp", "aiortc", "msgspec", "onnxruntime", "silero-vad", "soxr", "soundfile", "safetensors", "tokenizers")
+_PACKAGES = (
+    "torch",
+    "aiohttp",
+    "aiortc",
+    "msgspec",
+    "onnxruntime",
+    "silero-vad",
+    "soxr",
+    "soundfile",
+    "safetensors",
+    "tokenizers",
+)
 _MIN_MEMORY_GB = 2.0
 
 
@@ -95,7 +106,9 @@ def _machine() -> list[Finding]:
     findings = [Finding("processor", "ok", f"{cores} cores, load {load:.1f}")]
     if load > cores:
         findings = [
-            Finding("processor", "note", f"{cores} cores, load {load:.1f}", "speech will stutter while the machine is busy")
+            Finding(
+                "processor", "note", f"{cores} cores, load {load:.1f}", "speech will stutter while the machine is busy"
+            )
         ]
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9
     if memory_gb < _MIN_MEMORY_GB:
@@ -131,7 +144,11 @@ def _page() -> list[Finding]:
 
     if (WEB_ROOT / "index.html").is_file():
         return [Finding("page", "ok", "built")]
-    return [Finding("page", "note", "not built", "run `make web` (needs Node)" if not shutil.which("node") else "run `make web`")]
+    return [
+        Finding(
+            "page", "note", "not built", "run `make web` (needs Node)" if not shutil.which("node") else "run `make web`"
+        )
+    ]
 
 
 def _model(spec: str) -> list[Finding]:
@@ -154,5 +171,3 @@ def _port(port: int) -> list[Finding]:
         except OSError:
             return [Finding("port", "note", f"{port} is in use", "agogic serve --port another")]
     return [Finding("port", "ok", f"{port} is free")]
-
-

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-# A verb whose module is not there is not shown. A module holds `app` (a Typer with commands) or a function named as the verb.
+# A verb whose module is not there is not shown. A module holds `app` (a Typer) or a function named as the verb.
 _VERBS = {
     "serve": "Serve the page, the Realtime API and the model.",
     "talk": "One turn without a network: a sound file in, a spoken answer out.",

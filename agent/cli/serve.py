@@ -11,8 +11,8 @@ import signal
 import socket
 import sys
 import time
-from pathlib import Path
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -86,11 +86,15 @@ def _overridden(
 def _listen(host: str, port: int) -> socket.socket:
     """Binds before anything heavy starts."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256)
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
+        )
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise CannotListen(f"port {port} on {host} is in use; choose another with --port") from error
-        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror or error}; check --host and --port") from error
+        raise CannotListen(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; check --host and --port"
+        ) from error
 
 
 def _run(main: Coroutine[None, None, int]) -> int:
@@ -110,7 +114,9 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
 
     pool = WorkerPool(command or worker_command(config.model), config.model.workers, config.model.start_timeout_s)
     service = Service(config, pool)
-    runner = web.AppRunner(create_app(service), access_log=None, handle_signals=False, shutdown_timeout=config.http.drain_s)
+    runner = web.AppRunner(
+        create_app(service), access_log=None, handle_signals=False, shutdown_timeout=config.http.drain_s
+    )
     await runner.setup()
     await web.SockSite(runner, listening).start()
     host, port = listening.getsockname()[:2]

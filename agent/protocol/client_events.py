@@ -1,4 +1,4 @@
-"""Client events: bytes in, structs out. Unknown fields are accepted; unknown events and bad values are `ProtocolError`s."""
+"""Client events: bytes in, structs out. Unknown fields are accepted, unknown events and bad values are not."""
 
 from __future__ import annotations
 
@@ -128,7 +128,10 @@ def decode_client_event(data: str | bytes) -> ClientEvent:
         raise ProtocolError("invalid_event", f"The message is not valid JSON: {error}.") from error
     if not envelope.type:
         raise ProtocolError(
-            "missing_required_parameter", "Missing required parameter: 'type'.", param="type", event_id=envelope.event_id
+            "missing_required_parameter",
+            "Missing required parameter: 'type'.",
+            param="type",
+            event_id=envelope.event_id,
         )
     decoder = _DECODERS.get(envelope.type)
     if decoder is None:
@@ -146,7 +149,7 @@ def decode_client_event(data: str | bytes) -> ClientEvent:
     if isinstance(event, InputAudioAppend) and len(event.audio) > MAX_APPEND_BYTES:
         raise ProtocolError(
             "invalid_value",
-            f"One append may carry {MAX_APPEND_BYTES} bytes of audio, this one has {len(event.audio)}; send smaller pieces.",
+            f"One append may carry {MAX_APPEND_BYTES} bytes, this one has {len(event.audio)}; send smaller pieces.",
             param="audio",
             event_id=event.event_id,
         )

@@ -6,7 +6,7 @@ import msgspec
 
 
 class ProtocolError(Exception):
-    """A client's request that cannot be met; becomes one `error` event or one JSON error body, never a closed connection."""
+    """A request that cannot be met; becomes one `error` event or JSON error body, never a closed connection."""
 
     def __init__(
         self,
@@ -44,4 +44,6 @@ def from_validation(error: msgspec.ValidationError, *, event_id: str | None = No
         return ProtocolError(
             "missing_required_parameter", f"Missing required parameter: '{param}'.", param=param, event_id=event_id
         )
-    return ProtocolError("invalid_value", f"Invalid value for '{param}': {what}.", param=param or None, event_id=event_id)
+    return ProtocolError(
+        "invalid_value", f"Invalid value for '{param}': {what}.", param=param or None, event_id=event_id
+    )

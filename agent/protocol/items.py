@@ -1,4 +1,4 @@
-"""Conversation items as clients send them: validated structs. What the conversation keeps is in `agent.conversation`."""
+"""Conversation items as clients send them. What the conversation keeps is in `agent.conversation`."""
 
 from __future__ import annotations
 
@@ -104,5 +104,7 @@ def _check_parts(item: MessageItem, param: str) -> None:
         needed = "audio" if part.type == "input_audio" else "text"
         if getattr(part, needed) is None:
             raise ProtocolError(
-                "missing_required_parameter", f"Missing required parameter: '{where}.{needed}'.", param=f"{where}.{needed}"
+                "missing_required_parameter",
+                f"Missing required parameter: '{where}.{needed}'.",
+                param=f"{where}.{needed}",
             )

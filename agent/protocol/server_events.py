@@ -1,7 +1,7 @@
 """Server events, one struct each, with exactly the fields of the protocol.
 
-Stock clients reject null in optional fields, so absent ones are `UNSET` and never serialised. The fields that may be null
-are those whose type says so here, and those inside session and response objects that the protocol lists.
+Stock clients reject null in optional fields, so absent ones are `UNSET` and never serialised. The fields that may be
+null are those whose type says so here, and those inside session and response objects that the protocol lists.
 """
 
 from __future__ import annotations
@@ -54,20 +54,26 @@ class ItemTruncated(ServerEvent, frozen=True, kw_only=True, tag="conversation.it
     audio_end_ms: int
 
 
-class TranscriptionDelta(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.input_audio_transcription.delta"):
+class TranscriptionDelta(
+    ServerEvent, frozen=True, kw_only=True, tag="conversation.item.input_audio_transcription.delta"
+):
     item_id: str
     content_index: int = 0
     delta: str
 
 
-class TranscriptionCompleted(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.input_audio_transcription.completed"):
+class TranscriptionCompleted(
+    ServerEvent, frozen=True, kw_only=True, tag="conversation.item.input_audio_transcription.completed"
+):
     item_id: str
     content_index: int = 0
     transcript: str
     usage: JsonObject
 
 
-class TranscriptionFailed(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.input_audio_transcription.failed"):
+class TranscriptionFailed(
+    ServerEvent, frozen=True, kw_only=True, tag="conversation.item.input_audio_transcription.failed"
+):
     item_id: str
     content_index: int = 0
     error: JsonObject

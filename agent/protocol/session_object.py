@@ -1,8 +1,8 @@
 """The session object: what a client may set, what is in effect, and how an update is merged into it.
 
-Stock clients send names of another vendor's models and voices, so unknown ones are mapped to ours instead of refused, and
-`session.updated` says what is in effect. Things this server does not do (noise reduction, tracing, stored prompts, another
-speed than 1) are accepted and reported as off.
+Stock clients send names of another vendor's models and voices, so unknown ones are mapped to ours instead of refused,
+and `session.updated` says what is in effect. Things this server does not do (noise reduction, tracing, stored
+prompts, another speed than 1) are accepted and reported as off.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ JsonObject = dict[str, object]
 TRANSCRIPTION_MODEL = "agogic-ctc"
 OPT_IN_EVENTS = ("input_transcript",)
 
-# Longest silence that each eagerness of semantic_vad waits for. The published upper waits are 2, 4 and 8 s; with silence as
-# the only evidence of an ended turn those would be unbearable, so these are what `server_vad` would be set to.
+# Silence that each eagerness of semantic_vad waits for. The published upper waits are 2, 4 and 8 s; with silence as the
+# only evidence of an ended turn those would be unbearable, so these are what `server_vad` would be set to.
 EAGERNESS_SILENCE_MS = {"low": 1200, "medium": 700, "auto": 700, "high": 400}
 
 

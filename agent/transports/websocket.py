@@ -1,6 +1,7 @@
 """`GET /v1/realtime`: one JSON object per text frame, in both directions.
 
-Bound: at most `MAX_UNSENT_BYTES` of events wait for a client that reads too slowly; then the connection is closed (1013).
+Bound: at most `MAX_UNSENT_BYTES` of events wait for a client that reads too slowly; then the connection is closed
+(1013).
 """
 
 from __future__ import annotations
@@ -147,7 +148,9 @@ async def _read(socket: web.WebSocketResponse, runner: SessionRunner) -> None:
         if message.type is WSMsgType.TEXT:
             await runner.feed_event(message.data)
         elif message.type is WSMsgType.BINARY:
-            runner.refuse(ProtocolError("invalid_event", "Send events as text frames with JSON; audio goes into them as base64."))
+            runner.refuse(
+                ProtocolError("invalid_event", "Send events as text frames with JSON; audio goes into them as base64.")
+            )
         elif message.type is WSMsgType.ERROR:
             log.info("%s: %s", runner.session_id, socket.exception())
 
@@ -165,4 +168,3 @@ async def _write(transport: WebSocketTransport, socket: web.WebSocketResponse, r
 
 def register(app: web.Application) -> None:
     app.router.add_get("/v1/realtime", realtime)
-

@@ -1,9 +1,9 @@
 """Speech probabilities in, starts and ends of the user's turns out. Time is counted in samples of the 16 kHz input.
 
-    quiet ──(speech for `onset_windows`)──► speaking ──(silence for `silence_samples`)──► quiet
-                  SpeechStarted                 │  ▲              SpeechStopped
-                                  LikelyStopped ▼  │ speech again: Resumed
-                                              pausing
+quiet ──(speech for `onset_windows`)──► speaking ──(silence for `silence_samples`)──► quiet
+              SpeechStarted                 │  ▲              SpeechStopped
+                              LikelyStopped ▼  │ speech again: Resumed
+                                          pausing
 """
 
 from __future__ import annotations

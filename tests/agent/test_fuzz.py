@@ -113,7 +113,7 @@ STEP = st.one_of(
 
 
 def _with_ids(event: dict[str, Any], driver: SessionDriver) -> dict[str, Any]:
-    """"last" stands for the newest item there is."""
+    """ "last" stands for the newest item there is."""
     if event.get("item_id") == "last":
         added = driver.of("conversation.item.added")
         return {**event, "item_id": added[-1]["item"]["id"] if added else "item_a"}

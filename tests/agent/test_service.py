@@ -1,4 +1,4 @@
-"""A real service process with a worker process behind it, and real clients in front: the official SDK and raw sockets."""
+"""A real service process, a worker process behind it, real clients in front: the official SDK and raw sockets."""
 
 from __future__ import annotations
 
@@ -171,7 +171,11 @@ async def test_sdk_client_secret_opens_a_session_with_its_settings(service: Serv
 
 
 async def test_bad_messages_get_errors_and_nobody_else_notices(service: ServiceProcess) -> None:
-    async with aiohttp.ClientSession() as http, http.ws_connect(url(service)) as one, http.ws_connect(url(service)) as two:
+    async with (
+        aiohttp.ClientSession() as http,
+        http.ws_connect(url(service)) as one,
+        http.ws_connect(url(service)) as two,
+    ):
         rude, calm = Client(one), Client(two)
         await rude.until("session.created")
         await calm.until("session.created")
@@ -193,7 +197,11 @@ async def test_bad_messages_get_errors_and_nobody_else_notices(service: ServiceP
 
 async def test_five_minutes_in_one_append_do_not_hold_up_the_others(service: ServiceProcess) -> None:
     flood = base64.b64encode(bytes(14 * 1024 * 1024)).decode()
-    async with aiohttp.ClientSession() as http, http.ws_connect(url(service)) as one, http.ws_connect(url(service)) as two:
+    async with (
+        aiohttp.ClientSession() as http,
+        http.ws_connect(url(service)) as one,
+        http.ws_connect(url(service)) as two,
+    ):
         greedy, calm = Client(one), Client(two)
         await greedy.until("session.created")
         await calm.until("session.created")
@@ -285,10 +293,10 @@ async def test_keys(tmp_path: Path) -> None:
     ],
 )
 async def test_bad_client_secret_requests(service: ServiceProcess, body: bytes, param: str | None) -> None:
-    async with aiohttp.ClientSession() as http:
-        async with http.post(f"{service.base_url}/v1/realtime/client_secrets", data=body) as answer:
-            assert answer.status == 400
-            assert (await answer.json())["error"].get("param") == param
+    address = f"{service.base_url}/v1/realtime/client_secrets"
+    async with aiohttp.ClientSession() as http, http.post(address, data=body) as answer:
+        assert answer.status == 400
+        assert (await answer.json())["error"].get("param") == param
 
 
 async def test_health_metrics_and_unknown_paths(service: ServiceProcess) -> None:
@@ -308,13 +316,13 @@ async def test_cors_preflight(service: ServiceProcess) -> None:
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type,x-openai-agents-sdk,x-stainless-os",
     }
-    async with aiohttp.ClientSession() as http:
-        async with http.options(f"{service.base_url}/v1/realtime/calls", headers=headers) as answer:
-            assert answer.status == 204
-            assert answer.headers["Access-Control-Allow-Origin"] == "https://example.org"
-            allowed = answer.headers["Access-Control-Allow-Headers"]
-            assert {"authorization", "content-type", "x-openai-agents-sdk"} <= set(re.split(r", ?", allowed))
-            assert "Location" in answer.headers["Access-Control-Expose-Headers"]
+    address = f"{service.base_url}/v1/realtime/calls"
+    async with aiohttp.ClientSession() as http, http.options(address, headers=headers) as answer:
+        assert answer.status == 204
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://example.org"
+        allowed = answer.headers["Access-Control-Allow-Headers"]
+        assert {"authorization", "content-type", "x-openai-agents-sdk"} <= set(re.split(r", ?", allowed))
+        assert "Location" in answer.headers["Access-Control-Expose-Headers"]
 
 
 # --- the process ---

@@ -77,7 +77,11 @@ TABLE: list[tuple[Any, dict[str, Any], list[str]]] = [
     (speaking, {"type": "response.create"}, ["error:conversation_already_has_active_response"]),
     (speaking, {"type": "response.create", "response": {"conversation": "none"}}, []),
     (done, {"type": "response.create"}, ["response.created"]),
-    (quiet, {"type": "conversation.item.create", "item": TEXT_ITEM}, ["conversation.item.added", "conversation.item.done"]),
+    (
+        quiet,
+        {"type": "conversation.item.create", "item": TEXT_ITEM},
+        ["conversation.item.added", "conversation.item.done"],
+    ),
     (quiet, {"type": "conversation.item.delete", "item_id": "x"}, ["error:item_delete_invalid_item_id"]),
     (
         quiet,
@@ -148,7 +152,7 @@ def test_push_to_talk() -> None:
     assert driver.types() == ["session.created"]
     assert len(driver.asked(wire.StartUtterance)) == 1
     caused = driver.send(type="input_audio_buffer.commit")
-    assert [event["type"] for event in caused][0] == "input_audio_buffer.committed"
+    assert caused[0]["type"] == "input_audio_buffer.committed"
     assert sum(len(m.pcm) for m in driver.asked(wire.AudioIn)) == 2 * 12_800
     driver.advance(0.5)
     assert "response.created" not in driver.types()
@@ -510,7 +514,9 @@ def test_webrtc_turn_ends_with_stopped() -> None:
     kinds = driver.types()
     assert kinds.index("response.done") < kinds.index("output_audio_buffer.stopped")
     assert driver.heard_samples == 2 * 9600
-    tokens = [t for e in driver.of("response.output_audio_transcript.delta") for t in e.get("x_agogic", {}).get("tokens", [])]
+    tokens = [
+        t for e in driver.of("response.output_audio_transcript.delta") for t in e.get("x_agogic", {}).get("tokens", [])
+    ]
     assert tokens in ([[100, 5]], [])
     check(driver.events)
 

@@ -104,7 +104,9 @@ class _Connection:
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         self.send(
-            wire.Ready(wire.WIRE_VERSION, "fake", self._worker.behaviour.slots, SAMPLE_RATE_HZ, codec_frame_rate_hz=12.5)
+            wire.Ready(
+                wire.WIRE_VERSION, "fake", self._worker.behaviour.slots, SAMPLE_RATE_HZ, codec_frame_rate_hz=12.5
+            )
         )
         while (payload := await wire.read_frame(reader)) is not None:
             message = wire.to_worker_decoder.decode(payload)

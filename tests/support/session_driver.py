@@ -17,7 +17,6 @@ from agent.ids import Ids
 from agent.protocol.session_object import default_settings, updated
 from agent.session import Session
 from agent.speaking import WorkerSlot
-
 from tests.support.fake_worker import SAMPLE_RATE_HZ, WORD_FRAMES, WORD_SAMPLES
 
 READY = wire.Ready(wire.WIRE_VERSION, "fake", 4, SAMPLE_RATE_HZ, 12.5)
