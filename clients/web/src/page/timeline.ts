@@ -1,7 +1,8 @@
 import { FRAME_RATE_HZ, layOut, type TimelineLayout, type Turn } from "../sdk";
 import { byId, make } from "./dom";
 
-const DEEP_FRAMES = 7; // from here a bar is dark enough for light figures
+const DEEP_FRAMES = 7; // from here figures need the other ink on the light theme, from MIDDLE_FRAMES on the dark one
+const MIDDLE_FRAMES = 5;
 const LETTER_FRAMES = 0.62; // about how many frames wide one letter of a word label is
 
 /** The answer as bars: one a token, as wide as it lasts, with the words above and seconds below. */
@@ -27,6 +28,7 @@ export class Timeline {
     this.#draw(layout);
     byId("timeline-hint").hidden = true;
     byId("figures").replaceChildren(...figures(layout, turn.status));
+    this.#track.setAttribute("aria-label", `Speech tokens of an answer, one bar each: ${byId("figures").textContent}`);
     this.#follow(turn.status === "open");
   }
 
@@ -42,6 +44,7 @@ export class Timeline {
       const item = make("li", String(bar.durationFrames), { at: bar.startFrame, for: bar.durationFrames });
       item.title = `code ${bar.code}, ${bar.durationFrames} frames, ${bar.durationFrames * 80} ms`;
       if (bar.durationFrames >= DEEP_FRAMES) item.dataset.deep = "";
+      else if (bar.durationFrames >= MIDDLE_FRAMES) item.dataset.middle = "";
       if (!bar.heard) item.dataset.unheard = "";
       list.append(item);
     }

@@ -97,17 +97,18 @@ export async function connectWebRtc(options: ConnectOptions): Promise<Connection
   }
   established = true;
 
+  const send = (event: ClientEvent): void => {
+    if (channel.readyState === "open") channel.send(JSON.stringify(event));
+  };
   return {
     kind: "webrtc",
     tailMs: TAIL_MS,
-    send: (event: ClientEvent) => {
-      if (channel.readyState === "open") channel.send(JSON.stringify(event));
-    },
+    send,
     setMicrophone: (open: boolean) => {
       // Without a track nothing is sent at all; a muted one would go on sending silence to be listened to.
       void sender?.replaceTrack(open ? (track ?? null) : null);
     },
-    silence: () => channel.send(JSON.stringify({ type: "output_audio_buffer.clear" })),
+    silence: () => send({ type: "output_audio_buffer.clear" }),
     levels: () => ({ microphone: microphone?.level() ?? 0, voice: voice?.level() ?? 0 }),
     close,
   };
