@@ -1,0 +1,152 @@
+"""Chunked decoding with weights that see everything: one chunk is the official decode, and the laws hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from benchmarks.golden_speech import TINY_FLOW
+from streaming.flow import Voicebox
+from streaming.infill import NOISE_FRAMES, InfillDecoder, InfillDials, InfillError, InfillStream, PromptVoice
+from streaming.vocoder_window import VocoderStream, WindowDials
+from streaming.vocos import Vocos, VocosConfig
+from tests.support.golden import assert_close, golden_tensors, weights
+
+FLOW = golden_tensors("flexicodec", "voicebox_tiny.safetensors")
+VOCOS = golden_tensors("flexicodec", "vocos_tiny.safetensors")
+PROMPT = PromptVoice(FLOW["codes"][0, :13], FLOW["prompt"][0])
+CODES = FLOW["codes"][0, 13:].tolist()  # 25 frames
+QUICK = InfillDials(steps=2, chunk_frames=(2, 5), look_ahead_frames=2, context_frames=6)
+
+
+@pytest.fixture(scope="module")
+def voicebox() -> Voicebox:
+    module = Voicebox(TINY_FLOW).requires_grad_(False)
+    module.load_state_dict(weights(FLOW))
+    return module
+
+
+def drain(decoder: InfillDecoder, stream: InfillStream) -> list[Tensor]:
+    chunks = []
+    while stream.ready:
+        chunks += decoder.render([stream])
+    return chunks
+
+
+def test_one_chunk_is_the_official_decode(voicebox: Voicebox) -> None:
+    decoder = InfillDecoder(voicebox, InfillDials(steps=4, chunk_frames=(1000,)))
+    decoder.noise = torch.zeros(NOISE_FRAMES, 128)
+    decoder.noise[:100] = FLOW["noise"][0]
+    stream = decoder.begin(PROMPT)
+    for code in CODES:
+        stream.push(code, 1)
+    assert not stream.ready
+    stream.end()
+    assert_close(torch.cat(drain(decoder, stream))[None], FLOW["out.cfg2_rescale0.75_steps4"])
+
+
+@settings(max_examples=10, deadline=None)
+@given(pauses=st.sets(st.integers(0, 24)))
+def test_when_codes_arrive_changes_nothing(voicebox: Voicebox, pauses: set[int]) -> None:
+    decoder = InfillDecoder(voicebox, QUICK)
+
+    def mel(pauses: set[int]) -> Tensor:
+        stream, chunks = decoder.begin(PROMPT), []
+        for number, code in enumerate(CODES):
+            stream.push(code, 1)
+            if number in pauses:
+                chunks += drain(decoder, stream)
+        stream.end()
+        return torch.cat(chunks + drain(decoder, stream))
+
+    assert mel(pauses).shape == (100, 128)
+    torch.testing.assert_close(mel(pauses), mel(set()))
+
+
+def test_a_stream_in_company_is_a_stream_alone(voicebox: Voicebox) -> None:
+    decoder = InfillDecoder(voicebox, QUICK)
+    other = PromptVoice(PROMPT.codes[:5], PROMPT.mel[:20])
+
+    def streams() -> list[InfillStream]:
+        made = [decoder.begin(PROMPT), decoder.begin(other), decoder.begin(PROMPT)]
+        for stream, codes in zip(made, (CODES, CODES[3:12], CODES[:3]), strict=True):
+            for code in codes:
+                stream.push(code, 1)
+            stream.end()
+        return made
+
+    alone = [torch.cat(drain(decoder, stream)) for stream in streams()]
+    company: list[list[Tensor]] = [[], [], []]
+    together = streams()
+    while ready := [number for number, stream in enumerate(together) if stream.ready]:
+        for number, chunk in zip(ready, decoder.render([together[number] for number in ready]), strict=True):
+            company[number].append(chunk)
+    for chunks, expected in zip(company, alone, strict=True):
+        torch.testing.assert_close(torch.cat(chunks), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_follow_the_schedule_and_memory_is_bounded(voicebox: Voicebox) -> None:
+    decoder = InfillDecoder(voicebox, InfillDials(steps=1, chunk_frames=(1, 3), look_ahead_frames=1, context_frames=4))
+    stream = decoder.begin(PROMPT)
+    sizes = []
+    for code in CODES * 4:
+        stream.push(code, 2)
+        sizes += [chunk.shape[0] // 4 for chunk in drain(decoder, stream)]
+        assert stream.ready is False
+    assert sizes[:4] == [1, 3, 3, 3]
+    stream.end()
+    assert sum(sizes) + sum(chunk.shape[0] // 4 for chunk in drain(decoder, stream)) == 200
+    window = stream.window()
+    assert len(window.codes) == len(PROMPT.codes) + 4
+
+
+def test_bad_codes_and_prompts_are_refused(voicebox: Voicebox) -> None:
+    stream = InfillDecoder(voicebox, QUICK).begin(PROMPT)
+    for code, duration in ((256, 1), (-1, 1), (0, 0), (0, 9)):
+        with pytest.raises(InfillError):
+            stream.push(code, duration)
+    with pytest.raises(InfillError, match="13 codes does not fit"):
+        PromptVoice(PROMPT.codes, PROMPT.mel[:-1])
+    with pytest.raises(ValueError, match="at least 1 frame"):
+        InfillDials(chunk_frames=(0,))
+
+
+@pytest.fixture(scope="module")
+def vocoder() -> Vocos:
+    module = Vocos(VocosConfig(dim=64, hidden=128, num_layers=3)).requires_grad_(False)
+    module.load_state_dict(weights(VOCOS))
+    return module
+
+
+MEL = VOCOS["in.mel"][0].T  # 93 frames
+
+
+@settings(max_examples=10, deadline=None)
+@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=8))
+def test_with_all_it_sees_the_windowed_vocoder_is_exact(vocoder: Vocos, sizes: list[int]) -> None:
+    # Four convolutions of three frames and the transform's two.
+    stream = VocoderStream(vocoder, WindowDials(left_frames=14, right_frames=16, fade_frames=2))
+    cuts = torch.tensor(sizes).cumsum(0).clamp_max(len(MEL))
+    parts = [stream.push(piece) for piece in torch.tensor_split(MEL, cuts)]
+    parts.append(stream.flush())
+    torch.testing.assert_close(torch.cat(parts)[None], vocoder(MEL[None]), rtol=1e-3, atol=1e-5)
+
+
+def test_truncated_windows_join_without_clicks(vocoder: Vocos) -> None:
+    stream = VocoderStream(vocoder, WindowDials(left_frames=8, right_frames=4, fade_frames=2))
+    parts = [stream.push(piece) for piece in MEL.split(16)]
+    assert [len(part) for part in parts] == [12 * 480, *[16 * 480] * 4, 13 * 480]
+    joined, whole = torch.cat([*parts, stream.flush()]), vocoder(MEL[None])[0]
+    assert joined.shape == whole.shape
+    jumps = (joined[1:] - joined[:-1]).abs()
+    borders = torch.tensor([len(torch.cat(parts[: number + 1])) for number in range(len(parts))])
+    near = torch.cat([jumps[border - 4 : border + 4] for border in borders])
+    assert near.max() <= 1.5 * (whole[1:] - whole[:-1]).abs().max()
+
+
+def test_windows_that_cannot_be_faded_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 more than"):
+        WindowDials(right_frames=3, fade_frames=2)
