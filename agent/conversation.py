@@ -17,6 +17,8 @@ JsonObject = dict[str, object]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 MAX_ITEMS = 2000
+# The history travels whole with every question, and must fit into one message to the worker.
+MAX_CONTEXT_CHARACTERS = 400_000
 # The user's sound is kept this long, for `conversation.item.retrieve` and for a worker that lost it.
 KEPT_AUDIO_SAMPLES = 120 * SAMPLE_RATE_HZ
 
@@ -234,12 +236,19 @@ class Conversation:
 
 
 def context_of(items: list[Item]) -> list[ContextItem]:
-    """What the model is told: messages that say something; function calls are kept for the client's sake alone."""
+    """What the model is told: messages that say something; function calls are kept for the client's sake alone.
+
+    Of a conversation longer than `MAX_CONTEXT_CHARACTERS` the newest part.
+    """
     context: list[ContextItem] = []
-    for item in items:
+    room = MAX_CONTEXT_CHARACTERS
+    for item in reversed(items):
         if isinstance(item, (FunctionCall, FunctionCallOutput)):
             continue
         entry = item.context()
+        room -= len(entry.text)
+        if room < 0:
+            break
         if entry.text or entry.utterance is not None:
             context.append(entry)
-    return context
+    return context[::-1]

@@ -39,7 +39,6 @@ class ResponsePlan:
     voice: str
     conversation_id: str | None
     turn_detection_ms: float | None = None
-    realised_input_hz: float = 0.0
 
 
 @dataclass
@@ -268,7 +267,7 @@ class Response:
         hz = self.playout.sample_rate_hz
         rates = self._rates()
         for name, realised in (
-            ("input_frame_rate", stats.realised_input_hz or self.plan.realised_input_hz),
+            ("input_frame_rate", stats.realised_input_hz),
             ("output_frame_rate", stats.realised_output_hz),
         ):
             if realised:

@@ -18,11 +18,12 @@ from typing import Literal
 
 from agent import audio
 from agent.audio import AudioFormatError
+from agent.briefing import Briefing
 from agent.captions import Captions
 from agent.client_requests import pcm_of_item, plan_response
 from agent.clock import Clock
 from agent.config import ServerConfig
-from agent.conversation import AssistantMessage, Conversation, Item, UserMessage, context_of, item_from_client
+from agent.conversation import AssistantMessage, Conversation, Item, UserMessage, item_from_client
 from agent.effects import Effect, Outbox
 from agent.ids import Ids
 from agent.listening import Happening, Listening, TurnEnded, TurnOpened, milliseconds
@@ -31,21 +32,15 @@ from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.protocol.items import MessageItem, parse_item
 from agent.protocol.session_object import SessionSettings, format_name, render, updated
-from agent.rates import RatePolicy
 from agent.response import Response
 from agent.speaking import Speaking, WorkerSlot
 from agent.turn.silero import VoiceActivity
 from agent.wire import (
     AudioOut,
-    ContextItem,
-    DropUtterance,
     FromWorker,
-    Respond,
     ResponseDone,
-    StartUtterance,
     TextDelta,
     Transcript,
-    UtteranceEncoded,
     WorkerError,
 )
 
@@ -71,7 +66,6 @@ class Session:
     ) -> None:
         self.id = ids.new("sess")
         self.settings = settings
-        self.policy = RatePolicy()
         self._config = config
         self._transport = transport
         self._model = model
@@ -83,14 +77,24 @@ class Session:
         self._outbox = Outbox(ids)
         self._conversation = Conversation(ids.new("conv"))
         self._captions = Captions()
-        self._slot: WorkerSlot | None = None
-        self._held: set[int] = set()
-        self._realised_input_hz = 0.0
         self._listening = Listening(
             self._outbox, ids, vad, self._microphone_hz(), max_utterance_s=config.session.max_utterance_s
         )
+        self._briefing = Briefing(
+            self._outbox,
+            self._conversation,
+            self._listening,
+            self._captions,
+            lambda: self.settings,
+            config.session.max_output_tokens,
+        )
         self._speaking = Speaking(
-            self._outbox, clock, self._conversation, config.playout, self._ask, server_plays=transport == "webrtc"
+            self._outbox,
+            clock,
+            self._conversation,
+            config.playout,
+            self._briefing.question,
+            server_plays=transport == "webrtc",
         )
         self._listening.configure(settings.audio.input.turn_detection, self._microphone_hz())
 
@@ -155,22 +159,13 @@ class Session:
 
     def worker_ready(self, slot: WorkerSlot) -> list[Effect]:
         """A worker holds a slot for us, and nothing else: whatever it must know is sent again."""
-        self._slot = slot
-        self.policy = RatePolicy(slot.ready.min_rate_hz, slot.ready.max_rate_hz)
-        self._listening.worker_session = slot.session
-        if self._listening.open is not None:
-            self._start_utterance(self._listening.open.number)
-            self._listening.replay()
-        for item in self._captions.unfinished():
-            self._hand_over(item, context_of(self._before(item)))
+        self._briefing.worker_ready(slot)
         self._speaking.worker_ready(slot)
         return self._outbox.take()
 
     def worker_lost(self) -> list[Effect]:
         """The client hears of it only if an answer died; everything else is sent again to the next worker."""
-        self._slot = None
-        self._held.clear()
-        self._listening.worker_session = None
+        self._briefing.worker_lost()
         if self._speaking.worker_lost():
             error = ProtocolError("worker_lost", "The worker died while it answered; ask again.", kind="server_error")
             self._outbox.send(events.Error(error=error.as_dict()))
@@ -186,8 +181,6 @@ class Session:
                 self._speaking.on_done(message)
             case Transcript():
                 self._heard(message)
-            case UtteranceEncoded():
-                self._realised_input_hz = message.realised_input_hz
             case WorkerError():
                 self._worker_error(message)
             case _:
@@ -223,7 +216,7 @@ class Session:
                 self._delete(event)
             case client.ResponseCreate():
                 params = event.response or client.ResponseParams()
-                plan = plan_response(params, self.settings, self._conversation, self.policy, self._ids)
+                plan = plan_response(params, self.settings, self._conversation, self._briefing.policy, self._ids)
                 self._speaking.request(plan)
             case client.ResponseCancel():
                 if not self._speaking.cancel("client_cancelled", event.response_id):
@@ -247,8 +240,8 @@ class Session:
 
     def _clear_input(self) -> None:
         dropped = self._listening.clear()
-        if dropped is not None and self._slot is not None:
-            self._outbox.worker(DropUtterance(self._slot.session, dropped.number))
+        if dropped is not None:
+            self._briefing.drop_utterance(dropped.number)
         self._outbox.send(events.InputCleared())
 
     def _clear_output(self) -> None:
@@ -290,8 +283,7 @@ class Session:
         self._conversation.remove(item)
         if isinstance(item, UserMessage):
             self._captions.drop(item.utterance)
-            if item.utterance in self._held and self._slot is not None:
-                self._outbox.worker(DropUtterance(self._slot.session, item.utterance))
+            self._briefing.drop_utterance(item.utterance)
         self._outbox.send(events.ItemDeleted(item_id=item.id))
 
     # --- turns ---
@@ -309,7 +301,7 @@ class Session:
             self._outbox.send(events.SpeechStarted(item_id=turn.utterance.item_id, audio_start_ms=start_ms))
             if detection is not None and detection.interrupt_response:
                 self._speaking.cancel("turn_detected")
-        self._start_utterance(turn.utterance.number)
+        self._briefing.start_utterance(turn.utterance.number)
 
     def _turn_ended(self, turn: TurnEnded) -> None:
         utterance = turn.utterance
@@ -326,60 +318,10 @@ class Session:
             self._outbox.send(event)
         if not turn.by_client and source.turn_detection is not None and source.turn_detection.create_response:
             params = client.ResponseParams()
-            plan = plan_response(params, self.settings, self._conversation, self.policy, self._ids)
+            plan = plan_response(params, self.settings, self._conversation, self._briefing.policy, self._ids)
             self._speaking.request_turn(replace(plan, turn_detection_ms=turn.waited_ms))
 
     # --- the worker ---
-
-    def _start_utterance(self, number: int) -> None:
-        if self._slot is None:
-            return
-        self._held.add(number)
-        self._outbox.worker(
-            StartUtterance(
-                session=self._slot.session,
-                utterance=number,
-                input_hz=self.policy.choose(self.settings.x_agogic.input_frame_rate).hz,
-                context=context_of(self._conversation.items),
-                instructions=self.settings.instructions,
-            )
-        )
-
-    def _hand_over(self, item: UserMessage, context: list[ContextItem]) -> None:
-        """Sees to it that the worker has the sound of a committed item, if it is still kept."""
-        if self._slot is None or item.pcm is None or item.utterance in self._held:
-            return
-        if item.utterance is None:
-            item.utterance = self._listening.next_number()
-            self._captions.committed(item.utterance, item, wanted=self.settings.audio.input.transcription is not None)
-        self._held.add(item.utterance)
-        self._outbox.worker(
-            StartUtterance(
-                session=self._slot.session,
-                utterance=item.utterance,
-                input_hz=self.policy.choose(self.settings.x_agogic.input_frame_rate).hz,
-                context=context,
-                instructions=self.settings.instructions,
-            )
-        )
-        self._listening.send_utterance(item.utterance, item.pcm.tobytes(), ended=True)
-
-    def _ask(self, response: Response, slot: WorkerSlot) -> Respond:
-        plan = response.plan
-        items = plan.items if plan.items is not None else self._conversation.items
-        if items and isinstance(items[-1], UserMessage):
-            self._hand_over(items[-1], context_of(items[:-1]))
-        limit = self._config.session.max_output_tokens
-        return Respond(
-            session=slot.session,
-            generation=response.generation,
-            context=context_of(items),
-            output_hz=plan.output_rate.hz,
-            instructions=plan.instructions,
-            speech=plan.modality == "audio",
-            max_output_tokens=limit if plan.max_output_tokens == "inf" else plan.max_output_tokens,
-            input_hz=plan.input_rate.hz,
-        )
 
     def _heard(self, message: Transcript) -> None:
         utterance = self._listening.open
@@ -408,10 +350,6 @@ class Session:
     def _stop_if_active(self, item: Item) -> None:
         if self._speaking.active is not None and self._speaking.active.item is item:
             self._speaking.cancel("client_cancelled")
-
-    def _before(self, item: UserMessage) -> list[Item]:
-        items = self._conversation.items
-        return items[: items.index(item)] if item in items else []
 
     def _microphone_hz(self) -> int:
         return self._input_hz or audio.RATE_HZ[format_name(self.settings.audio.input.format)]

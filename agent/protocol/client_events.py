@@ -15,6 +15,7 @@ EventId = Annotated[str, Meta(max_length=512)]
 ItemId = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
+Text = Annotated[str, Meta(max_length=100_000)]
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
@@ -77,7 +78,7 @@ class ResponseParams(msgspec.Struct, frozen=True):
 
     conversation: Literal["auto", "none"] | None = None
     input: list[JsonObject] | None = None
-    instructions: str | None = None
+    instructions: Text | None = None
     output_modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] | None = None
     tools: list[JsonObject] | None = None
     tool_choice: str | JsonObject | None = None

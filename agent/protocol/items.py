@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from agent.protocol.client_events import ItemId
+from agent.protocol.client_events import ItemId, Text
 from agent.protocol.errors import ProtocolError, from_validation
 
 JsonObject = dict[str, object]
@@ -17,9 +17,9 @@ class Part(msgspec.Struct, frozen=True):
     """One content part; which fields count depends on `type`."""
 
     type: Literal["input_text", "input_audio", "input_image", "output_text", "output_audio", "text"]
-    text: str | None = None
+    text: Text | None = None
     audio: bytes | None = None
-    transcript: str | None = None
+    transcript: Text | None = None
 
 
 class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):

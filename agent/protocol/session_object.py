@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from agent.config import Rate, ServerConfig
+from agent.protocol.client_events import Text
 from agent.protocol.errors import ProtocolError, from_validation
 
 JsonObject = dict[str, object]
@@ -106,7 +107,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
     output_modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] = msgspec.field(
         default_factory=lambda: ["audio"]
     )
-    instructions: str = ""
+    instructions: Text = ""
     audio: SessionAudio = SessionAudio()
     tools: list[FunctionTool | McpTool] = msgspec.field(default_factory=list)
     tool_choice: str | JsonObject = "auto"

@@ -544,3 +544,25 @@ def test_formats_of_both_directions(format: str, rate: int) -> None:
     sent = b"".join(base64.b64decode(e["delta"]) for e in driver.of("response.output_audio.delta"))
     assert len(sent) == pytest.approx(0.8 * rate * width, abs=4 * width)
     check(driver.events)
+
+
+def test_an_endless_conversation_still_fits_into_one_question() -> None:
+    driver = SessionDriver(reply="Ok.")
+    for index in range(8):
+        text = f"{index} " + "x" * 99_000
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+        driver.send(type="conversation.item.create", item=item)
+    driver.send(type="response.create")
+    ask = driver.asked(wire.Respond)[-1]
+    assert [entry.text[0] for entry in ask.context] == ["4", "5", "6", "7"]
+    assert len(wire.encode(ask)) < wire.MAX_FRAME_BYTES
+
+
+def test_one_text_may_not_be_a_library() -> None:
+    driver = SessionDriver()
+    part = {"type": "input_text", "text": "x" * 100_001}
+    item = {"type": "message", "role": "user", "content": [part]}
+    (error,) = driver.send(type="conversation.item.create", item=item)
+    assert error["error"]["param"] == "item.content[0].text"
+    (error,) = driver.send(type="session.update", session={"instructions": "x" * 100_001})
+    assert error["error"]["param"] == "session.instructions"
