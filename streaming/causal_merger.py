@@ -48,30 +48,30 @@ class CausalMerger:
         self._merging = merging
         self._transformer = merging.transformer
         self._embed = embed
-        self._controller = controller
+        self.controller = controller
 
     @property
     def base_hz(self) -> float:
-        return self._controller.base_hz
+        return self.controller.base_hz
 
     def initial_state(self, width: int) -> StreamState:
         """width: H, the encoder's."""
         nothing = next(self._transformer.parameters()).new_zeros(0, width)
-        return StreamState(self._controller.initial_state(), self._transformer.initial_state(1), nothing)
+        return StreamState(self.controller.initial_state(), self._transformer.initial_state(1), nothing)
 
     def next_utterance(self, state: StreamState) -> StreamState:
         """A fresh start that keeps what the rate controller learned and still owes."""
         fresh = self._transformer.initial_state(1)
-        return StreamState(self._controller.next_utterance(state.rate), fresh, state.open_frames[:0])
+        return StreamState(self.controller.next_utterance(state.rate), fresh, state.open_frames[:0])
 
     def step(self, frames: Tensor, state: StreamState, target_hz: float) -> tuple[Merged, StreamState]:
         """frames [n, H], n may be 0. Raises RateError where the rate cannot be met."""
-        rate, seen = self._controller.copy(state.rate), torch.cat((state.open_frames, frames))
+        rate, seen = self.controller.copy(state.rate), torch.cat((state.open_frames, frames))
         held = state.open_frames.shape[0]
         similarity = F.cosine_similarity(seen[:-1].float(), seen[1:].float(), dim=-1).tolist()
         cuts = []
         for index in range(held, seen.shape[0]):
-            starts = self._controller.step(similarity[index - 1] if index else 1.0, rate, target_hz)
+            starts = self.controller.step(similarity[index - 1] if index else 1.0, rate, target_hz)
             if starts and index:
                 cuts.append(index)
         if not cuts:
@@ -88,11 +88,11 @@ class CausalMerger:
     def forward(self, frames: Tensor, target_hz: float) -> Merged:
         """A whole utterance [T, H] in one pass of the transformer, with the cuts that the stream would make."""
         state = self.initial_state(frames.shape[-1])
-        similarity = F.cosine_similarity(frames[:-1].float(), frames[1:].float(), dim=-1).tolist()
-        starts = [self._controller.step(value, state.rate, target_hz) for value in [1.0, *similarity][: len(frames)]]
-        if not starts:
+        if not len(frames):
             return Merged(self._nothing(frames), ())
-        lengths = _lengths([index for index, start in enumerate(starts) if start and index] + [len(frames)])
+        similarity = F.cosine_similarity(frames[:-1].float(), frames[1:].float(), dim=-1).cpu().numpy()
+        starts = self.controller.whole(similarity, state.rate, target_hz).nonzero()[0]
+        lengths = _lengths([*starts[1:].tolist(), len(frames)])
         return Merged(self._merging(self._embed(frames), torch.tensor(lengths, device=frames.device)), lengths)
 
     def _merge(

@@ -111,6 +111,12 @@ class RateController:
             state.open_frames += 1
         return starts
 
+    def whole(self, similarity: NDArray[np.floating], state: RateState, target_hz: float) -> NDArray[np.bool_]:
+        """Group starts [T] of a whole utterance whose neighbours have similarity [T-1]; updates `state` in place."""
+        starts = [self.first(state, target_hz)]
+        starts += [self.step(value, state, target_hz) for value in similarity.tolist()]
+        return np.array(starts, dtype=np.bool_)
+
     def _due(self, target_hz: float) -> float:
         if not 0.0 < target_hz <= self.base_hz:
             raise RateError(f"frame rate {target_hz} Hz is out of range: more than 0 and at most {self.base_hz:g} Hz")
@@ -147,7 +153,4 @@ def group_causal(
     similarity: [T-1] cosine of frames t and t+1 (an empty array is one frame). Returns [T] bool, the first always True.
     """
     controller = RateController(base_hz, max_group, prior)
-    state = controller.initial_state()
-    starts = [controller.first(state, target_hz)]
-    starts += [controller.step(value, state, target_hz) for value in similarity.tolist()]
-    return np.array(starts, dtype=np.bool_)
+    return controller.whole(similarity, controller.initial_state(), target_hz)

@@ -46,42 +46,42 @@ class Ear:
     """The networks of hearing; `Hearing` holds the state, so one Ear serves every session."""
 
     def __init__(self, encoder: BlockCausalEncoder, merger: CausalMerger, spelling: Spelling) -> None:
-        self._mel = SpeechMel(encoder.config.mel_bins)
+        self.mel = SpeechMel(encoder.config.mel_bins)
         self.encoder = encoder
-        self._merger = merger
+        self.merger = merger
         self._spelling = spelling
         self._blank = encoder.config.pieces - 1
 
     def begin(self, previous: Hearing | None = None) -> Hearing:
         """previous: the utterance before in the same conversation, whose rate accounts are carried on."""
         if previous is not None:
-            merger = self._merger.next_utterance(previous.merger)
+            merger = self.merger.next_utterance(previous.merger)
         else:
-            merger = self._merger.initial_state(self.encoder.config.hidden_size)
-        return Hearing(self._mel.initial_state(1), self.encoder.initial_state(1), merger)
+            merger = self.merger.initial_state(self.encoder.config.hidden_size)
+        return Hearing(self.mel.initial_state(1), self.encoder.initial_state(1), merger)
 
     def transcript(self, hearing: Hearing) -> str:
         return self._spelling(list(hearing.path))
 
     def hear(self, pcm: Pcm, hearing: Hearing, target_hz: float) -> tuple[Tensor, Hearing]:
         """Takes samples [n]; gives the embeddings [groups, H] that became final and the new state."""
-        mel, mel_state = self._mel.step(torch.from_numpy(pcm)[None], hearing.mel)
+        mel, mel_state = self.mel.step(torch.from_numpy(pcm)[None], hearing.mel)
         encoded, encoder_state = self.encoder.step_heads(mel, hearing.encoder)
-        merged, merger_state = self._merger.step(encoded.frames[0], hearing.merger, target_hz)
+        merged, merger_state = self.merger.step(encoded.frames[0], hearing.merger, target_hz)
         heard = replace(hearing, mel=mel_state, encoder=encoder_state, merger=merger_state)
         heard = replace(heard, samples=hearing.samples + len(pcm))
         return merged.embeddings, self._account(heard, encoded, merged)
 
     def finish(self, hearing: Hearing, target_hz: float) -> tuple[Tensor, Hearing]:
         """Closes the open block and group, as if the utterance ended here."""
-        mel, mel_state = self._mel.flush(hearing.mel)
+        mel, mel_state = self.mel.flush(hearing.mel)
         encoded, encoder_state = self.encoder.step_heads(mel, hearing.encoder)
         heard = self._account(hearing, encoded, None)
         tail, encoder_state = self.encoder.flush_heads(encoder_state)
         heard = self._account(heard, tail, None)
         frames = torch.cat((encoded.frames[0], tail.frames[0]))
-        merged, merger_state = self._merger.step(frames, hearing.merger, target_hz)
-        last, merger_state = self._merger.flush(merger_state)
+        merged, merger_state = self.merger.step(frames, hearing.merger, target_hz)
+        last, merger_state = self.merger.flush(merger_state)
         groups = heard.groups + len(merged.durations_frames) + len(last.durations_frames)
         heard = replace(heard, mel=mel_state, encoder=encoder_state, merger=merger_state, groups=groups)
         return torch.cat((merged.embeddings, last.embeddings)), heard

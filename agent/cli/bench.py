@@ -61,6 +61,30 @@ def start(model: Model = "embedded", json: Json = False) -> None:
 
 
 @app.command()
+def rates(
+    clips: Clips = CHECKOUT / "tests" / "speech",
+    sentences: Annotated[int, typer.Option(min=1, help="replies to speak at each rate")] = 10,
+    model: Model = "embedded",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """How exactly requested frame rates are met, and what lower ones save."""
+    from worker.threads import limit_threads
+
+    limit_threads(threads)
+    from benchmarks import rates as benchmark
+    from worker.audio_files import AudioFileError
+    from worker.loading import ModelError, load_model
+
+    try:
+        say = None if json else lambda text: print(text, file=sys.stderr)
+        report = benchmark.run(load_model(model), _recordings(clips), sentences, say)
+    except (AudioFileError, ModelError) as error:
+        _fail(error)
+    _print(report, json)
+
+
+@app.command()
 def golden(
     golden: Annotated[Path, typer.Option(help="folder with flexislm and flexicodec")] = CHECKOUT / "tests" / "golden",
     json: Json = False,
