@@ -23,6 +23,7 @@ from training.voice_features import MEL_PER_FRAME, PHONES, VoiceBatch, VoiceSet,
 from training.voice_loop import Progress
 
 STEP_COUNTS = (1, 2, 4, 8)
+DECODED_CLIPS = 1200
 
 
 class FlowTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,12 +143,13 @@ def train(config: FlowTrainingConfig) -> Voicebox:
 
 @torch.no_grad()
 def write_decoded_mel(voicebox: Voicebox, voice: VoiceSet, stores: dict[float, CodeStore], path: Path) -> None:
-    """A file like mel.npy, each clip decoded from its codes at a random rate: the vocoder learns from it."""
+    """A file like mel.npy: some clips decoded from their codes at random rates, the rest 0, for the vocoder."""
     rng = np.random.default_rng(9)
     decoded = np.lib.format.open_memmap(path, "w+", np.float16, voice.mel.shape)
-    every = sorted(range(len(voice.clips)), key=lambda index: voice.frames[index])
-    for first in range(0, len(every), 24):
-        part = every[first : first + 24]
+    some = rng.choice(voice.part("reply", "open"), DECODED_CLIPS, replace=False)
+    some = sorted(some.tolist(), key=lambda index: voice.frames[index])
+    for first in range(0, len(some), 24):
+        part = some[first : first + 24]
         rate_hz = float(rng.choice(RATES_HZ, p=(0.4, 0.15, 0.15, 0.15, 0.15)))
         codes, durations = pad_codes([stores[rate_hz].clip(index) for index in part])
         with torch.autocast("cpu", torch.bfloat16):

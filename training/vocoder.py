@@ -27,7 +27,8 @@ _MAGNITUDE_FLOOR = 5e-3
 
 
 class VocoderTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`decoded_mel` names a file like mel.npy made by the flow decoder: half of the crops are then taken from it."""
+    """`decoded_mel` names a file like mel.npy made by the flow decoder: half of the crops are then taken from it, and
+    only clips that it holds are used."""
 
     voice: str
     checkpoint: str
@@ -104,6 +105,8 @@ def train(config: VocoderTrainingConfig) -> Vocos:
     progress = Progress(vocoder, Path(config.checkpoint), minutes=config.minutes, learning_rate=config.learning_rate)
     rng = np.random.default_rng(progress.step + 5)
     chosen = np.array(voice.part("reply", "open"))
+    if decoded is not None:
+        chosen = chosen[[decoded[int(voice.first_frame[index]) * MEL_PER_FRAME].any() for index in chosen]]
     for _ in progress.steps():
         batch = crops(voice, audio, rng.choice(chosen, config.crops_per_batch), config.crop_frames, decoded, rng)
         with torch.autocast("cpu", torch.bfloat16):
