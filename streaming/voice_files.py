@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from streaming.codec import CodecConfig, SpeechCodec
+from streaming.compact import compact, expand
 from streaming.flow import FlowConfig, Voicebox
 from streaming.vocos import Vocos, VocosConfig
 
@@ -24,10 +24,10 @@ class VoiceFileError(ValueError):
 
 
 def save_network(network: nn.Module, config: msgspec.Struct, path: Path) -> None:
-    """float16 weights and the configuration in one file."""
-    weights = {name: value.half().contiguous() for name, value in network.state_dict().items()}
+    """Compact weights and the configuration in one file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path, metadata={"config": msgspec.json.encode(config).decode()})
+    save_file(compact(network.state_dict()), path, metadata={"config": msgspec.json.encode(config).decode()})
+    path.chmod(0o644)
 
 
 def load_codec(path: Path) -> SpeechCodec:
@@ -46,7 +46,7 @@ def _load(path: Path, kind: type[Config], network_class: type[Network]) -> Netwo
     try:
         with safe_open(path, "pt") as file:
             config = msgspec.json.decode((file.metadata() or {}).get("config", ""), type=kind)
-            weights = {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118
+            weights = expand({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         network = network_class(config)
         network.load_state_dict(weights)
     except FileNotFoundError as error:
