@@ -119,6 +119,9 @@ class WorkerLink:
                 await answer
         except BaseException as error:
             self._holders.pop(session, None)
+            if not isinstance(error, (SlotRefused, LinkError)):
+                # Nobody waits any more, but the worker may have opened it all the same.
+                self.send(CloseSession(session))
             if isinstance(error, TimeoutError):
                 raise LinkError(f"the worker did not open a session within {OPEN_TIMEOUT_S:g} s") from error
             raise

@@ -321,3 +321,19 @@ async def test_link_survives_garbage_in_mid_stream_by_dying_cleanly(tmp_path: Pa
         await running
     assert holder.lost.is_set()
     server.close()
+
+
+async def test_a_lease_nobody_waits_for_is_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "w.sock"
+    async with FakeWorker(path, Behaviour(slots=1)) as worker:
+        link = await WorkerLink.connect(path, 5.0)
+        running = asyncio.create_task(link.run())
+        opening = asyncio.create_task(link.open(1, Holder()))
+        await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        lease = await link.open(2, Holder())
+        assert lease.session == 2
+        assert [type(m).__name__ for m in worker.received] == ["OpenSession", "CloseSession", "OpenSession"]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
