@@ -70,7 +70,7 @@ async def test_captions_grow_while_either_side_speaks(fake_server: Server, micro
         await start(page, fake_server)
         await expect(said_by(page, "user", "open")).to_have_text("a large latte")
         await expect(said_by(page, "user")).to_have_text("a large latte please")
-        await expect(said_by(page, "assistant", "open")).to_have_text("One large")
+        await expect(said_by(page, "assistant", "open")).to_have_text(re.compile("^One large"))
         assert await page.locator("#playhead").is_visible()
         await expect(said_by(page, "assistant")).to_have_text("One large latte. That is four fifty.")
         assert not await page.locator("#playhead").is_visible()
@@ -84,7 +84,7 @@ async def test_without_webrtc_the_page_talks_over_websocket(fake_server: Server,
         await start(page, fake_server)
         await expect(page.locator("#state-text")).to_have_text("Connected, WebSocket")
         await expect(said_by(page, "assistant", "open")).to_have_text(re.compile("^One large"))
-        assert float(str(await page.get_attribute("#meter-voice", "aria-valuenow"))) > 0.5
+        await page.wait_for_function("Number(document.querySelector('#meter-voice').ariaValueNow) > 0.5")
         await expect(said_by(page, "assistant")).to_have_text("One large latte. That is four fifty.")
         assert await page.locator(".tokens li").count() == 7
 
@@ -113,10 +113,10 @@ async def test_interrupting_silences_the_answer_and_keeps_only_what_was_heard(
 ) -> None:
     async with chromium(microphone=microphone) as page:
         await start(page, fake_server, f"?transport={transport}")
-        await expect(said_by(page, "assistant", "open")).to_have_text("One large latte.", timeout=30_000)
+        await expect(said_by(page, "assistant", "open")).to_have_text(re.compile("^One large"), timeout=30_000)
         await page.click("#main-button")
         await expect(said_by(page, "assistant", "interrupted")).to_have_text(
-            re.compile(r"^One large latte\.( That( is)?)?$")
+            re.compile(r"^One large( latte\.( That( is( four)?)?)?)?$")
         )
         await asyncio.sleep(0.4)
         assert float(str(await page.get_attribute("#meter-voice", "aria-valuenow"))) < 0.2
@@ -140,6 +140,24 @@ async def test_a_refused_microphone_is_explained_and_typing_works_instead(fake_s
         await page.press("#line", "Enter")
         await expect(said_by(page, "user")).to_have_text("A latte, please.")
         await expect(said_by(page, "assistant")).to_have_text("One large latte. That is four fifty.")
+
+
+async def test_an_earlier_answer_shows_its_tokens_again(fake_server: Server) -> None:
+    async with chromium() as page:
+        await page.goto(fake_server.url)
+        await page.fill("#line", "A latte, please.")
+        await page.press("#line", "Enter")
+        await expect(said_by(page, "assistant")).to_have_count(1, timeout=15_000)
+        await expect(page.locator("#meter-voice")).to_have_attribute("aria-valuenow", "0.00")
+        await page.fill("#line", "A mocha, please.")
+        await page.press("#line", "Enter")
+        await expect(said_by(page, "assistant", "open")).to_have_text(re.compile("^One large"))
+        await page.click("#main-button")
+        await expect(page.locator("#figures")).to_contain_text("interrupted")
+        assert await page.locator(".tokens li").count() < 7
+        await said_by(page, "assistant").first.click()
+        await expect(page.locator("#figures")).not_to_contain_text("interrupted")
+        assert await page.locator(".tokens li").count() == 7
 
 
 async def test_a_server_with_a_key_asks_for_it(microphone: Path, tmp_path: Path) -> None:

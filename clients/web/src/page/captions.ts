@@ -6,6 +6,9 @@ export class Captions {
   readonly #place = byId("captions");
   readonly #shown = new Map<string, { row: HTMLElement; said: HTMLElement }>();
 
+  /** `pick` is called with an answer that the reader wants to see the tokens of. */
+  constructor(private readonly pick: (turn: Turn) => void) {}
+
   show(conversation: Conversation): void {
     const atEnd = this.#place.scrollHeight - this.#place.scrollTop - this.#place.clientHeight < 40;
     const ids = new Set(conversation.turns.map((turn) => turn.id));
@@ -32,8 +35,13 @@ export class Captions {
     row.dataset.role = turn.role;
     const who = make("span", turn.role === "user" ? "You" : "agogic");
     who.className = "who";
-    const said = make("span");
+    const said = turn.role === "assistant" ? make("button") : make("span");
     said.className = "said";
+    if (said instanceof HTMLButtonElement) {
+      said.type = "button";
+      said.title = "Show its tokens";
+      said.addEventListener("click", () => this.pick(turn));
+    }
     row.append(who, said);
     this.#place.append(row);
     const shown = { row, said };

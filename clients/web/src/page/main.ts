@@ -1,5 +1,5 @@
 import "./style.css";
-import { AgogicClient, ConnectionError, type TurnMode } from "../sdk";
+import { AgogicClient, ConnectionError, type Turn, type TurnMode } from "../sdk";
 import { Captions } from "./captions";
 import { byId } from "./dom";
 import { rateChoices, showReport } from "./panels";
@@ -9,9 +9,13 @@ const asked = new URLSearchParams(location.search).get("transport");
 const transport = asked === "webrtc" || asked === "websocket" ? asked : "auto";
 const mainButton = byId<HTMLButtonElement>("main-button");
 const endButton = byId<HTMLButtonElement>("end-button");
-const captions = new Captions();
 const timeline = new Timeline();
+const captions = new Captions((turn) => {
+  picked = turn.tokens.length > 0 ? turn : undefined;
+  timeline.show(picked);
+});
 let client: AgogicClient | undefined;
+let picked: Turn | undefined; // an earlier answer, shown until the next one begins
 let apiKey: string | undefined;
 let mode: "open" | "push" = "open";
 let rates: Parameters<AgogicClient["setRates"]>[0] = { input: "auto", output: "auto" };
@@ -56,7 +60,8 @@ async function connected(wanted: TurnMode): Promise<AgogicClient | undefined> {
   fresh.on("error", (error) => notice(error.message));
   fresh.on("change", (conversation) => {
     captions.show(conversation);
-    timeline.show(conversation.lastSpoken);
+    if (conversation.lastSpoken?.status === "open") picked = undefined;
+    timeline.show(picked ?? conversation.lastSpoken);
     showReport(conversation.report);
     showState();
   });

@@ -11,18 +11,18 @@ export class Timeline {
   readonly #reel = byId("reel");
   readonly #playhead = byId("playhead");
   #turnId: string | undefined;
-  #bars = 0;
+  #bars: string[] = []; // those on the page
   #beganMs = 0;
   #layout: TimelineLayout | undefined;
   #moving = false;
 
-  /** Shows `turn`, adding only what is new while it is still being spoken. */
+  /** Shows `turn`; bars that are already there stay. */
   show(turn: Turn | undefined): void {
     if (turn === undefined) return;
     const layout = layOut(turn);
     const begins = turn.id !== this.#turnId;
     if (begins) this.#beganMs = performance.now() - (layout.totalFrames / FRAME_RATE_HZ) * 1000;
-    if (begins || turn.status !== "open" || layout.bars.length < this.#bars) this.#clear();
+    if (begins) this.#clear();
     this.#turnId = turn.id;
     this.#layout = layout;
     this.#draw(layout);
@@ -34,13 +34,17 @@ export class Timeline {
 
   #clear(): void {
     for (const id of ["tokens", "words", "ruler"]) byId(id).replaceChildren();
-    this.#bars = 0;
+    this.#bars = [];
   }
 
   #draw(layout: TimelineLayout): void {
     this.#reel.style.setProperty("--frames", String(layout.totalFrames));
     const list = byId("tokens");
-    for (const bar of layout.bars.slice(this.#bars)) {
+    const wanted = layout.bars.map((bar) => JSON.stringify(bar));
+    const changed = wanted.findIndex((bar, index) => bar !== this.#bars[index]);
+    const kept = changed < 0 ? wanted.length : changed;
+    while (list.childElementCount > kept) list.lastElementChild?.remove();
+    for (const bar of layout.bars.slice(kept)) {
       const item = make("li", String(bar.durationFrames), { at: bar.startFrame, for: bar.durationFrames });
       item.title = `code ${bar.code}, ${bar.durationFrames} frames, ${bar.durationFrames * 80} ms`;
       if (bar.durationFrames >= DEEP_FRAMES) item.dataset.deep = "";
@@ -48,7 +52,7 @@ export class Timeline {
       if (!bar.heard) item.dataset.unheard = "";
       list.append(item);
     }
-    this.#bars = layout.bars.length;
+    this.#bars = wanted;
     drawWords(layout);
     const seconds = byId("ruler");
     for (let second = seconds.childElementCount; second <= layout.secondsShown; second += 1) {
