@@ -60,6 +60,8 @@ class Speaking:
         self._slot: WorkerSlot | None = None
         self._waiting: deque[ResponsePlan] = deque()
         self._asked = False
+        self._asked_again = False
+        self._waiting_since_s = 0.0
         self._generation = 0
         self._finished: deque[Response] = deque(maxlen=MAX_WAITING)
 
@@ -108,7 +110,8 @@ class Speaking:
         )
         self.active = response
         self.last_response_id = response.id
-        self._asked = False
+        self._asked = self._asked_again = False
+        self._waiting_since_s = self._clock.now_s()
         self._outbox.send(response.created())
         self._ask_worker()
 
@@ -125,9 +128,17 @@ class Speaking:
         self._ask_worker()
 
     def worker_lost(self) -> bool:
-        """True if a response died with the worker: it is closed as failed. One not asked yet goes on waiting."""
+        """True if a response died with the worker: it is closed as failed.
+
+        One of which nothing was shown yet is asked again of the next worker, once: it may be what killed this one.
+        """
         self._slot = None
-        if self.active is None or not self._asked or self.active.done is not None:
+        response = self.active
+        if response is None or not self._asked or response.done is not None:
+            return False
+        if not response.item.opened and not self._asked_again:
+            self._asked, self._asked_again = False, True
+            self._waiting_since_s = self._clock.now_s()
             return False
         self.fail("worker_lost", "The worker that was answering died.")
         return True
@@ -195,7 +206,7 @@ class Speaking:
                 self._release(response, piece, now_s)
         if response.done is not None and (response.playout.drained or response.plan.modality == "text"):
             self._finish(response)
-        elif not self._asked and now_s - response.clocked.decided_s >= WORKER_WAIT_S:
+        elif not self._asked and now_s - self._waiting_since_s >= WORKER_WAIT_S:
             self.fail("no_worker", f"No worker became ready within {WORKER_WAIT_S:g} s.")
 
     def pull(self, count: int) -> Slice | None:
@@ -216,7 +227,7 @@ class Speaking:
         if response is None:
             return None
         if not self._asked:
-            return response.clocked.decided_s + WORKER_WAIT_S
+            return self._waiting_since_s + WORKER_WAIT_S
         return None if self._server_plays else response.playout.next_due_s(self._clock.now_s())
 
     # --- ending ---
@@ -251,7 +262,7 @@ class Speaking:
         response.clocked.ended_s = now_s
         cut = status in ("cancelled", "failed")
         if cut:
-            self._cut(response, now_s)
+            self._cut(response, now_s, interrupted=status == "cancelled")
         for event in response.closing(status, reason, error):
             self._outbox.send(event)
         self.underruns += response.playout.underruns
@@ -262,10 +273,12 @@ class Speaking:
         if go_on and self._waiting:
             self._start(self._waiting.popleft())
 
-    def _cut(self, response: Response, now_s: float) -> None:
+    def _cut(self, response: Response, now_s: float, *, interrupted: bool) -> None:
+        """Nobody interrupts an answer that failed: a client that plays by itself plays what it was sent."""
         if response.done is None:
             self._cancel_generation(response)
-        response.item.heard_samples = min(response.playout.heard_samples(now_s), response.item.audio_samples)
+        if interrupted or self._server_plays:
+            response.item.heard_samples = min(response.playout.heard_samples(now_s), response.item.audio_samples)
         response.playout.clear()
 
     def _after_close(self, response: Response, *, cut: bool) -> None:

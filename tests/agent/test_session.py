@@ -433,6 +433,7 @@ def test_no_transcription_events_when_switched_off() -> None:
 
 def test_worker_death_fails_the_answer_and_the_next_turn_goes_to_another() -> None:
     driver = asked()
+    driver.worker(*answer(driver.asked(wire.Respond)[-1], LONG)[:4])
     driver.do(driver.session.worker_lost())
     assert driver.types()[-3:] == ["response.done", "rate_limits.updated", "error"]
     assert driver.last("response.done")["response"]["status"] == "failed"
@@ -445,7 +446,21 @@ def test_worker_death_fails_the_answer_and_the_next_turn_goes_to_another() -> No
     assert driver.last("response.done")["response"]["status"] == "completed"
     later = driver.to_worker[before:]
     assert {m.session for m in later} == {7}
-    assert [item.role for item in driver.asked(wire.Respond)[-1].context] == ["user", "user"]
+    assert [item.role for item in driver.asked(wire.Respond)[-1].context] == ["user", "assistant", "user"]
+    check(driver.events)
+
+
+def test_worker_death_before_the_first_word_is_mended_silently_once() -> None:
+    driver = asked()
+    driver.do(driver.session.worker_lost())
+    before = len(driver.to_worker)
+    driver.do(driver.session.worker_ready(WorkerSlot(7, READY)))
+    again = [type(m) for m in driver.to_worker[before:]]
+    assert again[0] is wire.StartUtterance and again[-2:] == [wire.EndUtterance, wire.Respond]
+    assert not driver.of("response.done")
+    driver.do(driver.session.worker_lost())
+    assert driver.last("response.done")["response"]["status"] == "failed"
+    assert driver.last("error")["error"]["code"] == "worker_lost"
     check(driver.events)
 
 
