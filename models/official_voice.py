@@ -20,7 +20,7 @@ from models.errors import CheckpointError
 from models.flexicodec_checkpoint import load_flexicodec, load_vocos, load_voicebox
 from models.hub import Companions
 from streaming.flexicodec import FlexiCodec
-from streaming.infill import InfillDecoder, InfillDials, InfillError, PromptVoice
+from streaming.infill import InfillDecoder, InfillDials, PromptVoice
 from streaming.mel24k import HOP_SAMPLES, Mel24k
 from streaming.mel24k import SAMPLE_RATE_HZ as OUTPUT_HZ
 from streaming.resample import sinc_resample
@@ -90,7 +90,7 @@ class OfficialVoiceStream:
         return self._flushed
 
     def push(self, code: int, duration_frames: int) -> None:
-        """The next code. Raises `InfillError`."""
+        """The next code. Raises `SpeechCodeError`."""
         self._flow.push(code, duration_frames)
         self.pushed_frames += duration_frames
 
@@ -107,9 +107,9 @@ class OfficialVoiceStream:
             sound = self._vocoder.flush()
             self.vocoder_ms += (time.perf_counter() - started) * 1e3
             return self._give(sound)
-        mel = self._voice.flow.render([self._flow])[0]
+        chunk = self._voice.flow.render([self._flow])[0]
         made = time.perf_counter()
-        sound = self._vocoder.push(mel)
+        sound = self._vocoder.push(chunk.mel, chunk.ahead)
         self.flow_ms += (made - started) * 1e3
         self.vocoder_ms += (time.perf_counter() - made) * 1e3
         return self._give(sound)
@@ -151,7 +151,7 @@ def _cached(path: Path | None, audio: Tensor) -> PromptVoice | None:
         state = load_file(path)
         if torch.equal(state["audio"], torch.from_numpy(_key(audio))):
             return PromptVoice(state["codes"], state["mel"])
-    except (SafetensorError, KeyError, InfillError):
+    except (SafetensorError, KeyError, ValueError):
         return None  # damaged or of another make: made anew
     return None
 
