@@ -23,6 +23,12 @@ _CSP = (
     "default-src 'self'; connect-src 'self' ws: wss:; media-src 'self' blob:; worker-src 'self' blob:; "
     "img-src 'self' data:; style-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
+_PAGE_HEADERS = {
+    "Content-Security-Policy": _CSP,
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class ExpiresAfter(msgspec.Struct, frozen=True):
@@ -114,7 +120,7 @@ async def page(request: web.Request) -> web.StreamResponse:
     index = WEB_ROOT / "index.html"
     if not index.is_file():
         return json_error(404, "The page is not built; run `make web`.", code="page_not_built")
-    return web.FileResponse(index, headers={"Content-Security-Policy": _CSP, "Cache-Control": "no-cache"})
+    return web.FileResponse(index, headers=_PAGE_HEADERS)
 
 
 @web.middleware

@@ -30,9 +30,9 @@ class NoWorker(Exception):
     """No live worker has a free slot."""
 
 
-def worker_command(model: ModelConfig) -> list[str]:
+def worker_command(model: ModelConfig, log_level: str) -> list[str]:
     """The command that starts a worker, without its socket."""
-    command = [sys.executable, "-m", "worker", "--model", model.spec, "--exit-with-parent"]
+    command = [sys.executable, "-m", "worker", "--model", model.spec, "--log-level", log_level, "--exit-with-parent"]
     return [*command, "--threads", str(model.threads)] if model.threads else command
 
 

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,13 @@ KEY_VARIABLE = "AGOGIC_API_KEY"
 _LAST_WORDS_S = 0.3
 
 
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 class CannotListen(Exception):
     """The address is not to be had; the message says what to do."""
 
@@ -38,7 +46,7 @@ def serve(
     model: Annotated[str | None, typer.Option(help="'embedded', a checkpoint directory or a hub id")] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="worker processes")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="torch threads of each worker")] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "warning",
+    log_level: Annotated[LogLevel, typer.Option(help="of service and workers")] = LogLevel.WARNING,
     worker_command: Annotated[str | None, typer.Option(hidden=True, help="starts a worker; --socket is added")] = None,
 ) -> None:
     """Serve the page, the Realtime API and the model."""
@@ -51,7 +59,9 @@ def serve(
     except (ConfigError, CannotListen) as error:
         typer.echo(f"agogic serve: {error}", err=True)
         raise typer.Exit(2) from error
-    command = shlex.split(worker_command) if worker_command is not None else None
+    from agent.workers import worker_command as command_of
+
+    command = shlex.split(worker_command) if worker_command is not None else command_of(loaded.model, log_level)
     status = _run(_serve(loaded, listening, command, started_s))
     if status:
         raise typer.Exit(status)
@@ -105,14 +115,14 @@ def _run(main: Coroutine[None, None, int]) -> int:
     return uvloop.run(main)
 
 
-async def _serve(config: ServerConfig, listening: socket.socket, command: list[str] | None, started_s: float) -> int:
+async def _serve(config: ServerConfig, listening: socket.socket, command: list[str], started_s: float) -> int:
     from aiohttp import web
 
     from agent.app import create_app
     from agent.service import Service
-    from agent.workers import WorkerPool, WorkerUnusable, worker_command
+    from agent.workers import WorkerPool, WorkerUnusable
 
-    pool = WorkerPool(command or worker_command(config.model), config.model.workers, config.model.start_timeout_s)
+    pool = WorkerPool(command, config.model.workers, config.model.start_timeout_s)
     service = Service(config, pool)
     runner = web.AppRunner(
         create_app(service), access_log=None, handle_signals=False, shutdown_timeout=config.http.drain_s

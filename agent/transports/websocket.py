@@ -1,6 +1,6 @@
 """`GET /v1/realtime`: one JSON object per text frame, in both directions.
 
-Bound: at most `MAX_UNSENT_BYTES` of events wait for a client that reads too slowly; then the connection is closed
+Bound: at most `MAX_UNSENT_BYTES` of events wait for a client that reads too slowly; then the connection is cut
 (1013).
 """
 
@@ -32,7 +32,8 @@ class WebSocketTransport:
     kind: Literal["websocket"] = "websocket"
     input_rate_hz: int | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, connection: asyncio.Transport | None) -> None:
+        self._connection = connection
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._closing: tuple[int, str] | None = None
@@ -44,8 +45,11 @@ class WebSocketTransport:
         self._queue.append(event)
         self._queued_bytes += len(event)
         if self._queued_bytes > MAX_UNSENT_BYTES:
+            # A close frame would wait behind what the client does not read.
             self._queue.clear()
             self.close(1013, "the client reads too slowly")
+            if self._connection is not None:
+                self._connection.abort()
         self._changed.set()
 
     def close(self, code: int, reason: str) -> None:
@@ -84,7 +88,7 @@ async def realtime(request: web.Request) -> web.StreamResponse:
     call_id = request.query.get("call_id")
     if call_id is not None:
         return await _side_band(request, service, call_id)
-    transport = WebSocketTransport()
+    transport = WebSocketTransport(request.transport)
     try:
         runner = await service.open_session(transport, grant=grant)
     except NoCapacity as error:
@@ -113,7 +117,7 @@ async def _side_band(request: web.Request, service: Service, call_id: str) -> we
     runner = service.calls.get(call_id)
     if runner is None:
         return json_error(404, f"No such call: {call_id}", code="call_not_found", param="call_id")
-    transport = WebSocketTransport()
+    transport = WebSocketTransport(request.transport)
     socket = await _upgrade(request, service)
     async with asyncio.TaskGroup() as group:
         writing = group.create_task(_write(transport, socket, None))

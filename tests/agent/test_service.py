@@ -265,7 +265,7 @@ async def test_two_hundred_callers_leave_nothing_behind(service: ServiceProcess)
             for _ in range(count // 10):
                 await asyncio.gather(*(call(http) for _ in range(10)))
         async with asyncio.timeout(TIMEOUT_S):
-            while json.loads(service.get("/readyz")[1])["leased"]:
+            while json.loads(service.get("/readyz")[1])["leased"]:  # noqa: ASYNC110 another process
                 await asyncio.sleep(0.05)
         return service.rss_mb()
 
@@ -273,6 +273,21 @@ async def test_two_hundred_callers_leave_nothing_behind(service: ServiceProcess)
     after = await calls(200)
     assert 'agogic_sessions{transport="websocket"} 0.0' in service.get("/metrics")[1]
     assert after - warm < 12
+
+
+async def test_client_that_does_not_read_is_cut_off(service: ServiceProcess) -> None:
+    async with aiohttp.ClientSession() as http, http.ws_connect(url(service), max_msg_size=0) as socket:
+        client = Client(socket)
+        await client.send(type="session.update", session={"audio": {"input": {"turn_detection": None}}})
+        await client.send(type="input_audio_buffer.append", audio=base64.b64encode(bytes(60 * 48_000)).decode())
+        await client.send(type="input_audio_buffer.commit")
+        item_id = (await client.until("conversation.item.done"))["item"]["id"]
+        with contextlib.suppress(ConnectionError):
+            for _ in range(10):
+                await client.send(type="conversation.item.retrieve", item_id=item_id)
+        async with asyncio.timeout(TIMEOUT_S):
+            while json.loads(service.get("/readyz")[1])["leased"]:  # noqa: ASYNC110 another process
+                await asyncio.sleep(0.05)
 
 
 # --- keys ---
@@ -354,9 +369,14 @@ async def test_cors_preflight(service: ServiceProcess) -> None:
 # --- the process ---
 
 
-def test_service_process_is_small_and_holds_no_torch(service: ServiceProcess) -> None:
-    assert service.rss_mb() < 170
-    assert "libtorch" not in Path(f"/proc/{service.process.pid}/maps").read_text()
+async def test_service_process_is_small_and_holds_no_torch() -> None:
+    with ServiceProcess(fake_worker_command()) as process:
+        idle_mb = process.rss_mb()
+        async with aiohttp.ClientSession() as http, http.ws_connect(url(process)) as socket:
+            await Client(socket).ask()
+        assert "libtorch" not in Path(f"/proc/{process.process.pid}/maps").read_text()
+        assert idle_mb < 150
+        assert process.rss_mb() < 160
 
 
 def _serve(*options: str) -> subprocess.CompletedProcess[str]:
