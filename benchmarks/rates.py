@@ -13,6 +13,8 @@ from torch import Tensor
 from streaming.grouping import group_frames, neighbour_similarity
 from training.world import HELD_OUT_SEED, reply_pool
 from worker.audio_files import read_question
+from worker.hearing import BlockEar
+from worker.loading import ModelError
 from worker.pipeline import Pipeline
 from worker.turn import TurnSettings, ask_by_text
 
@@ -56,16 +58,23 @@ def run(model: Pipeline, clips: list[Path], sentences: int, progress: Progress |
     }
 
 
+def _ear(model: Pipeline) -> BlockEar:
+    ear = model.networks.ear
+    if not isinstance(ear, BlockEar):
+        raise ModelError("this model groups whole utterances; rates are measured on causal models")
+    return ear
+
+
 @torch.inference_mode()
 def _encode(model: Pipeline, path: Path) -> Tensor:
     """Encoder frames [T, H] of a clip, which are the same in the stream."""
-    ear = model.networks.ear
+    ear = _ear(model)
     frames: Tensor = ear.encoder(ear.mel(torch.from_numpy(read_question(path))[None]))[0]
     return frames
 
 
 def _input(model: Pipeline, clips: list[Tensor], hz: float) -> dict[str, float]:
-    controller, cuts = model.networks.ear.merger.controller, []
+    controller, cuts = _ear(model).merger.controller, []
     base_hz, state = controller.base_hz, controller.initial_state()
     for frames in clips:
         state = controller.next_utterance(state)

@@ -1,102 +1,158 @@
-"""The ear of the embedded model: samples in, merged embeddings and a live transcript out.
+"""Ears: samples in, merged embeddings out.
 
-    16 kHz samples ─► log-mel (100 Hz) ─► block-causal encoder (25 Hz) ─► CTC head ─► transcript
-                                                     └─► causal merger at the requested Hz ─► embeddings [groups, H]
+    BlockEar   16 kHz ─► log-mel ─► block-causal encoder (25 Hz) ─► CTC head ─► live transcript
+                                                  └─► causal merger at the requested Hz ─► embeddings [groups, H]
+    WholeEar   16 kHz ─► log-mel ─► Omni encoder in 2 s blocks ─► top-k groups ─► embeddings, at the end of the turn
 
-Everything runs in blocks of 320 ms as they fill; what was given out never changes.
+The first runs in blocks of 320 ms as they fill, and what it gave out never changes. The second is for official weights,
+whose grouping and merging look at the whole utterance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from streaming.causal_merger import CausalMerger, Merged, StreamState
-from streaming.encoder import BlockCausalEncoder, Encoded, EncoderState
-from streaming.speech_mel import SpeechMel, SpeechMelState
+from models.config import ENCODER_RATE_HZ
+from models.flexislm import FlexiSLM
+from streaming.causal_merger import CausalMerger, StreamState
+from streaming.encoder import BlockCausalEncoder
+from streaming.log_mel import whisper_log_mel
+from streaming.omni_encoder import OmniEncoder
+from streaming.speech_mel import SpeechMel
 from worker.parts import Pcm
 
 Spelling = Callable[[list[int]], str]
 """Text of the CTC head's best path, blanks and repeats removed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hearing:
-    """One utterance so far. path: classes of the CTC head that were not blank; last_class: of the last frame."""
+class Hearing(Protocol):
+    """One utterance so far: samples taken in, encoder frames, groups, and its words ("" without a CTC head)."""
 
-    mel: SpeechMelState
-    encoder: EncoderState
-    merger: StreamState
-    path: tuple[int, ...] = ()
-    last_class: int = -1
-    samples: int = 0
-    frames: int = 0
-    groups: int = 0
+    samples: int
+    frames: int
+    groups: int
 
     @property
-    def realised_hz(self) -> float:
-        """Groups per second of encoded audio, 0 before the first frame."""
-        return 25.0 * self.groups / self.frames if self.frames else 0.0
+    def transcript(self) -> str: ...
+
+    def hear(self, pcm: Pcm) -> Tensor:
+        """Takes samples [n]; the embeddings [groups, H] that became final."""
+
+    def finish(self) -> Tensor:
+        """The embeddings that were still open, once the utterance is over."""
 
 
-class Ear:
-    """The networks of hearing; `Hearing` holds the state, so one Ear serves every session."""
+class Ear(Protocol):
+    """The networks of hearing; every utterance gets a `Hearing` of its own."""
 
+    def begin(self, target_hz: float, previous: Hearing | None = None) -> Hearing:
+        """previous: the utterance before in the same conversation, whose rate accounts are carried on."""
+
+
+class BlockEar:
     def __init__(self, encoder: BlockCausalEncoder, merger: CausalMerger, spelling: Spelling) -> None:
         self.mel = SpeechMel(encoder.config.mel_bins)
         self.encoder = encoder
         self.merger = merger
-        self._spelling = spelling
-        self._blank = encoder.config.pieces - 1
+        self.spelling = spelling
 
-    def begin(self, previous: Hearing | None = None) -> Hearing:
-        """previous: the utterance before in the same conversation, whose rate accounts are carried on."""
-        if previous is not None:
-            merger = self.merger.next_utterance(previous.merger)
-        else:
-            merger = self.merger.initial_state(self.encoder.config.hidden_size)
-        return Hearing(self.mel.initial_state(1), self.encoder.initial_state(1), merger)
+    def begin(self, target_hz: float, previous: Hearing | None = None) -> BlockHearing:
+        return BlockHearing(self, target_hz, previous if isinstance(previous, BlockHearing) else None)
 
-    def transcript(self, hearing: Hearing) -> str:
-        return self._spelling(list(hearing.path))
 
-    def hear(self, pcm: Pcm, hearing: Hearing, target_hz: float) -> tuple[Tensor, Hearing]:
-        """Takes samples [n]; gives the embeddings [groups, H] that became final and the new state."""
-        mel, mel_state = self.mel.step(torch.from_numpy(pcm)[None], hearing.mel)
-        encoded, encoder_state = self.encoder.step_heads(mel, hearing.encoder)
-        merged, merger_state = self.merger.step(encoded.frames[0], hearing.merger, target_hz)
-        heard = replace(hearing, mel=mel_state, encoder=encoder_state, merger=merger_state)
-        heard = replace(heard, samples=hearing.samples + len(pcm))
-        return merged.embeddings, self._account(heard, encoded, merged)
-
-    def finish(self, hearing: Hearing, target_hz: float) -> tuple[Tensor, Hearing]:
-        """Closes the open block and group, as if the utterance ended here."""
-        mel, mel_state = self.mel.flush(hearing.mel)
-        encoded, encoder_state = self.encoder.step_heads(mel, hearing.encoder)
-        heard = self._account(hearing, encoded, None)
-        tail, encoder_state = self.encoder.flush_heads(encoder_state)
-        heard = self._account(heard, tail, None)
-        frames = torch.cat((encoded.frames[0], tail.frames[0]))
-        merged, merger_state = self.merger.step(frames, hearing.merger, target_hz)
-        last, merger_state = self.merger.flush(merger_state)
-        groups = heard.groups + len(merged.durations_frames) + len(last.durations_frames)
-        heard = replace(heard, mel=mel_state, encoder=encoder_state, merger=merger_state, groups=groups)
-        return torch.cat((merged.embeddings, last.embeddings)), heard
-
-    def _account(self, hearing: Hearing, encoded: Encoded, merged: Merged | None) -> Hearing:
-        classes = encoded.pieces[0].argmax(-1).tolist()
-        path, last = list(hearing.path), hearing.last_class
-        for value in classes:
-            if value not in (last, self._blank):
-                path.append(value)
-            last = value
-        return replace(
-            hearing,
-            path=tuple(path),
-            last_class=last,
-            frames=hearing.frames + len(classes),
-            groups=hearing.groups + (len(merged.durations_frames) if merged else 0),
+class BlockHearing:
+    def __init__(self, ear: BlockEar, target_hz: float, previous: BlockHearing | None) -> None:
+        self.samples = self.frames = self.groups = 0
+        self._ear = ear
+        self._target_hz = target_hz
+        self._mel = ear.mel.initial_state(1)
+        self._encoder = ear.encoder.initial_state(1)
+        self._merger: StreamState = (
+            ear.merger.initial_state(ear.encoder.config.hidden_size)
+            if previous is None
+            else ear.merger.next_utterance(previous._merger)
         )
+        self._path: list[int] = []
+        self._last_class = ear.encoder.config.pieces - 1
+
+    @property
+    def transcript(self) -> str:
+        return self._ear.spelling(self._path)
+
+    def hear(self, pcm: Pcm) -> Tensor:
+        self.samples += len(pcm)
+        mel, self._mel = self._ear.mel.step(torch.from_numpy(pcm)[None], self._mel)
+        encoded, self._encoder = self._ear.encoder.step_heads(mel, self._encoder)
+        return self._take(encoded.frames[0], encoded.pieces[0])
+
+    def finish(self) -> Tensor:
+        mel, self._mel = self._ear.mel.flush(self._mel)
+        encoded, state = self._ear.encoder.step_heads(mel, self._encoder)
+        tail, self._encoder = self._ear.encoder.flush_heads(state)
+        embeddings = self._take(
+            torch.cat((encoded.frames[0], tail.frames[0])), torch.cat((encoded.pieces[0], tail.pieces[0]))
+        )
+        last, self._merger = self._ear.merger.flush(self._merger)
+        self.groups += len(last.durations_frames)
+        return torch.cat((embeddings, last.embeddings))
+
+    def _take(self, frames: Tensor, pieces: Tensor) -> Tensor:
+        for value in pieces.argmax(-1).tolist():
+            if value not in (self._last_class, self._ear.encoder.config.pieces - 1):
+                self._path.append(value)
+            self._last_class = value
+        merged, self._merger = self._ear.merger.step(frames, self._merger, self._target_hz)
+        self.frames += len(frames)
+        self.groups += len(merged.durations_frames)
+        return merged.embeddings
+
+
+class WholeEar:
+    def __init__(self, encoder: OmniEncoder, slm: FlexiSLM) -> None:
+        self.encoder = encoder
+        self.slm = slm
+
+    def begin(self, target_hz: float, previous: Hearing | None = None) -> WholeHearing:
+        return WholeHearing(self, target_hz)
+
+
+class WholeHearing:
+    transcript = ""
+
+    def __init__(self, ear: WholeEar, target_hz: float) -> None:
+        self.samples = self.frames = self.groups = 0
+        self._ear = ear
+        self._target_hz = target_hz
+        self._pieces: list[Pcm] = []
+
+    def hear(self, pcm: Pcm) -> Tensor:
+        self.samples += len(pcm)
+        self._pieces.append(pcm)
+        return self._nothing()
+
+    def finish(self) -> Tensor:
+        slm, encoder = self._ear.slm, self._ear.encoder
+        if not self.samples:
+            return self._nothing()
+        mel = whisper_log_mel(torch.from_numpy(np.concatenate(self._pieces)), encoder.config.num_mel_bins)
+        frames = encoder(mel.to(slm.device, slm.dtype)[None])[0]
+        self.frames = len(frames)
+        if not self.frames:
+            return self._nothing()
+        merged = slm.merge(frames, self._target_hz)
+        self.groups = merged.groups.count
+        return merged.embeddings
+
+    def _nothing(self) -> Tensor:
+        slm = self._ear.slm
+        return torch.zeros(0, slm.config.hidden_size, dtype=slm.dtype, device=slm.device)
+
+
+def realised_hz(hearing: Hearing) -> float:
+    """Groups per second of encoded audio, 0 before the first frame."""
+    return ENCODER_RATE_HZ * hearing.groups / hearing.frames if hearing.frames else 0.0

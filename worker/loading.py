@@ -1,7 +1,12 @@
-"""From a model's name to a loaded pipeline."""
+"""From a model's name to a loaded pipeline.
+
+A directory that brings its own codec is laid out like `models/embedded`; any other is an official checkpoint, whose
+audio encoder, flow decoder and vocoder are found or fetched (`models.hub`) and whose voice is that of a recording.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +15,10 @@ import msgspec
 import torch
 from torch import nn
 
-import models
 from models.checkpoint import load_flexislm, load_tokenizer
-from models.config import ENCODER_RATE_HZ, read_config
+from models.config import ENCODER_RATE_HZ
 from models.errors import CheckpointError
+from models.hub import Companions, resolve_model
 from models.packing import load_packed
 from models.tokenizer import TextTokenizer
 from streaming.causal_merger import CausalMerger
@@ -22,26 +27,34 @@ from streaming.flow_decoder import FlowDecoder, FlowDials
 from streaming.merger import InterleavedMergingTransformer
 from streaming.rate_control import RateController
 from streaming.voice_files import VoiceFileError, load_flow, load_vocoder
-from worker.hearing import Ear, Spelling
+from worker.audio_files import AudioFileError, read_question
+from worker.hearing import BlockEar, Spelling, WholeEar
 from worker.pipeline import Networks, Pipeline
-from worker.voice import Voice
+from worker.voice import EmbeddedVoice
 
 EMBEDDED = "embedded"
+PROMPT_FILE = "prompt.wav"
 
 
 class ModelError(Exception):
     """The model cannot be loaded; the message says what is wrong and what to do."""
 
 
-def load_model(spec: str, sessions: int = 1) -> Pipeline:
-    """'embedded' or a directory laid out like `models/embedded`, for `sessions` callers at once. Raises ModelError."""
-    directory = Path(models.__file__).parent / "embedded" if spec == EMBEDDED else Path(spec)
-    if not directory.is_dir():
-        raise ModelError(f"{spec} is no model: give 'embedded' or the directory of a checkpoint")
+def load_model(spec: str, sessions: int = 1, voice_prompt: Path | None = None) -> Pipeline:
+    """'embedded', a checkpoint directory or a hub id, for `sessions` callers at once. Raises ModelError.
+
+    voice_prompt: the recording that an official model is to sound like; without one it takes `prompt.wav` of its
+    directory, and without that it can only write.
+    """
     try:
+        files = resolve_model(spec)
         with _without_first_weights():
-            return Pipeline(_networks(directory, spec), sessions)
-    except (CheckpointError, VoiceFileError) as error:
+            if files.companions is None:
+                return Pipeline(_embedded(files.directory, spec), sessions)
+            own = files.directory / PROMPT_FILE
+            prompt = voice_prompt or (own if own.exists() else None)
+            return Pipeline(_official(files.directory, files.name, files.companions, prompt), sessions)
+    except (CheckpointError, VoiceFileError, AudioFileError) as error:
         raise ModelError(str(error)) from error
 
 
@@ -57,19 +70,37 @@ def _without_first_weights() -> Iterator[None]:
         setattr(nn.Embedding, "reset_parameters", draw)  # noqa: B010
 
 
-def _networks(directory: Path, name: str) -> Networks:
-    config = read_config(directory / "config.json")
+def _embedded(directory: Path, name: str) -> Networks:
     slm = load_flexislm(directory, dtype=torch.float32)
+    config = slm.config
     tokenizer = load_tokenizer(directory, config)
     merging = slm.input_merging_transformer
     if not isinstance(merging, InterleavedMergingTransformer) or not config.input_merging_transformer_causal:
-        raise ModelError(f"{directory} has a merger that needs whole utterances; the worker runs causal mergers only")
+        raise CheckpointError(f"{directory}/config.json lacks a causal merger, which an embedded model must have")
     controller = RateController(ENCODER_RATE_HZ, config.agogic.max_group_frames)
     encoder = _encoder(directory, config.agogic.encoder)
-    ear = Ear(encoder, CausalMerger(merging, slm.audio_embed_transform, controller), _spelling(tokenizer))
+    ear = BlockEar(encoder, CausalMerger(merging, slm.audio_embed_transform, controller), _spelling(tokenizer))
     flow = FlowDecoder(load_flow(directory / "flow.safetensors"), FlowDials()).eval()
-    voice = Voice(flow, load_vocoder(directory / "vocoder.safetensors"))
+    voice = EmbeddedVoice(flow, load_vocoder(directory / "vocoder.safetensors"))
     return Networks(name, slm, tokenizer, ear, voice, uniform=None)
+
+
+def _official(directory: Path, name: str, companions: Companions, prompt: Path | None) -> Networks:
+    # The embedded model starts sooner without these.
+    from models.official_voice import load_official_voice
+    from models.omni_checkpoint import load_omni_encoder
+    from streaming.infill import InfillDials
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    slm = load_flexislm(directory, dtype=torch.bfloat16, device=device)
+    tokenizer = load_tokenizer(directory, slm.config)
+    encoder = load_omni_encoder(companions.audio_encoder, dtype=torch.bfloat16, device=device)
+    voice = None
+    if prompt is not None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        audio = torch.from_numpy(read_question(prompt))
+        voice = load_official_voice(companions, audio, InfillDials(), device=device, dtype=dtype)
+    return Networks(name, slm, tokenizer, WholeEar(encoder, slm), voice, uniform=random.Random(0).random)
 
 
 def _encoder(directory: Path, raw: msgspec.Raw) -> BlockCausalEncoder:

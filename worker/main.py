@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 from worker.threads import limit_threads
 
@@ -29,7 +30,8 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m worker", description="Serve a speech model on a socket.")
     parser.add_argument("--socket", required=True, help="path of a Unix socket, or HOST:PORT")
-    parser.add_argument("--model", default="embedded", help="'embedded' or a checkpoint directory")
+    parser.add_argument("--model", default="embedded", help="'embedded', a checkpoint directory, or a hub id")
+    parser.add_argument("--voice", type=Path, help="recording that an official model is to sound like, 3 to 10 s")
     parser.add_argument("--slots", type=int, default=DEFAULT_SLOTS, help="sessions open at once")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
@@ -44,7 +46,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
     from worker.server import Server
 
     try:
-        model = load_model(arguments.model)
+        model = load_model(arguments.model, arguments.slots, arguments.voice)
     except ModelError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 2

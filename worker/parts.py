@@ -100,7 +100,8 @@ class Speaker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to answer and how. `heard` holds the session's finished utterances by number."""
+    """What to answer and how. `heard` holds the session's finished utterances by number; transcribe: write down what was
+    said instead of answering it."""
 
     conversation: Conversation
     heard: dict[int, Listener]
@@ -108,6 +109,7 @@ class Question:
     output_hz: float
     speech: bool
     max_output_tokens: int
+    transcribe: bool = False
 
 
 class SpeechModel(Protocol):

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agent.wire import ContextItem, ResponseStats, TokenSpan
+from agent.wire import ContextItem, ResponseStats
 from models.flexislm import FlexiSLM
 from models.generation import Answer, AnswerOptions, Runner, Step
 from models.prompts import PastTurn, Prompt, chat_prompt, repeat_request
 from models.tokenizer import TextTokenizer
-from worker.hearing import Ear, Hearing
+from worker.hearing import Ear, Hearing, realised_hz
 from worker.parts import (
     Conversation,
     Encoded,
@@ -33,7 +33,7 @@ from worker.parts import (
     TextPiece,
 )
 from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool
-from worker.voice import FRAME_SAMPLES, Voice
+from worker.voice import FRAME_SAMPLES, OUTPUT_SAMPLE_RATE, SpokenTokens, Voice, VoiceStream
 from worker.words import WordClock
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4.0, 12.5
@@ -45,20 +45,21 @@ Uniform = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """What a pipeline is made of. uniform: source of numbers in [0, 1) for sampling speech, None for the likeliest."""
+    """What a pipeline is made of. voice: None where it can only write; uniform: source of numbers in [0, 1) for
+    sampling speech tokens, None for the likeliest."""
 
     name: str
     slm: FlexiSLM
     tokenizer: TextTokenizer
     ear: Ear
-    voice: Voice
+    voice: Voice | None
     uniform: Uniform | None
 
 
 class Pipeline:
     """A `SpeechModel` of our own networks, for at most `sessions` callers at once."""
 
-    output_sample_rate = Voice.sample_rate
+    output_sample_rate = OUTPUT_SAMPLE_RATE
     codec_frame_rate_hz = CODEC_FRAME_RATE_HZ
 
     def __init__(self, networks: Networks, sessions: int) -> None:
@@ -81,13 +82,18 @@ class Pipeline:
 
     def respond(self, question: Question) -> Speaker:
         _check_rate("output", question.output_hz)
+        if question.speech and self.networks.voice is None:
+            raise RequestError("no_voice", "this model has no voice prompt to speak like; start it with one")
         items = question.conversation.items
         last = items[-1] if items and items[-1].role == "user" else ContextItem("user", "")
         earlier = items[:-1] if items and items[-1].role == "user" else items
         utterance = question.heard.get(last.utterance) if last.utterance is not None else None
         spoken = isinstance(utterance, Utterance) and utterance.groups > 0
         conversation = Conversation(question.conversation.instructions, earlier)
-        prompt = self.prompt(conversation, "" if spoken else last.text, audio=spoken, speech=question.speech)
+        text = "" if spoken else last.text
+        if question.transcribe:
+            text = self.networks.slm.config.agogic.prompts.asks_transcript
+        prompt = self.prompt(conversation, text, audio=spoken, speech=question.speech)
         options = AnswerOptions(
             output_hz=question.output_hz,
             speech=question.speech,
@@ -130,17 +136,15 @@ class Utterance:
     def __init__(
         self, pipeline: Pipeline, prompt: Prompt, input_hz: float, output_hz: float, previous: Utterance | None
     ) -> None:
-        self._ear = pipeline.networks.ear
-        self._input_hz = input_hz
         self._embeddings: list[Tensor] = []
-        self.hearing: Hearing = self._ear.begin(previous.hearing if previous else None)
+        self.hearing: Hearing = pipeline.networks.ear.begin(input_hz, previous.hearing if previous else None)
         self.encode_ms = 0.0
         self.prefill = pipeline.new_prefill(output_hz)
         self.prefill.open(prompt)
 
     @property
     def transcript(self) -> str:
-        return self._ear.transcript(self.hearing)
+        return self.hearing.transcript
 
     @property
     def groups(self) -> int:
@@ -153,17 +157,15 @@ class Utterance:
     @torch.inference_mode()
     def feed(self, pcm: Pcm) -> None:
         started = time.perf_counter()
-        embeddings, self.hearing = self._ear.hear(pcm, self.hearing, self._input_hz)
-        self._take(embeddings, started)
+        self._take(self.hearing.hear(pcm), started)
 
     @torch.inference_mode()
     def finish(self) -> Encoded:
         started = time.perf_counter()
-        embeddings, self.hearing = self._ear.finish(self.hearing, self._input_hz)
-        self._take(embeddings, started)
+        self._take(self.hearing.finish(), started)
         self.prefill.busy = False
         hearing = self.hearing
-        return Encoded(hearing.samples, hearing.frames, hearing.groups, hearing.realised_hz, self.encode_ms)
+        return Encoded(hearing.samples, hearing.frames, hearing.groups, realised_hz(hearing), self.encode_ms)
 
     def close(self) -> None:
         self.prefill.close()
@@ -199,10 +201,11 @@ class Reply:
             self.close()
             raise
         self._stream = pipeline.networks.tokenizer.stream()
-        self._voice = pipeline.networks.voice.begin()
+        voice = pipeline.networks.voice
+        self._voice = voice.begin() if voice is not None and options.speech else None
         self._words = WordClock(FRAME_SAMPLES, pipeline.networks.slm.config.alignment_head is not None)
         self._text_tokens = 0
-        self._tokens: list[TokenSpan] = []
+        self._tokens = SpokenTokens()
         self._looked_at: int | None = None
         self._first_token_ms = 0.0
         self._thinker_ms = 0.0
@@ -213,13 +216,13 @@ class Reply:
         return self._words.text_so_far.strip()
 
     def step(self) -> list[Spoken]:
-        if self._options.speech and self._voice.ready:
-            return self._render()
+        if self._voice is not None and self._voice.ready:
+            return self._render(self._voice)
         if not self._answer.ended:
             return self._decode()
-        if self._options.speech and not self._voice.finished:
+        if self._voice is not None and not self._voice.finished:
             self._voice.end()
-            return self._render()
+            return self._render(self._voice)
         self.close()
         return [Finished("completed" if self._answer.ended == "end" else "max_output_tokens")]
 
@@ -230,7 +233,7 @@ class Reply:
             self._prefill.close()
 
     def stats(self) -> ResponseStats:
-        frames = sum(token.duration_frames for token in self._tokens)
+        spoken, frames = len(self._tokens.all), self._tokens.frames
         hearing = self._utterance.hearing if self._utterance else None
         return ResponseStats(
             first_token_ms=self._first_token_ms,
@@ -238,16 +241,16 @@ class Reply:
             prefill_ms=self._prefill.prefill_ms - (0.0 if self._utterance else self._prefilled_before_ms),
             thinker_ms=self._thinker_ms,
             talker_ms=self._talker_ms,
-            flow_ms=self._voice.flow_ms,
-            vocoder_ms=self._voice.vocoder_ms,
+            flow_ms=self._voice.flow_ms if self._voice else 0.0,
+            vocoder_ms=self._voice.vocoder_ms if self._voice else 0.0,
             text_tokens=self._text_tokens,
-            speech_tokens=len(self._tokens),
+            speech_tokens=spoken,
             speech_frames=frames,
             prompt_positions=self._answer.prompt_positions,
             input_frames=hearing.frames if hearing else 0,
             input_groups=hearing.groups if hearing else 0,
-            realised_input_hz=hearing.realised_hz if hearing else 0.0,
-            realised_output_hz=CODEC_FRAME_RATE_HZ * len(self._tokens) / frames if frames else 0.0,
+            realised_input_hz=realised_hz(hearing) if hearing else 0.0,
+            realised_output_hz=CODEC_FRAME_RATE_HZ * spoken / frames if frames else 0.0,
             requested_output_hz=self._options.output_hz,
         )
 
@@ -264,11 +267,11 @@ class Reply:
             self._text_tokens += 1
             if piece:
                 events.append(TextPiece(piece))
-        if step.spoken is not None:
-            span = self._voice.push(step.spoken.code, step.spoken.duration_frames)
+        if step.spoken is not None and self._voice is not None:
+            span = self._tokens.add(step.spoken.code, step.spoken.duration_frames)
             if span is not None:
                 self._first_token_ms = self._first_token_ms or (time.perf_counter() - self._started) * 1e3
-                self._tokens.append(span)
+                self._voice.push(span.code, span.duration_frames)
                 self._words.speech(span.duration_frames, self._looked_at)
         # The head's weights belong to the code chosen in this step, whose duration comes with the next.
         self._looked_at = self._focus(step)
@@ -281,9 +284,8 @@ class Reply:
         weights = step.alignment[: self._text_tokens]
         return int(weights.argmax()) if len(weights) else None
 
-    def _render(self) -> list[Spoken]:
-        pcm = self._voice.render()
-        until = self._voice.samples / FRAME_SAMPLES
-        words = self._words.rest() if self._voice.finished else self._words.begun(until)
-        tokens = self._voice.heard_tokens()
+    def _render(self, voice: VoiceStream) -> list[Spoken]:
+        pcm = voice.render()
+        words = self._words.rest() if voice.finished else self._words.begun(voice.samples / FRAME_SAMPLES)
+        tokens = self._tokens.heard(voice.samples)
         return [Sound(pcm, tokens, words)] if len(pcm) else []

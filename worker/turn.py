@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import msgspec
 import numpy as np
 
 from agent.wire import INPUT_SAMPLE_RATE, ContextItem, ResponseStats, TokenSpan, WordSpan
-from worker.parts import UNIT_SAMPLES, Conversation, Encoded, Finished, Pcm, Question, Sound, SpeechModel, TextPiece
+from worker.parts import Conversation, Encoded, Finished, Pcm, Question, Sound, SpeechModel, TextPiece
 
 PIECE_SAMPLES = 320
 """Audio is fed in pieces of 20 ms, as a call brings it."""
@@ -107,16 +108,30 @@ def speak_text(model: SpeechModel, sentence: str, settings: TurnSettings) -> tup
 
 
 def write_down(model: SpeechModel, question: Pcm, settings: TurnSettings) -> Turn:
-    """Only the transcript: nothing is answered."""
-    ended = time.perf_counter()
-    listener = model.listen(Conversation("", ()), settings.input_hz, settings.output_hz)
-    for at in range(0, len(question), UNIT_SAMPLES):
-        listener.feed(question[at : at + UNIT_SAMPLES])
-    encoded = listener.finish()
-    ms = (time.perf_counter() - ended) * 1e3
-    stats = ResponseStats(total_ms=ms)
+    """Only the transcript: by the recogniser head where the model has one, else as the model's answer."""
+    ended, stopwatch = time.perf_counter(), _Stopwatch()
+    with stopwatch:
+        listener = model.listen(Conversation("", ()), settings.input_hz, settings.output_hz)
+        for at in range(0, len(question), PIECE_SAMPLES):
+            listener.feed(question[at : at + PIECE_SAMPLES])
+        encoded = listener.finish()
     text = listener.transcript
-    return Turn(text, text, "completed", np.zeros(0, np.float32), [], [], encoded, stats, 0.0, ms, ms)
+    if text or not encoded.groups:
+        ms = (time.perf_counter() - ended) * 1e3
+        nothing = np.zeros(0, np.float32)
+        return Turn(text, text, "completed", nothing, [], [], encoded, ResponseStats(total_ms=ms), 0.0, ms, ms)
+    context = (ContextItem("user", "", 0),)
+    asked = Question(
+        Conversation("", context),
+        {0: listener},
+        settings.input_hz,
+        settings.output_hz,
+        speech=False,
+        max_output_tokens=settings.max_output_tokens,
+        transcribe=True,
+    )
+    turn = _answer(model, asked, "", encoded, ended, stopwatch)
+    return dataclasses.replace(turn, transcript=turn.text)
 
 
 def _answer(

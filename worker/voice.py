@@ -1,12 +1,15 @@
-"""The voice of the embedded model: duration-tagged codes in, 24 kHz samples out, chunk by chunk.
+"""Voices: duration-tagged codes in, 24 kHz samples out, chunk by chunk.
 
-    (code, duration) ─► frames at 12.5 Hz ─► chunk-causal flow decoder ─► mel at 50 Hz ─► causal vocoder ─► samples
+    EmbeddedVoice   (code, duration) ─► frames at 12.5 Hz ─► chunk-causal flow decoder ─► 50 Hz mel ─► causal vocoder
+
+`models.official_voice` has the other one, which sounds like any prompt recording.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,97 +23,103 @@ from worker.parts import Pcm
 
 FRAME_SAMPLES = UPSAMPLING * HOP_SAMPLES
 """Output samples of one 12.5 Hz frame."""
+OUTPUT_SAMPLE_RATE = SAMPLE_RATE_HZ
 
 
-class Voice:
+class VoiceStream(Protocol):
+    """One answer's sound. samples: given out so far; flow_ms, vocoder_ms: time spent so far."""
+
+    samples: int
+    flow_ms: float
+    vocoder_ms: float
+
+    @property
+    def ready(self) -> bool:
+        """Whether `render` has something to make."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything was rendered."""
+
+    def push(self, code: int, duration_frames: int) -> None:
+        """The next code and how many 12.5 Hz frames it lasts, 1 to 8."""
+
+    def end(self) -> None:
+        """No more codes will come."""
+
+    def render(self) -> Pcm:
+        """Samples [n] float32 of the next chunk, n may be 0."""
+
+
+class Voice(Protocol):
     """The networks of speaking; every answer gets a `VoiceStream` of its own."""
 
-    sample_rate = SAMPLE_RATE_HZ
+    def begin(self) -> VoiceStream: ...
 
+
+class EmbeddedVoice:
     def __init__(self, flow: FlowDecoder, vocoder: Vocos) -> None:
         self.flow = flow
         self.vocoder = vocoder
 
-    def begin(self) -> VoiceStream:
-        return VoiceStream(self)
+    def begin(self) -> EmbeddedVoiceStream:
+        return EmbeddedVoiceStream(self)
 
 
-class VoiceStream:
-    """One answer's sound. flow_ms and vocoder_ms: time spent so far; samples: given out so far."""
-
-    def __init__(self, voice: Voice) -> None:
+class EmbeddedVoiceStream:
+    def __init__(self, voice: EmbeddedVoice) -> None:
+        self.samples = 0
+        self.flow_ms = 0.0
+        self.vocoder_ms = 0.0
         self._voice = voice
         self._frames = voice.flow.frames()
         self._flow = voice.flow.initial_state(1)
         self._vocoder = voice.vocoder.initial_state(1)
         self._late = voice.vocoder.delay_samples
-        self._unheard: deque[tuple[int, TokenSpan]] = deque()
-        self._pushed_frames = 0
-        self._rendered_frames = 0
+        self._unrendered_frames = 0
         self._ended = False
         self._flushed = False
-        self.samples = 0
-        self.flow_ms = 0.0
-        self.vocoder_ms = 0.0
 
     @property
     def ready(self) -> bool:
-        """Whether `render` has a chunk to make."""
-        missing = self._pushed_frames - self._rendered_frames
         wanted = self._voice.flow.code_frames + self._voice.flow.look_ahead_frames
-        return missing >= wanted or (self._ended and not self._flushed)
+        return self._unrendered_frames >= wanted or (self._ended and not self._flushed)
 
     @property
-    def pushed_frames(self) -> int:
-        return self._pushed_frames
+    def finished(self) -> bool:
+        return self._flushed
 
-    def push(self, code: int, duration_frames: int) -> TokenSpan | None:
-        """The next code as it will be spoken: durations over the decoder's longest are cut, a code that lasts 0 frames
-        is dropped (None)."""
-        if duration_frames < 1:
-            return None
-        span = TokenSpan(code, min(duration_frames, MAX_DURATION_FRAMES))
-        self._frames.push(span.code, span.duration_frames)
-        self._pushed_frames += span.duration_frames
-        self._unheard.append((self._pushed_frames * FRAME_SAMPLES, span))
-        return span
+    def push(self, code: int, duration_frames: int) -> None:
+        self._frames.push(code, duration_frames)
+        self._unrendered_frames += duration_frames
 
     def end(self) -> None:
-        """No more codes will come."""
         self._frames.end()
         self._ended = True
 
     @torch.inference_mode()
     def render(self) -> Pcm:
-        """Samples [n] float32 of the next chunk, n may be 0; of the vocoder's tail after the last one."""
         started = time.perf_counter()
         chunk = self._frames.take()
         if chunk is None:
-            tail, self._vocoder = self._voice.vocoder.flush(self._vocoder)
-            self._flushed = True
-            self.vocoder_ms += (time.perf_counter() - started) * 1e3
-            if not self._pushed_frames:
-                return np.zeros(0, np.float32)
-            return self._give(tail[0].numpy())
+            return self._flush(started)
         mel, self._flow = self._voice.flow.step(chunk, self._flow)
         frames = chunk.real_frames(self._voice.flow.code_frames)[0]
         made = time.perf_counter()
         sound, self._vocoder = self._voice.vocoder.step(mel[:, : UPSAMPLING * frames], self._vocoder)
-        self._rendered_frames += frames
+        self._unrendered_frames -= frames
         self.flow_ms += (made - started) * 1e3
         self.vocoder_ms += (time.perf_counter() - made) * 1e3
         return self._give(sound[0].numpy())
 
-    def heard_tokens(self) -> tuple[TokenSpan, ...]:
-        """Tokens whose last sample was given out since the last call."""
-        tokens = []
-        while self._unheard and self._unheard[0][0] <= self.samples:
-            tokens.append(self._unheard.popleft()[1])
-        return tuple(tokens)
-
-    @property
-    def finished(self) -> bool:
-        return self._flushed
+    def _flush(self, started: float) -> Pcm:
+        """The vocoder's tail; nothing where no code ever came."""
+        self._flushed = True
+        if not int(self._vocoder.frames):
+            return np.zeros(0, np.float32)
+        tail, self._vocoder = self._voice.vocoder.flush(self._vocoder)
+        self.vocoder_ms += (time.perf_counter() - started) * 1e3
+        return self._give(tail[0].numpy())
 
     def _give(self, sound: Pcm) -> Pcm:
         """Drops what the vocoder's delay put before the first sample."""
@@ -118,3 +127,29 @@ class VoiceStream:
         self._late -= skipped
         self.samples += len(sound) - skipped
         return sound[skipped:]
+
+
+class SpokenTokens:
+    """The answer's tokens in the order in which their sound ends."""
+
+    def __init__(self) -> None:
+        self.all: list[TokenSpan] = []
+        self.frames = 0
+        self._unheard: deque[tuple[int, TokenSpan]] = deque()
+
+    def add(self, code: int, duration_frames: int) -> TokenSpan | None:
+        """The token as it can be spoken: a duration over the decoder's longest is cut, one of 0 frames drops it."""
+        if duration_frames < 1:
+            return None
+        span = TokenSpan(code, min(duration_frames, MAX_DURATION_FRAMES))
+        self.all.append(span)
+        self.frames += span.duration_frames
+        self._unheard.append((self.frames * FRAME_SAMPLES, span))
+        return span
+
+    def heard(self, samples: int) -> tuple[TokenSpan, ...]:
+        """Tokens whose last sample is among the first `samples` of the answer and that were not given out yet."""
+        tokens = []
+        while self._unheard and self._unheard[0][0] <= samples:
+            tokens.append(self._unheard.popleft()[1])
+        return tuple(tokens)

@@ -30,7 +30,8 @@ class Task(StrEnum):
 def talk(
     question: Annotated[str, typer.Argument(help="audio file (WAV, FLAC, Opus); the text itself for t2s, t2t, tts")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="where the spoken answer goes (WAV)")] = None,
-    model: Annotated[str, typer.Option(help="'embedded' or a checkpoint directory")] = "embedded",
+    model: Annotated[str, typer.Option(help="'embedded', a checkpoint directory, or a hub id")] = "embedded",
+    voice: Annotated[Path | None, typer.Option(help="recording that an official model is to sound like")] = None,
     task: Annotated[Task, typer.Option(help="what goes in and what comes out")] = Task.S2S,
     input_rate: Rate = 12.5,
     output_rate: Rate = 12.5,
@@ -53,7 +54,7 @@ def talk(
     try:
         spoken = task in (Task.S2S, Task.S2T, Task.ASR)
         pcm = read_question(Path(question)) if spoken else None
-        loaded = load_model(model)
+        loaded = load_model(model, voice_prompt=voice)
         if pcm is None:
             turn = ask_by_text(loaded, loaded.repetition(question) if task is Task.TTS else question, settings)
         elif task is Task.ASR:

@@ -114,7 +114,7 @@ def test_broken_samples_are_heard_as_silence(model: str, tmp_path: Path) -> None
 
 def test_model_that_is_not_there_and_reply_that_cannot_be_written(model: str, tmp_path: Path) -> None:
     question = tone(tmp_path / "q.wav", 16_000)
-    assert "is no model" in refused(run("talk", question, "--model", tmp_path / "none"))
+    assert "none" in refused(run("talk", question, "--model", tmp_path / "none"))
     assert "cannot write" in refused(run("talk", question, "--model", model, "-o", tmp_path / "no" / "reply.wav"))
 
 

@@ -18,6 +18,7 @@ from models.flexislm import FlexiSLM
 from models.packing import save_packed
 from models.tokenizer import TextTokenizer
 from streaming.causal_merger import CausalMerger
+from streaming.codec import CodecConfig, SpeechCodec
 from streaming.encoder import BlockCausalEncoder, EncoderConfig
 from streaming.flow import FlowConfig, Voicebox
 from streaming.flow_decoder import FlowDecoder, FlowDials
@@ -25,9 +26,9 @@ from streaming.rate_control import RateController
 from streaming.unmerge import UnmergeConfig
 from streaming.vocos import Vocos, VocosConfig
 from streaming.voice_files import save_network
-from worker.hearing import Ear
+from worker.hearing import BlockEar
 from worker.pipeline import Networks, Pipeline
-from worker.voice import Voice
+from worker.voice import EmbeddedVoice
 
 CODES = 64
 WIDTH = 32
@@ -63,10 +64,10 @@ CONFIG = {
 def networks(seed: int = 0) -> Networks:
     torch.manual_seed(seed)
     config = parse_config(msgspec.json.encode(CONFIG), "tiny")
-    slm = _awake(FlexiSLM(config, WIDTH))
+    slm = awake(FlexiSLM(config, WIDTH))
     directory = Path(models.__file__).parent / "embedded"
     tokenizer = TextTokenizer.load(directory)
-    encoder = _awake(
+    encoder = awake(
         BlockCausalEncoder(EncoderConfig(hidden_size=WIDTH, layers=2, heads=2, feed_forward=64, middle_layer=1))
     )
     merger = CausalMerger(slm.input_merging_transformer, nn.Identity(), RateController(25.0, 16))
@@ -82,17 +83,19 @@ def networks(seed: int = 0) -> Networks:
         context_chunks=2,
         unmerge=unmerge,
     )
-    decoder = FlowDecoder(_awake(Voicebox(flow)), FlowDials()).eval()
-    vocoder = _awake(Vocos(VocosConfig(dim=WIDTH, hidden=64, num_layers=2, causal=True, look_ahead_frames=2)))
-    ear = Ear(encoder, merger, lambda path: tokenizer.decode(path).strip())
-    return Networks("tiny", slm, tokenizer, ear, Voice(decoder, vocoder), uniform=None)
+    decoder = FlowDecoder(awake(Voicebox(flow)), FlowDials()).eval()
+    vocoder = awake(Vocos(VocosConfig(dim=WIDTH, hidden=64, num_layers=2, causal=True, look_ahead_frames=2)))
+    ear = BlockEar(encoder, merger, lambda path: tokenizer.decode(path).strip())
+    return Networks("tiny", slm, tokenizer, ear, EmbeddedVoice(decoder, vocoder), uniform=None)
 
 
 def save(directory: Path) -> Path:
     """The tiny networks as a model directory, laid out like `models/embedded`."""
     parts = networks()
     directory.mkdir(parents=True, exist_ok=True)
-    encoder, voice = parts.ear.encoder, parts.voice
+    ear, voice = parts.ear, parts.voice
+    assert isinstance(ear, BlockEar) and isinstance(voice, EmbeddedVoice)
+    encoder = ear.encoder
     config = {**CONFIG, "agogic": {**CONFIG["agogic"], "encoder": msgspec.to_builtins(encoder.config)}}
     (directory / "config.json").write_bytes(msgspec.json.encode(config))
     shutil.copy(Path(models.__file__).parent / "embedded" / "tokenizer.json", directory)
@@ -100,6 +103,8 @@ def save(directory: Path) -> Path:
     del state["lm_head.weight"]  # tied
     save_file({name: value.contiguous() for name, value in state.items()}, directory / "model.safetensors")
     save_packed(encoder.state_dict(), directory / "encoder.safetensors")
+    codec = CodecConfig(dim=WIDTH, vector_dim=WIDTH, num_heads=2, ffn_dim=64, encoder_layers=1, aggregator_layers=1)
+    save_network(SpeechCodec(codec), codec, directory / "codec.safetensors")
     save_network(voice.flow.voicebox, voice.flow.voicebox.config, directory / "flow.safetensors")
     save_network(voice.vocoder, voice.vocoder.config, directory / "vocoder.safetensors")
     return directory
@@ -109,7 +114,7 @@ def pipeline(sessions: int = 2) -> Pipeline:
     return Pipeline(networks(), sessions)
 
 
-def _awake(module: nn.Module) -> nn.Module:
+def awake(module: nn.Module) -> nn.Module:
     """Weights large enough that every input matters to the output."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
