@@ -14,10 +14,9 @@ from torch import Tensor
 from models.code_file import CodeFileError, CodeHeader
 from models.flexicodec_checkpoint import CodecFiles, load_flexicodec
 from models.hub import EMBEDDED, EMBEDDED_CODEC, EMBEDDED_DIRECTORY, resolve_codec
-from streaming.codec import FRAME_RATE_HZ, LOG_MEL_FRAMES, MAX_GROUP_FRAMES, SpeechCodec, merge_batch
-from streaming.flexicodec import AudioTooShortError, FlexiCodec, SpeechCodes
+from streaming.codec import FRAME_RATE_HZ, LOG_MEL_FRAMES, MAX_GROUP_FRAMES, SpeechCodec
+from streaming.flexicodec import AudioTooShortError, FlexiCodec, SpeechCodes, merge_frames
 from streaming.flow_decoder import FlowDecoder, FlowDials
-from streaming.grouping import group_frames
 from streaming.mel24k import SAMPLE_RATE_HZ as EMBEDDED_OUTPUT_HZ
 from streaming.speech_mel import HOP_SAMPLES, SpeechMel
 from streaming.vocos import Vocos
@@ -90,10 +89,7 @@ class EmbeddedCoder:
             whole = F.pad(audio[None], (0, -audio.shape[0] % _FRAME_SAMPLES))
             features = self._codec.semantic_model(self._mel(whole))
             target = FRAME_RATE_HZ if target is None else target
-            if target > 1.0:
-                durations = merge_batch(features, [features.shape[1]], [target])
-            else:
-                durations = group_frames(features[0], target, FRAME_RATE_HZ, max_group=MAX_GROUP_FRAMES).lengths[None]
+            durations = merge_frames(features[0], target, MAX_GROUP_FRAMES)[None]
             return SpeechCodes(self._codec.quantise(features, durations)[1][0], None, durations[0])
 
     def decode(self, codes: SpeechCodes) -> Tensor:

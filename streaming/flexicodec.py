@@ -194,21 +194,7 @@ class FlexiCodec(nn.Module):
     def merge(self, frames: Tensor, target: float | None) -> Tensor:
         """Durations int64 [groups] of semantic frames [L, ssl_dim]; see `encode`."""
         target = self.config.similarity_threshold if target is None else target
-        if target == 1.0:
-            # The cosine of equal frames may round to above 1, which a comparison would merge.
-            return torch.ones(frames.shape[0], dtype=torch.int64, device=frames.device)
-        longest = self.config.max_tokens_per_group
-        if target < 1.0:
-            return group_frames(frames, target, FRAME_RATE_HZ, max_group=longest).lengths
-        # Splitting long groups adds to their number: ask for as many as leave the requested number after it.
-        count = frames.shape[0]
-        wanted = requested_groups(count, target, FRAME_RATE_HZ)
-        for asked in range(wanted, 0, -1):
-            # Twice the number per twice the time: a target of 1 or less would be read as a threshold.
-            groups = group_frames(frames, 2.0 * asked, 2.0 * count, max_group=longest)
-            if groups.count <= wanted:
-                break
-        return groups.lengths
+        return merge_frames(frames, target, self.config.max_tokens_per_group)
 
     def code_semantics(self, aggregated: Tensor) -> tuple[Tensor, Tensor]:
         """Groups [1, G, ssl_dim] -> codes [1, G] and their vectors S [1, G, latent_dim]."""
@@ -222,6 +208,27 @@ class FlexiCodec(nn.Module):
     def synthesise(self, frames: Tensor) -> Tensor:
         """Frames [1, L, latent_dim] at 12.5 Hz -> samples [1, 1280 L - 16]."""
         return self.dac.decoder(self.bottleneck_transformer(frames).transpose(1, 2))[:, 0]  # type: ignore[no-any-return]
+
+
+def merge_frames(frames: Tensor, target: float, longest: int) -> Tensor:
+    """Durations int64 [groups], 1 to `longest`, of frames [L, width] at 12.5 Hz.
+
+    `target` above 1 is a rate in Hz, which is kept even where long groups have to be split; at most 1 it is a threshold.
+    """
+    if target == 1.0:
+        # The cosine of equal frames may round to above 1, which a comparison would merge.
+        return torch.ones(frames.shape[0], dtype=torch.int64, device=frames.device)
+    if target < 1.0:
+        return group_frames(frames, target, FRAME_RATE_HZ, max_group=longest).lengths
+    # Splitting long groups adds to their number: ask for as many as leave the requested number after it.
+    count = frames.shape[0]
+    wanted = requested_groups(count, target, FRAME_RATE_HZ)
+    for asked in range(wanted, 0, -1):
+        # Twice the number per twice the time: a target of 1 or less would be read as a threshold.
+        groups = group_frames(frames, 2.0 * asked, 2.0 * count, max_group=longest)
+        if groups.count <= wanted:
+            break
+    return groups.lengths
 
 
 def _aggregator(config: FlexiCodecConfig, width: int) -> TransformerConfig:
