@@ -12,6 +12,7 @@ original lets padding of a batch leak into its codes.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -213,7 +214,7 @@ class FlexiCodec(nn.Module):
 def merge_frames(frames: Tensor, target: float, longest: int) -> Tensor:
     """Durations int64 [groups], 1 to `longest`, of frames [L, width] at 12.5 Hz.
 
-    `target` above 1 is a rate in Hz, which is kept even where long groups have to be split; at most 1 it is a threshold.
+    `target` above 1 is a rate in Hz, kept even where long groups have to be split; at most 1 it is a threshold.
     """
     if target == 1.0:
         # The cosine of equal frames may round to above 1, which a comparison would merge.
@@ -223,12 +224,14 @@ def merge_frames(frames: Tensor, target: float, longest: int) -> Tensor:
     # Splitting long groups adds to their number: ask for as many as leave the requested number after it.
     count = frames.shape[0]
     wanted = requested_groups(count, target, FRAME_RATE_HZ)
-    for asked in range(wanted, 0, -1):
+
+    def lengths(asked: int) -> Tensor:
         # Twice the number per twice the time: a target of 1 or less would be read as a threshold.
-        groups = group_frames(frames, 2.0 * asked, 2.0 * count, max_group=longest)
-        if groups.count <= wanted:
-            break
-    return groups.lengths
+        return group_frames(frames, 2.0 * asked, 2.0 * count, max_group=longest).lengths
+
+    # One more cut never makes fewer groups, so the right number can be searched by halving.
+    most = bisect_right(range(1, wanted + 1), wanted, key=lambda asked: len(lengths(asked)))
+    return lengths(max(1, most))
 
 
 def _aggregator(config: FlexiCodecConfig, width: int) -> TransformerConfig:
