@@ -100,8 +100,8 @@ class Speaker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to answer and how. `heard` holds the session's finished utterances by number; transcribe: write down what was
-    said instead of answering it."""
+    """What to answer and how. `heard` holds the session's finished utterances by number; transcribe: write down what
+    was said instead of answering it."""
 
     conversation: Conversation
     heard: dict[int, Listener]

@@ -85,6 +85,30 @@ def rates(
 
 
 @app.command()
+def streaming(
+    clips: Clips = CHECKOUT / "tests" / "speech",
+    sentences: Annotated[int, typer.Option(min=1, help="replies whose seams are looked at")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="measurements of each cost")] = 5,
+    model: Model = "embedded",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """What working chunk by chunk costs, how far each network looks ahead, and whether seams show."""
+    from worker.threads import limit_threads
+
+    limit_threads(threads)
+    from benchmarks import streaming as benchmark
+    from worker.audio_files import AudioFileError
+    from worker.loading import ModelError, load_model
+
+    try:
+        report = benchmark.run(load_model(model), _recordings(clips), sentences, rounds)
+    except (AudioFileError, ModelError) as error:
+        _fail(error)
+    _print({**report, "threads": threads}, json)
+
+
+@app.command()
 def golden(
     golden: Annotated[Path, typer.Option(help="folder with flexislm and flexicodec")] = CHECKOUT / "tests" / "golden",
     json: Json = False,

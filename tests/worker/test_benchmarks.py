@@ -1,0 +1,57 @@
+"""The benchmarks run, and their numbers mean what they say; how good the numbers are is for quiet machines to tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import rates, streaming, turn
+from tests.worker.tiny import pipeline
+from worker.turn import TurnSettings
+
+CLIPS = sorted((Path(__file__).resolve().parents[1] / "speech").glob("*.opus"))[:2]
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.pipeline.MAX_STEPS", 16)
+
+
+def test_turn_reports_times_of_every_turn() -> None:
+    report = turn.run(pipeline(), CLIPS, TurnSettings(), repeat=1)
+    assert report["turns"] == 2
+    assert 0 < report["first_audio_ms_p50"] <= report["first_audio_ms_p95"]
+    assert 0 < report["real_time_factor"] < 5
+    assert all(value > 0 for value in report["stages"].values())
+
+
+def test_percentile_is_a_measured_value() -> None:
+    assert [turn._percentile([3.0, 1.0, 2.0], share) for share in (0.01, 0.5, 0.95)] == [1.0, 2.0, 3.0]
+
+
+def test_rates_are_met_and_compared_with_top_k() -> None:
+    report = rates.run(pipeline(), CLIPS, sentences=1)
+    assert [row["requested_hz"] for row in report["input"]] == [12.5, 8.0, 6.25, 5.0, 4.0]
+    for row in report["input"]:
+        assert abs(row["realised_hz"] / row["requested_hz"] - 1) < 0.06 and 0.3 < row["boundary_agreement"] <= 1
+    assert report["step_ratio"] > 0 and report["time_ratio"] > 0
+
+
+def test_streamed_voice_has_no_seams_and_look_ahead_is_what_the_networks_were_built_with() -> None:
+    report = streaming.run(pipeline(), CLIPS, sentences=1, rounds=1)
+    assert report["clicks"] == 0 and report["seam_distance"] < 1e-3
+    ahead = report["lookahead_ms"]
+    assert ahead["features"] == pytest.approx(12.5, abs=1.5)
+    assert 0 < ahead["encoder"] <= 320, "a frame sees the end of its block"
+    assert 0 < ahead["flow"] <= 160 + 160, "its chunk of 160 ms and two code frames"
+    assert 40 <= ahead["vocoder"] <= 100
+
+
+def test_look_ahead_of_a_network_that_sees_three_steps_ahead() -> None:
+    def sees_three(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(x, (0, 0, 0, 3))[:, 3:]
+
+    x = torch.randn(1, 50, 4, generator=torch.Generator().manual_seed(0))
+    assert streaming._look_ahead(sees_three, x, 10.0, 10.0, range(20, 24)) == 30.0
