@@ -20,14 +20,22 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW_FRAMES = 250
+WINDOW_FRAMES = 600
 REPAY_FRAMES = 75.0
 """Frames over which the controller plans to repay its debt."""
-DEBT_SHARE = 0.08
-"""Bound on the debt as a share of the groups due so far, but of no fewer than those due in `EARLY_FRAMES`."""
-OVERDUE_SHARE = 0.03
-"""The same for groups still owed: a silence ends nearer to the requested rate than a burst of speech does."""
+AHEAD_SHARE = 0.06
+"""Groups made too early, at most, as a share of those due so far, but of no fewer than those due in `EARLY_FRAMES`."""
+OVERDUE_SHARE = 0.01
+"""The same for groups still owed: silence is cut at the requested rate, though nothing changes in it."""
+LEAST_OVERDUE_GROUPS = 0.25
 EARLY_FRAMES = 125
+EARLY_AHEAD_SHARE, EARLY_AHEAD_FRAMES = 0.4, 250
+"""In the beginning more may be made too early (speech after a pause is dense, and pauses follow), less and less."""
+EARLY_OVERDUE_SHARE, EARLY_OVERDUE_FRAMES = 0.6, 90
+"""In the beginning more may be owed (speech that has not begun needs no groups), less and less."""
+SHORTEST_GROUP_FRAMES = 2
+"""Where the requested rate allows it: in quick transitions each frame would become a group of its own, and the frames
+that follow would have to share what is left."""
 CARRY_GROUPS = 4.0
 """How much debt one utterance may hand on to the next, so that a conversation as a whole meets its rate."""
 
@@ -132,13 +140,21 @@ class RateController:
         if state.open_frames >= self.max_group:
             return True
         early_groups = due * EARLY_FRAMES
-        ahead = DEBT_SHARE * max(state.due_groups, early_groups)
+        ahead = max(
+            AHEAD_SHARE * max(state.due_groups, early_groups),
+            EARLY_AHEAD_SHARE * early_groups * (1.0 - state.frames / EARLY_AHEAD_FRAMES),
+        )
         if state.owed_groups - 1.0 < -ahead:
             return False
-        early = DEBT_SHARE * early_groups * (1.0 - state.frames / EARLY_FRAMES)
-        overdue = max(OVERDUE_SHARE * state.due_groups, early, 1.0)
+        overdue = max(
+            OVERDUE_SHARE * state.due_groups,
+            EARLY_OVERDUE_SHARE * early_groups * (1.0 - state.frames / EARLY_OVERDUE_FRAMES),
+            LEAST_OVERDUE_GROUPS,
+        )
         if state.owed_groups >= overdue:
             return True
+        if state.open_frames < SHORTEST_GROUP_FRAMES and due * SHORTEST_GROUP_FRAMES <= 1.0:
+            return False
         quantile = due + (state.owed_groups + state.carried_groups) / REPAY_FRAMES
         # Middle rank: equal values (digital silence) count as neither low nor high.
         rank = (bisect_left(state.ranked, value) + bisect_right(state.ranked, value)) / 2

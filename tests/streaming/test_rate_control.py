@@ -11,7 +11,7 @@ from torch import nn
 
 from streaming.causal_merger import CausalMerger
 from streaming.merger import InterleavedMergingTransformer
-from streaming.rate_control import RateController, RateError, group_causal
+from streaming.rate_control import WINDOW_FRAMES, RateController, RateError, group_causal
 from streaming.transformer import TransformerConfig
 
 RATES = (12.5, 8.0, 6.25, 5.0, 4.0)
@@ -43,7 +43,7 @@ def test_cuts_fall_where_neighbours_differ() -> None:
     similarity = speech_like(3, 20.0)
     starts = group_causal(similarity, 6.25, BASE_HZ, MAX_GROUP)
     at_cuts, elsewhere = similarity[starts[1:]], similarity[~starts[1:]]
-    assert at_cuts.mean() < elsewhere.mean() - 0.2
+    assert at_cuts.mean() < elsewhere.mean() - 0.15
 
 
 @given(st.lists(st.floats(-1, 1), max_size=300), st.sampled_from(RATES))
@@ -77,13 +77,13 @@ def test_rate_may_change_in_the_middle() -> None:
 
 def test_conversation_repays_what_one_utterance_left_owing() -> None:
     controller = RateController(BASE_HZ, MAX_GROUP)
-    alone = controller.initial_state()
-    owing = controller.initial_state()
-    owing.owed_groups = 4.0
-    owing = controller.next_utterance(owing)
-    values = speech_like(9, 6.0)
-    groups = [sum(controller.step(value, state, 6.25) for value in values) for state in (alone, owing)]
-    assert groups[1] > groups[0]
+    groups = {}
+    for owed in (-4.0, 4.0):
+        before = controller.initial_state()
+        before.owed_groups = owed
+        state = controller.next_utterance(before)
+        groups[owed] = sum(controller.step(value, state, 6.25) for value in speech_like(9, 6.0))
+    assert groups[4.0] > groups[-4.0]
 
 
 def test_ten_minutes_keep_a_bounded_state() -> None:
@@ -91,7 +91,7 @@ def test_ten_minutes_keep_a_bounded_state() -> None:
     state = controller.initial_state()
     for value in speech_like(1, 600.0):
         controller.step(value, state, 8.0)
-    assert len(state.ranked) == len(state.recent) <= 250
+    assert len(state.ranked) == len(state.recent) <= WINDOW_FRAMES
     assert abs(state.groups / state.frames * BASE_HZ / 8.0 - 1) < 0.04
 
 
