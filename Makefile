@@ -50,7 +50,6 @@ test: $(STAMPS)/dev test-programs $(STAMPS)/web
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 web: test-programs $(STAMPS)/web
