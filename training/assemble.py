@@ -15,7 +15,16 @@ from models.export import export_flexislm
 from models.flexislm import FlexiSLM
 from models.packing import save_packed
 from streaming.encoder import EncoderConfig
-from training.slm import ALIGNMENT_HEAD, MAX_GROUP, PROMPTS, SlmConfig, SlmTraining, merger_config, talker_config, thinker_config
+from training.slm import (
+    ALIGNMENT_HEAD,
+    MAX_GROUP,
+    PROMPTS,
+    SlmConfig,
+    SlmTraining,
+    merger_config,
+    talker_config,
+    thinker_config,
+)
 
 
 class AssembleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

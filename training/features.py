@@ -99,6 +99,14 @@ def load_recordings(clips: Path, labels: Path) -> list[tuple[Clip, dict[str, str
     return recordings
 
 
+def without_silence(mel: np.ndarray, margin_frames: int = 20) -> np.ndarray:
+    """[frames, 80] log10 power from just before the first to just after the last frame that stands out of the noise."""
+    loudness = np.log10(np.power(10.0, mel.astype(np.float32)).mean(axis=1))
+    low, high = np.percentile(loudness, (10, 95))
+    loud = np.flatnonzero(loudness > low + 0.4 * (high - low))
+    return mel[max(0, loud[0] - margin_frames) : loud[-1] + margin_frames]
+
+
 def held_out(name: str) -> bool:
     """The fifth of the recordings that is never trained on: by the first hexadecimal digits of the clip's name."""
     return int(name[:4], 16) % 5 == 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -31,7 +31,7 @@ from streaming.encoder import BlockCausalEncoder, Encoded, EncoderConfig
 from streaming.merger import InterleavedMergingTransformer, merger_mode
 from streaming.rate_control import group_causal
 from streaming.transformer import LayerScale, TransformerConfig
-from training.features import Augmenter, Clip, held_out, load_recordings, load_store, noise_bank, scale
+from training.features import Augmenter, Clip, held_out, load_recordings, load_store, noise_bank, scale, without_silence
 from training.recogniser import Example as CtcExample
 from training.recogniser import character_ids, loss_of
 from training.speech_codes import SpokenText, load_codes
@@ -154,6 +154,7 @@ class Examples:
         self.general = [clip for clip in self.synthetic if clip.seed is None]
         recordings = load_recordings(Path(config.clips), Path(config.labels))
         self.recordings = [pair for pair in recordings if not held_out(pair[0].name)]
+        self.trimmed = [(replace(clip, mel=without_silence(clip.mel)), slots) for clip, slots in self.recordings]
         self.tests = [pair for pair in recordings if held_out(pair[0].name)]
         self.spoken: dict[str, list[SpokenText]] = defaultdict(list)
         for spoken in load_codes(Path(config.codes)) if config.codes else []:
@@ -182,7 +183,7 @@ class Examples:
     def _spoken_turn(self) -> Item:
         draw = self.rng.random()
         if draw < 0.5:
-            clip, slots = self.rng.choice(self.recordings)
+            clip, slots = self.rng.choice(self.trimmed if self.rng.random() < 0.75 else self.recordings)
             before, after = self.prompts.around(self._history_before_order(), "", audio=True)
             return self._item(before, after, confirm(slots), clip)
         if draw < 0.80:
