@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from streaming.grouping import group_frames, neighbour_similarity
@@ -22,15 +22,10 @@ RATES_HZ = (12.5, 8.0, 6.25, 5.0, 4.0)
 LONG_CLIP_S = 5.0
 TOLERANCE_FRAMES = 1
 
+Starts = NDArray[np.bool_]
+"""Which frames [T] of an utterance start a group."""
+
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Cuts:
-    """Group starts of one clip: the stream's and the offline top-k's, bool [frames] each."""
-
-    causal: np.ndarray
-    offline: np.ndarray
 
 
 def run(model: Pipeline, clips: list[Path], sentences: int, progress: Progress | None = None) -> dict[str, object]:
@@ -41,7 +36,7 @@ def run(model: Pipeline, clips: list[Path], sentences: int, progress: Progress |
     """
     say = progress or (lambda text: None)
     say("listening")
-    frames = [_encode(model, path) for path in clips]
+    frames = [encode(model, path) for path in clips]
     given = [_input(model, frames, hz) for hz in RATES_HZ]
     spoken = []
     for hz in RATES_HZ:
@@ -58,7 +53,7 @@ def run(model: Pipeline, clips: list[Path], sentences: int, progress: Progress |
     }
 
 
-def _ear(model: Pipeline) -> BlockEar:
+def causal_ear(model: Pipeline) -> BlockEar:
     ear = model.networks.ear
     if not isinstance(ear, BlockEar):
         raise ModelError("this model groups whole utterances; rates are measured on causal models")
@@ -66,38 +61,39 @@ def _ear(model: Pipeline) -> BlockEar:
 
 
 @torch.inference_mode()
-def _encode(model: Pipeline, path: Path) -> Tensor:
+def encode(model: Pipeline, path: Path) -> Tensor:
     """Encoder frames [T, H] of a clip, which are the same in the stream."""
-    ear = _ear(model)
+    ear = causal_ear(model)
     frames: Tensor = ear.encoder(ear.mel(torch.from_numpy(read_question(path))[None]))[0]
     return frames
 
 
 def _input(model: Pipeline, clips: list[Tensor], hz: float) -> dict[str, float]:
-    controller, cuts = _ear(model).merger.controller, []
+    controller = causal_ear(model).merger.controller
+    found, exact = [], []
     base_hz, state = controller.base_hz, controller.initial_state()
     for frames in clips:
         state = controller.next_utterance(state)
-        causal = controller.whole(neighbour_similarity(frames).numpy(), state, hz)
-        offline = group_frames(frames, hz, base_hz, max_group=controller.max_group)
-        cuts.append(_Cuts(causal, offline.starts.numpy()))
-    realised = [float(cut.causal.mean() * base_hz) for cut in cuts]
+        found.append(controller.whole(neighbour_similarity(frames).numpy(), state, hz))
+        exact.append(group_frames(frames, hz, base_hz, max_group=controller.max_group).starts.numpy())
+    realised = [float(starts.mean() * base_hz) for starts in found]
     long = [rate for rate, frames in zip(realised, clips, strict=True) if len(frames) >= LONG_CLIP_S * base_hz]
-    groups, total = sum(int(cut.causal.sum()) for cut in cuts), sum(len(frames) for frames in clips)
-    agreed = [_near(cut.offline, cut.causal) for cut in cuts]
+    groups, total = sum(int(starts.sum()) for starts in found), sum(len(frames) for frames in clips)
     return {
         "requested_hz": hz,
         "realised_hz": round(groups / total * base_hz, 3),
         "worst_clip_error": round(max((abs(value / hz - 1) for value in long), default=0.0), 4),
-        "boundary_agreement": round(float(np.concatenate(agreed).mean()), 4),
+        "boundary_agreement": round(agreement(exact, found), 4),
     }
 
 
-def _near(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """For each boundary of `wanted` after the first frame, whether `found` has one within the tolerance."""
-    places, others = np.flatnonzero(wanted)[1:], np.flatnonzero(found)
-    near: np.ndarray = np.abs(places[:, None] - others[None]).min(axis=1) <= TOLERANCE_FRAMES
-    return near
+def agreement(exact: Sequence[Starts], found: Sequence[Starts]) -> float:
+    """Share of the exact boundaries after the first frame that have a found one within one frame."""
+    hits = []
+    for wanted, given in zip(exact, found, strict=True):
+        places, others = np.flatnonzero(wanted)[1:], np.flatnonzero(given)
+        hits.append(np.abs(places[:, None] - others[None]).min(axis=1) <= TOLERANCE_FRAMES)
+    return float(np.concatenate(hits).mean())
 
 
 def _output(model: Pipeline, hz: float, sentences: int) -> dict[str, float]:

@@ -109,6 +109,25 @@ def streaming(
 
 
 @app.command()
+def controllers(
+    clips: Clips = CHECKOUT / "tests" / "speech", model: Model = "embedded", threads: Threads = 1, json: Json = False
+) -> None:
+    """Three ways to meet an input rate without seeing the future."""
+    from worker.threads import limit_threads
+
+    limit_threads(threads)
+    from benchmarks import controllers as benchmark
+    from worker.audio_files import AudioFileError
+    from worker.loading import ModelError, load_model
+
+    try:
+        report = benchmark.run(load_model(model), _recordings(clips))
+    except (AudioFileError, ModelError) as error:
+        _fail(error)
+    _print(report, json)
+
+
+@app.command()
 def golden(
     golden: Annotated[Path, typer.Option(help="folder with flexislm and flexicodec")] = CHECKOUT / "tests" / "golden",
     json: Json = False,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import rates, streaming, turn
+from benchmarks import controllers, rates, streaming, turn
 from tests.worker.tiny import pipeline
 from worker.turn import TurnSettings
 
@@ -37,6 +38,21 @@ def test_rates_are_met_and_compared_with_top_k() -> None:
     for row in report["input"]:
         assert abs(row["realised_hz"] / row["requested_hz"] - 1) < 0.06 and 0.3 < row["boundary_agreement"] <= 1
     assert report["step_ratio"] > 0 and report["time_ratio"] > 0
+
+
+def test_controllers_are_compared_on_clips_that_did_not_calibrate_them() -> None:
+    report = controllers.run(pipeline(), CLIPS)
+    assert report["clips"] == report["calibration_clips"] == 1
+    names = [row["controller"] for row in report["rows"]]
+    assert names == ["fixed threshold"] * 5 + ["integral control"] * 5 + ["quantile tracking"] * 5
+    ours = report["rows"][-3]
+    assert ours["requested_hz"] == 6.25 and ours["worst_clip_error"] < 0.1 and ours["group_ms"] > 160
+
+
+def test_agreement_counts_boundaries_within_one_frame() -> None:
+    exact = [np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 1], dtype=bool)]
+    found = [np.array([1, 0, 1, 0, 0, 0, 0, 0, 0, 1], dtype=bool)]
+    assert rates.agreement(exact, found) == pytest.approx(2 / 3)
 
 
 def test_streamed_voice_has_no_seams_and_look_ahead_is_what_the_networks_were_built_with() -> None:
