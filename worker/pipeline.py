@@ -39,6 +39,8 @@ from worker.words import WordClock
 MIN_RATE_HZ, MAX_RATE_HZ = 4.0, 12.5
 CODEC_FRAME_RATE_HZ = 12.5
 MAX_STEPS = ANSWER_POSITIONS - 40
+LONGEST_PER_LETTER, LONGEST_PAUSE = 2.5, 25.0
+"""12.5 Hz frames: an answer that lasts longer than this for its letters is cut."""
 
 Uniform = Callable[[], float]
 
@@ -218,7 +220,7 @@ class Reply:
     def step(self) -> list[Spoken]:
         if self._voice is not None and self._voice.ready:
             return self._render(self._voice)
-        if not self._answer.ended:
+        if not self._answer.ended and not self._runs_on():
             return self._decode()
         if self._voice is not None and not self._voice.finished:
             self._voice.end()
@@ -276,6 +278,10 @@ class Reply:
         # The head's weights belong to the code chosen in this step, whose duration comes with the next.
         self._looked_at = self._focus(step)
         return events
+
+    def _runs_on(self) -> bool:
+        """Whether sound goes on long after every word must have been said: a small Talker can miss its end."""
+        return self._words.text_ended and self._tokens.frames > LONGEST_PER_LETTER * len(self.text) + LONGEST_PAUSE
 
     def _focus(self, step: Step) -> int | None:
         """Index of the text token that the Talker looked at, None where that is not known."""

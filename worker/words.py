@@ -23,8 +23,8 @@ class WordClock:
     def __init__(self, frame_samples: int, aligned: bool) -> None:
         self._frame_samples = frame_samples
         self._aligned = aligned
+        self.text_ended = False
         self._text = ""
-        self._text_ended = False
         self._token_starts: list[int] = []
         self._words: list[re.Match[str]] = []
         self._starts: list[float] = []
@@ -43,7 +43,7 @@ class WordClock:
 
     def end_text(self) -> None:
         """No more text tokens will come."""
-        self._text_ended = True
+        self.text_ended = True
 
     def speech(self, duration_frames: int, looked_at: int | None) -> None:
         """The next speech token; looked_at: index of the text token, None where that is unknown."""
@@ -58,7 +58,7 @@ class WordClock:
         """Words that begin before `until_frame` and were not given out yet."""
         spans = []
         # The last word may still grow while text is being written.
-        complete = len(self._words) - (not self._text_ended)
+        complete = len(self._words) - (not self.text_ended)
         started = min(len(self._starts), complete)
         while self._reported < started and self._starts[self._reported] < until_frame:
             spans.append(self._span(self._reported))
@@ -67,7 +67,7 @@ class WordClock:
 
     def rest(self) -> tuple[WordSpan, ...]:
         """The answer is over: every word that is left, within the sound that there is."""
-        self._text_ended = True
+        self.text_ended = True
         begun = len(self._starts)
         left = self._words[begun:]
         last = self._starts[-1] if self._starts else 0.0

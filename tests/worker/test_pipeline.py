@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from agent.wire import ContextItem, TokenSpan, WordSpan
 from tests.worker.tiny import pipeline
 from worker.parts import Conversation, Finished, Pcm, Question, RequestError, Sound, Speaker, TextPiece
-from worker.pipeline import Pipeline, Utterance
+from worker.pipeline import LONGEST_PAUSE, LONGEST_PER_LETTER, Pipeline, Reply, Utterance
 from worker.prefill import PROMPT_POSITIONS
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice, write_down
 
@@ -165,6 +167,18 @@ def test_question_longer_than_the_model_remembers_is_answered_by_its_end() -> No
     encoded = utterance.finish()
     assert encoded.groups > PROMPT_POSITIONS
     assert run(model.respond(question(utterance)))[2]
+
+
+def test_sound_that_goes_on_after_the_words_is_cut() -> None:
+    model = pipeline()
+    asked = dataclasses.replace(question(None), max_output_tokens=400)
+    speaker = model.respond(asked)
+    assert isinstance(speaker, Reply)
+    while not speaker._tokens.frames:
+        speaker.step()
+    speaker._words.end_text()
+    _, pcm, _, _ = run(speaker)
+    assert len(pcm) / 1920 < LONGEST_PER_LETTER * len(speaker.text) + LONGEST_PAUSE + 8
 
 
 def test_slots_are_taken_from_those_who_do_not_need_them() -> None:

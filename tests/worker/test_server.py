@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from agent.wire import (
+    AudioOut,
     Cancel,
     ContextItem,
     FromWorker,
@@ -26,7 +28,9 @@ from agent.wire import (
     read_frame,
 )
 from tests.worker.scripted import ScriptedModel
+from tests.worker.tiny import pipeline
 from worker.engine import Engine
+from worker.parts import SpeechModel
 from worker.server import Server
 
 
@@ -48,7 +52,7 @@ class Peer:
 
 
 @asynccontextmanager
-async def serving(address: str, model: ScriptedModel | None = None, slots: int = 2) -> AsyncIterator[Engine]:
+async def serving(address: str, model: SpeechModel | None = None, slots: int = 2) -> AsyncIterator[Engine]:
     engine, stop = Engine(model or ScriptedModel(), slots), asyncio.Event()
     task = asyncio.create_task(Server(engine, address).run(stop))
     try:
@@ -71,7 +75,7 @@ async def connect(address: str) -> Peer:
 
 
 async def answer(peer: Peer, session: int, generation: int = 1) -> ResponseDone:
-    peer.send(Respond(session, generation, [ContextItem("user", "hi")], 12.5))
+    peer.send(Respond(session, generation, [ContextItem("user", "hi")], 12.5, max_output_tokens=12))
     done = await peer.until(ResponseDone)
     assert isinstance(done, ResponseDone)
     return done
@@ -136,6 +140,20 @@ async def test_cancel_over_the_socket_stops_a_long_answer(tmp_path: Path) -> Non
         peer.send(Cancel(1, 1))
         done = await peer.until(ResponseDone)
         assert isinstance(done, ResponseDone) and done.reason == "cancelled"
+
+
+async def test_cancel_stops_real_networks_within_a_unit(tmp_path: Path) -> None:
+    async with serving(str(tmp_path / "w"), pipeline(1)):
+        peer = await connect(str(tmp_path / "w"))
+        peer.send(OpenSession(1))
+        peer.send(Respond(1, 1, [ContextItem("user", "one latte")], 12.5))
+        await peer.until(AudioOut)
+        started = time.monotonic()
+        peer.send(Cancel(1, 1))
+        done = await peer.until(ResponseDone)
+        assert isinstance(done, ResponseDone) and done.reason == "cancelled"
+        assert time.monotonic() - started < 0.5, "a unit takes milliseconds, also on a busy machine"
+        assert (await answer(peer, 1, generation=2)).stats.text_tokens > 0
 
 
 async def test_socket_left_by_a_killed_worker_is_replaced(tmp_path: Path) -> None:
