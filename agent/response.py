@@ -17,7 +17,7 @@ from agent.protocol import server_events as events
 from agent.protocol.server_events import ServerEvent
 from agent.protocol.session_object import AudioFormat, format_name
 from agent.rates import RateDecision
-from agent.wire import ResponseDone, ResponseStats, TokenSpan
+from agent.wire import ResponseDone, ResponseStats, TokenSpan, WordSpan
 
 JsonObject = dict[str, object]
 FinalStatus = Literal["completed", "cancelled", "incomplete", "failed"]
@@ -114,22 +114,7 @@ class Response:
             happened.append(events.OutputStarted(response_id=self.id))
         self.tokens.extend(piece.tokens)
         self._unsent_tokens.extend(piece.tokens)
-        hz = self.playout.sample_rate_hz
-        for word in piece.words:
-            delta = spaced(word.text, first=not self.item.text)
-            extra = self._token_field() if self.server_plays else None
-            happened.append(
-                events.AudioTranscriptDelta(
-                    response_id=self.id,
-                    item_id=self.item.id,
-                    delta=delta,
-                    start_time=round(word.start_sample / hz, 3),
-                    end_time=round(word.end_sample / hz, 3),
-                    x_agogic=extra if extra is not None else UNSET,
-                )
-            )
-            self.item.text += delta
-            self.item.words.append(word)
+        happened.extend(self._word(word) for word in piece.words)
         self.item.audio_samples = piece.first_sample + piece.samples.size
         if not self.server_plays:
             happened.extend(self._audio_delta(piece.samples, piece.first_sample))
@@ -178,18 +163,29 @@ class Response:
         self._unsent_tokens.extend(tokens)
         whole = self.done.text.strip() if self.done is not None else ""
         if self.plan.modality == "audio" and self.item.opened:
-            tail = [(spaced(word.text, first=False), word) for word in words]
-            if not self.item.words and not tail and whole:
+            happened.extend(self._word(word) for word in words)
+            if not self.item.words and whole:
                 happened.append(events.AudioTranscriptDelta(response_id=self.id, item_id=self.item.id, delta=whole))
                 self.item.text = whole
-            for delta, word in tail:
-                delta = delta if self.item.text else delta.lstrip()
-                happened.append(events.AudioTranscriptDelta(response_id=self.id, item_id=self.item.id, delta=delta))
-                self.item.text += delta
-                self.item.words.append(word)
             if self._resampler is not None and not self.server_plays:
                 happened.extend(self._delta_of(self._resampler.flush(), self.item.audio_samples))
         return happened
+
+    def _word(self, word: WordSpan) -> ServerEvent:
+        """One word of the transcript, which grows by it."""
+        hz = self.playout.sample_rate_hz
+        delta = spaced(word.text, first=not self.item.text)
+        self.item.text += delta
+        self.item.words.append(word)
+        extra = self._token_field() if self.server_plays else None
+        return events.AudioTranscriptDelta(
+            response_id=self.id,
+            item_id=self.item.id,
+            delta=delta,
+            start_time=round(word.start_sample / hz, 3),
+            end_time=round(word.end_sample / hz, 3),
+            x_agogic=extra if extra is not None else UNSET,
+        )
 
     def _close_part(self) -> list[ServerEvent]:
         response_id, item_id, text = self.id, self.item.id, self.item.text

@@ -581,3 +581,67 @@ def test_one_text_may_not_be_a_library() -> None:
     assert error["error"]["param"] == "item.content[0].text"
     (error,) = driver.send(type="session.update", session={"instructions": "x" * 100_001})
     assert error["error"]["param"] == "session.instructions"
+
+
+def test_worker_that_times_no_words_gives_its_text_in_one_piece() -> None:
+    driver = SessionDriver(reply=None)
+    driver.send(type="response.create")
+    (ask,) = driver.asked(wire.Respond)
+    pcm = bytes(9600)
+    stats = wire.ResponseStats(text_tokens=2)
+    driver.worker(wire.TextDelta(1, ask.generation, "Good day."), wire.AudioOut(1, ask.generation, 0, pcm, [], []))
+    driver.worker(wire.ResponseDone(1, ask.generation, "completed", "Good day.", stats))
+    driver.advance(0.5)
+    assert [e["delta"] for e in driver.of("response.output_audio_transcript.delta")] == ["Good day."]
+    assert driver.last("response.done")["response"]["output"][0]["content"][0]["transcript"] == "Good day."
+    check(driver.events)
+
+
+def test_word_timed_behind_the_last_sample_is_still_told() -> None:
+    driver = SessionDriver(reply=None)
+    driver.send(type="response.create")
+    (ask,) = driver.asked(wire.Respond)
+    words = [wire.WordSpan("Good", 0, 2400), wire.WordSpan("day.", 4800, 7200)]
+    tokens = [wire.TokenSpan(1, 1), wire.TokenSpan(2, 4)]
+    driver.worker(wire.AudioOut(1, ask.generation, 0, bytes(9600), tokens, words))
+    driver.worker(wire.ResponseDone(1, ask.generation, "completed", "Good day.", wire.ResponseStats()))
+    driver.advance(0.5)
+    last = driver.last("response.output_audio_transcript.delta")
+    assert (last["delta"], last["start_time"], last["end_time"]) == (" day.", 0.2, 0.3)
+    assert driver.last("response.done")["response"]["x_agogic"]["tokens"] == [[1, 1], [2, 4]]
+    check(driver.events)
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "details"),
+    [
+        ("max_output_tokens", "incomplete", {"type": "incomplete", "reason": "max_output_tokens"}),
+        ("cancelled", "cancelled", {"type": "cancelled", "reason": "client_cancelled"}),
+        (
+            "failed",
+            "failed",
+            {"type": "failed", "error": {"type": "server_error", "code": "worker_error", "message": "out of luck"}},
+        ),
+    ],
+)
+def test_how_an_answer_may_end_otherwise(reason: Any, status: str, details: dict[str, Any]) -> None:
+    driver = SessionDriver(reply=None)
+    driver.send(type="response.create")
+    (ask,) = driver.asked(wire.Respond)
+    driver.worker(*answer(ask, "One two.")[:2])
+    driver.worker(wire.ResponseDone(1, ask.generation, reason, "One", wire.ResponseStats(), "out of luck"))
+    driver.advance(1.0)
+    response = driver.last("response.done")["response"]
+    assert (response["status"], response["status_details"]) == (status, details)
+    check(driver.events)
+    assert driver.send(type="response.create")[0]["type"] == "response.created"
+
+
+def test_worker_error_about_an_utterance_fails_its_transcription() -> None:
+    driver = SessionDriver(reply=None, settings=PUSH_TO_TALK)
+    driver.speak(0.3)
+    driver.do(driver.session.client_message('{"type": "input_audio_buffer.commit"}'))
+    driver.worker(wire.WorkerError(1, "internal", "listening failed"))
+    failed = driver.last("conversation.item.input_audio_transcription.failed")
+    assert failed["error"]["message"] == "listening failed"
+    check(driver.events)

@@ -26,8 +26,12 @@ TIMEOUT_S = 60.0
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    model = save(tmp_path_factory.mktemp("model") / "tiny")
-    with ServiceProcess(f"{sys.executable} -m worker --model {model} --slots 2 --exit-with-parent") as process:
+    folder = tmp_path_factory.mktemp("service")
+    model = save(folder / "tiny")
+    config = folder / "agogic.toml"
+    config.write_text("[playout]\nlead_ms = 10000\n")  # random answers are long, and nobody listens
+    worker = f"{sys.executable} -m worker --model {model} --slots 2 --exit-with-parent"
+    with ServiceProcess(worker, config=config) as process:
         yield process
 
 
@@ -44,7 +48,7 @@ async def converse(service: ServiceProcess, turns: int, after_turn: Any = None) 
                     return events[-1]
 
     async with aiohttp.ClientSession() as http, http.ws_connect(f"{service.base_url}/v1/realtime") as socket:
-        session = {"max_output_tokens": 30, "x_agogic": {"input_frame_rate": 6.25, "events": ["input_transcript"]}}
+        session = {"max_output_tokens": 16, "x_agogic": {"input_frame_rate": 6.25, "events": ["input_transcript"]}}
         await socket.send_json({"type": "session.update", "session": session})
         for turn in range(turns):
             for start in range(0, len(pcm), 9600):
