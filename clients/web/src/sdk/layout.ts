@@ -44,6 +44,8 @@ export function layOut(turn: Turn): TimelineLayout {
   };
 }
 
+const SHORTEST_STEP_MS = 0.5; // less than that would be shown as 0 ms
+
 export interface WaterfallStep {
   name: string;
   startMs: number;
@@ -62,7 +64,7 @@ export function waterfall(timing: Timing): WaterfallStep[] {
   const steps: WaterfallStep[] = wait > 0 ? [{ name: "end of turn", startMs: 0, durationMs: wait }] : [];
   let reached = 0;
   for (const [name, atMs] of marks) {
-    if (atMs === undefined || atMs <= reached) continue;
+    if (atMs === undefined || atMs - reached < SHORTEST_STEP_MS) continue;
     steps.push({ name, startMs: wait + reached, durationMs: atMs - reached });
     reached = atMs;
   }
