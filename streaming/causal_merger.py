@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streaming.grouping import group_frames
 from streaming.merger import InterleavedMergingTransformer, interleave
 from streaming.rate_control import RateController, RateState
 from streaming.transformer import TransformerState
@@ -75,25 +76,34 @@ class CausalMerger:
             if starts and index:
                 cuts.append(index)
         if not cuts:
-            return Merged(self._nothing(seen), ()), StreamState(rate, state.transformer, seen)
+            return Merged(self.nothing(seen), ()), StreamState(rate, state.transformer, seen)
         return self._merge(seen[: cuts[-1]], _lengths(cuts), state.transformer, rate, seen[cuts[-1] :])
 
     def flush(self, state: StreamState) -> tuple[Merged, StreamState]:
         """Closes the open group, if there is one: the utterance is over."""
         closing, rest = state.open_frames, state.open_frames[:0]
         if not len(closing):
-            return Merged(self._nothing(rest), ()), state
+            return Merged(self.nothing(rest), ()), state
         return self._merge(closing, (len(closing),), state.transformer, state.rate, rest)
 
     def forward(self, frames: Tensor, target_hz: float) -> Merged:
         """A whole utterance [T, H] in one pass of the transformer, with the cuts that the stream would make."""
         state = self.initial_state(frames.shape[-1])
         if not len(frames):
-            return Merged(self._nothing(frames), ())
+            return Merged(self.nothing(frames), ())
         similarity = F.cosine_similarity(frames[:-1].float(), frames[1:].float(), dim=-1).cpu().numpy()
         starts = self.controller.whole(similarity, state.rate, target_hz).nonzero()[0]
         lengths = _lengths([*starts[1:].tolist(), len(frames)])
         return Merged(self._merging(self._embed(frames), torch.tensor(lengths, device=frames.device)), lengths)
+
+    def exact(self, frames: Tensor, target_hz: float) -> Merged:
+        """A whole utterance [T, H], T > 0, cut by top-k as offline (section 3.4) and merged in one pass."""
+        groups = group_frames(frames, target_hz, self.base_hz, max_group=self.controller.max_group)
+        return Merged(self._merging(self._embed(frames), groups.lengths), tuple(groups.lengths.tolist()))
+
+    def nothing(self, like: Tensor) -> Tensor:
+        """Embeddings [0, D] of no group."""
+        return like.new_zeros(0, self._transformer.config.output_dim)
 
     def _merge(
         self,
@@ -106,9 +116,6 @@ class CausalMerger:
         sequence, queries = interleave(self._embed(frames), torch.tensor(lengths, device=frames.device))
         mixed, transformer = self._transformer.step(sequence[None], transformer)
         return Merged(mixed[0, queries], lengths), StreamState(rate, transformer, rest)
-
-    def _nothing(self, like: Tensor) -> Tensor:
-        return like.new_zeros(0, self._transformer.config.output_dim)
 
 
 def _lengths(ends: list[int]) -> tuple[int, ...]:

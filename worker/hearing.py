@@ -55,7 +55,13 @@ class Ear(Protocol):
 
 
 class BlockEar:
-    def __init__(self, encoder: BlockCausalEncoder, merger: CausalMerger, spelling: Spelling) -> None:
+    """exact_at_end: groups by top-k over the whole utterance, as offline, instead of as they come; the encoder and the
+    transcript go on in blocks."""
+
+    def __init__(
+        self, encoder: BlockCausalEncoder, merger: CausalMerger, spelling: Spelling, exact_at_end: bool = False
+    ) -> None:
+        self.exact_at_end = exact_at_end
         self.mel = SpeechMel(encoder.config.mel_bins)
         self.encoder = encoder
         self.merger = merger
@@ -77,6 +83,7 @@ class BlockHearing:
             if previous is None
             else ear.merger.next_utterance(previous._merger)
         )
+        self._whole: list[Tensor] = []
         self._path: list[int] = []
         self._last_class = ear.encoder.config.pieces - 1
 
@@ -97,17 +104,29 @@ class BlockHearing:
         embeddings = self._take(
             torch.cat((encoded.frames[0], tail.frames[0])), torch.cat((encoded.pieces[0], tail.pieces[0]))
         )
+        if self._ear.exact_at_end:
+            return self._merge_whole(embeddings)
         last, self._merger = self._ear.merger.flush(self._merger)
         self.groups += len(last.durations_frames)
         return torch.cat((embeddings, last.embeddings))
+
+    def _merge_whole(self, nothing: Tensor) -> Tensor:
+        if not self.frames:
+            return nothing
+        merged = self._ear.merger.exact(torch.cat(self._whole), self._target_hz)
+        self.groups = len(merged.durations_frames)
+        return merged.embeddings
 
     def _take(self, frames: Tensor, pieces: Tensor) -> Tensor:
         for value in pieces.argmax(-1).tolist():
             if value not in (self._last_class, self._ear.encoder.config.pieces - 1):
                 self._path.append(value)
             self._last_class = value
-        merged, self._merger = self._ear.merger.step(frames, self._merger, self._target_hz)
         self.frames += len(frames)
+        if self._ear.exact_at_end:
+            self._whole.append(frames)
+            return self._ear.merger.nothing(frames)
+        merged, self._merger = self._ear.merger.step(frames, self._merger, self._target_hz)
         self.groups += len(merged.durations_frames)
         return merged.embeddings
 

@@ -40,17 +40,19 @@ class ModelError(Exception):
     """The model cannot be loaded; the message says what is wrong and what to do."""
 
 
-def load_model(spec: str, sessions: int = 1, voice_prompt: Path | None = None) -> Pipeline:
+def load_model(
+    spec: str, sessions: int = 1, voice_prompt: Path | None = None, *, exact_at_end: bool = False
+) -> Pipeline:
     """'embedded', a checkpoint directory or a hub id, for `sessions` callers at once. Raises ModelError.
 
     voice_prompt: the recording that an official model is to sound like; without one it takes `prompt.wav` of its
-    directory, and without that it can only write.
+    directory, and without that it can only write. exact_at_end: see `BlockEar`; official models always are.
     """
     try:
         files = resolve_model(spec)
         with _without_first_weights():
             if files.companions is None:
-                return Pipeline(_embedded(files.directory, spec), sessions)
+                return Pipeline(_embedded(files.directory, spec, exact_at_end), sessions)
             own = files.directory / PROMPT_FILE
             prompt = voice_prompt or (own if own.exists() else None)
             return Pipeline(_official(files.directory, files.name, files.companions, prompt), sessions)
@@ -70,7 +72,7 @@ def _without_first_weights() -> Iterator[None]:
         setattr(nn.Embedding, "reset_parameters", draw)  # noqa: B010
 
 
-def _embedded(directory: Path, name: str) -> Networks:
+def _embedded(directory: Path, name: str, exact_at_end: bool) -> Networks:
     slm = load_flexislm(directory, dtype=torch.float32)
     config = slm.config
     tokenizer = load_tokenizer(directory, config)
@@ -79,7 +81,8 @@ def _embedded(directory: Path, name: str) -> Networks:
         raise CheckpointError(f"{directory}/config.json lacks a causal merger, which an embedded model must have")
     controller = RateController(ENCODER_RATE_HZ, config.agogic.max_group_frames)
     encoder = _encoder(directory, config.agogic.encoder)
-    ear = BlockEar(encoder, CausalMerger(merging, slm.audio_embed_transform, controller), _spelling(tokenizer))
+    merger = CausalMerger(merging, slm.audio_embed_transform, controller)
+    ear = BlockEar(encoder, merger, _spelling(tokenizer), exact_at_end)
     flow = FlowDecoder(load_flow(directory / "flow.safetensors"), FlowDials()).eval()
     voice = EmbeddedVoice(flow, load_vocoder(directory / "vocoder.safetensors"))
     return Networks(name, slm, tokenizer, ear, voice, uniform=None)

@@ -22,6 +22,7 @@ def barista(
     labels: Annotated[Path, typer.Option(help="their labels.json: what was said, as slots")],
     input_rate: Annotated[float, typer.Option(min=4.0, max=12.5, help="Hz of the merged embeddings")] = 12.5,
     held_out: Annotated[bool, typer.Option("--held-out", help="only the fifth that was never trained on")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="group at the end of the turn, by offline top-k")] = False,
     model: Model = "embedded",
     threads: Threads = 1,
     json: Json = False,
@@ -36,7 +37,7 @@ def barista(
 
     try:
         chosen = benchmark.read_clips(clips, labels, held_out)
-        report = benchmark.run(load_model(model), chosen, input_rate, None if json else _progress)
+        report = benchmark.run(load_model(model, exact_at_end=exact), chosen, input_rate, None if json else _progress)
     except (AudioFileError, ModelError, benchmark.LabelsError) as error:
         print(f"agogic eval: {error}", file=sys.stderr)
         raise typer.Exit(2) from error

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from agent.wire import ContextItem, TokenSpan, WordSpan
-from tests.worker.tiny import pipeline
+from streaming.grouping import group_frames
+from tests.worker.tiny import networks, pipeline
+from worker.hearing import BlockEar
 from worker.parts import Conversation, Finished, Pcm, Question, RequestError, Sound, Speaker, TextPiece
 from worker.pipeline import LONGEST_PAUSE, LONGEST_PER_LETTER, Pipeline, Reply, Utterance
 from worker.prefill import PROMPT_POSITIONS
@@ -157,6 +159,19 @@ def test_realised_input_rate_is_reported(hz: float) -> None:
     turn = write_down(model, noise(8), TurnSettings(input_hz=hz))
     assert turn.encoded is not None and turn.encoded.samples == 128_000
     assert abs(turn.encoded.realised_hz / hz - 1) < 0.1
+
+
+def test_exact_at_the_end_of_the_turn_is_the_offline_top_k() -> None:
+    parts = networks()
+    ear = parts.ear
+    assert isinstance(ear, BlockEar)
+    exact = BlockEar(ear.encoder, ear.merger, ear.spelling, exact_at_end=True)
+    utterance = hear(Pipeline(dataclasses.replace(parts, ear=exact), 1), noise(4), sizes=(1600, 333))
+    frames = ear.encoder(ear.mel(torch.from_numpy(noise(4))[None]))[0]
+    groups = group_frames(frames, 12.5, 25.0, max_group=16)
+    assert utterance.hearing.groups == groups.count
+    expected = parts.slm.input_merging_transformer(frames, groups.lengths)
+    torch.testing.assert_close(utterance.embeddings, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_question_longer_than_the_model_remembers_is_answered_by_its_end() -> None:
