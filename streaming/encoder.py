@@ -113,6 +113,8 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        if config.left_frames % config.block_frames:
+            raise ValueError(f"left_frames {config.left_frames} must be a multiple of block_frames {config.block_frames}")
         d = config.hidden_size
         self.config = config
         self.halve_mel = nn.Linear(3 * config.mel_bins, d)
@@ -184,14 +186,21 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
 
     def _block_attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         rows, heads, n, size = q.shape
-        block, left = self.config.block_frames, self.config.left_frames
+        block = self.config.block_frames
         q = q.view(rows, heads, n // block, block, size)
-        k = F.pad(k, (0, 0, left, 0)).unfold(2, left + block, block)
-        v = F.pad(v, (0, 0, left, 0)).unfold(2, left + block, block)
-        scores = (q @ k) / size**0.5
+        k, v = self._windows(k), self._windows(v)
+        scores = (q @ k.transpose(-1, -2)) / size**0.5
         weights = scores.masked_fill(~mask, -1e4).softmax(-1).to(v.dtype)
-        mixed = weights @ v.transpose(-1, -2)
+        mixed = weights @ v
         return mixed.reshape(rows, heads, n, size).transpose(1, 2).reshape(rows, n, heads * size)
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """Keys or values [rows, heads, n, d] as each block sees them: [rows, heads, blocks, left + block, d]."""
+        block, past = self.config.block_frames, self.config.left_frames // self.config.block_frames
+        blocks = F.pad(x, (0, 0, self.config.left_frames, 0)).unflatten(2, (-1, block))
+        count = blocks.shape[2] - past
+        # Shifted copies, not unfold: its backward pass is the dearest part of a training step on a CPU.
+        return torch.cat([blocks[:, :, i : i + count] for i in range(past + 1)], dim=3)
 
     def initial_state(self, batch: int) -> EncoderState:
         c, like = self.config, self.halve_mel.weight
