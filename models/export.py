@@ -78,7 +78,7 @@ def export_flexislm(
 ) -> None:
     """Write config.json, model.safetensors and tokenizer.json into `directory`, which is made where it is missing.
 
-    `packed` stores matrices as int8 rows (models/packing.py), which only agogic reads; else tensors are `dtype`.
+    `packed` stores matrices as int8 rows (streaming/compact.py), which only agogic reads; else tensors are `dtype`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     content = official_config(model.config, model.encoder_dim, TextTokenizer.load(tokenizer_json.parent))

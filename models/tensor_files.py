@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.errors import CheckpointError
-from models.packing import SCALE_SUFFIX, unpack
+from streaming.compact import SCALE_SUFFIX, expand
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -50,9 +50,9 @@ class TensorFiles:
             return tuple(tensors.get_slice(key).get_shape())
 
     def read(self, key: str) -> Tensor:
-        """The tensor as stored, mapped from the file on the CPU; float32 where it is packed (models/packing.py)."""
+        """The tensor as stored, mapped from the file on the CPU; float32 where it is packed (streaming/compact.py)."""
         tensor, scale = self._read(key), key + SCALE_SUFFIX
-        return unpack({key: tensor, scale: self._read(scale)})[key] if scale in self._file else tensor
+        return expand({key: tensor, scale: self._read(scale)})[key] if scale in self._file else tensor
 
     def _read(self, key: str) -> Tensor:
         with _open(self._file[key]) as tensors:
