@@ -1,8 +1,8 @@
 """Messages between the service process and a worker process: msgpack structs in length-prefixed frames.
 
 The service owns the conversation and sends it whole with every request to respond; the worker keeps only caches.
-`session` is the service's number for a leased slot, `utterance` numbers the user's stretches of speech within a session,
-and `generation` numbers responses: whatever arrives with a generation older than the current one is dropped.
+`session` is the service's number for a leased slot, `utterance` numbers the user's stretches of speech within a
+session, and `generation` numbers responses: whatever arrives with a generation older than the current one is dropped.
 Audio towards the worker is s16le mono at 16 kHz; audio from it is s16le mono at `Ready.output_sample_rate`.
 """
 
@@ -218,9 +218,20 @@ class Pong(Message, frozen=True):
     number: int
 
 
-ToWorker = OpenSession | CloseSession | StartUtterance | AudioIn | EndUtterance | DropUtterance | Respond | Cancel | Ping
+ToWorker = (
+    OpenSession | CloseSession | StartUtterance | AudioIn | EndUtterance | DropUtterance | Respond | Cancel | Ping
+)
 FromWorker = (
-    Ready | SessionOpened | Refused | Transcript | UtteranceEncoded | TextDelta | AudioOut | ResponseDone | WorkerError | Pong
+    Ready
+    | SessionOpened
+    | Refused
+    | Transcript
+    | UtteranceEncoded
+    | TextDelta
+    | AudioOut
+    | ResponseDone
+    | WorkerError
+    | Pong
 )
 
 _HEADER = struct.Struct("<I")
@@ -235,7 +246,9 @@ def encode(message: Message) -> bytes:
     """One frame: payload length (uint32, little endian) and msgpack payload."""
     payload = _encoder.encode(message)
     if len(payload) > MAX_FRAME_BYTES:
-        raise WireError(f"frame of {len(payload)} bytes is over the limit of {MAX_FRAME_BYTES}; send audio in smaller pieces")
+        raise WireError(
+            f"frame of {len(payload)} bytes is over the limit of {MAX_FRAME_BYTES}; send audio in smaller pieces"
+        )
     return _HEADER.pack(len(payload)) + payload
 
 

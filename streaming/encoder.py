@@ -1,8 +1,9 @@
-"""Block-causal audio encoder of the embedded model: log-mel at 100 Hz in, frames at 25 Hz out, character and piece CTC heads.
+"""Block-causal audio encoder of the embedded model: log-mel at 100 Hz in, frames at 25 Hz out, two CTC heads.
 
-Four mel frames make one encoder frame (two stride-2 convolutions that look left only across that grid). Attention sees the
-open block and a bounded past; RoPE positions count frames from the start of the stream. Emformer (arXiv 2010.10759) has the
-block pattern, Nozaki and Komatsu (arXiv 2104.02724) the self-conditioned CTC.
+Four mel frames make one encoder frame (two stride-2 convolutions that look left only across that grid). Attention sees
+the open block and a bounded past; RoPE positions count frames from the start of the stream. Emformer (arXiv 2010.10759)
+has the block pattern, Nozaki and Komatsu (arXiv 2104.02724) the self-conditioned CTC. The heads tell characters and
+text pieces.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class LayerState:
 
 @dataclass(frozen=True)
 class EncoderState:
-    """pending [rows, p, mel_bins] mel frames short of a block; mel_left [rows, 1, mel_bins], half_left [rows, 1, hidden]:
-    what the convolutions see on their left; position [rows] int64: frames encoded so far."""
+    """pending [rows, p, mel_bins] mel frames short of a block; mel_left [rows, 1, mel_bins] and half_left
+    [rows, 1, hidden]: what the convolutions see on their left; position [rows] int64: frames encoded so far."""
 
     pending: Tensor
     mel_left: Tensor
@@ -61,12 +62,16 @@ class EncoderState:
 
 @dataclass(frozen=True)
 class Encoded:
-    """frames [rows, n, hidden] after the final norm; character [rows, n, characters] and middle-layer logits; piece logits."""
+    """frames [rows, n, hidden] after the final norm; logits [rows, n, classes] of characters (last and middle layer)
+    and of pieces."""
 
     frames: Tensor
     characters: Tensor
     middle_characters: Tensor
     pieces: Tensor
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.frames, self.characters, self.middle_characters, self.pieces
 
 
 class EncoderLayer(nn.Module):
@@ -114,7 +119,9 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         if config.left_frames % config.block_frames:
-            raise ValueError(f"left_frames {config.left_frames} must be a multiple of block_frames {config.block_frames}")
+            raise ValueError(
+                f"left_frames {config.left_frames} must be a multiple of block_frames {config.block_frames}"
+            )
         d = config.hidden_size
         self.config = config
         self.halve_mel = nn.Linear(3 * config.mel_bins, d)
@@ -158,7 +165,8 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         x, _ = self._halve(x, x.new_zeros(rows, 1, x.shape[2]), self.halve_hidden)
         true_frames = torch.full((rows,), frames) if lengths is None else -(-lengths // MEL_FRAMES_PER_FRAME)
         mask = self._block_mask(blocks, true_frames.to(x.device))
-        angles = rope_angles(torch.arange(x.shape[1], device=x.device), x.shape[2] // self.config.heads, self.config.rope_base)[None]
+        positions = torch.arange(x.shape[1], device=x.device)
+        angles = rope_angles(positions, x.shape[2] // self.config.heads, self.config.rope_base)[None]
         middle = x
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, EncoderLayer)
@@ -168,8 +176,7 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
             if i + 1 == self.config.middle_layer:
                 x, middle = self._condition(x)
         encoded = self._heads(x, middle)
-        return Encoded(*(part[:, :frames] for part in
-                         (encoded.frames, encoded.characters, encoded.middle_characters, encoded.pieces)))
+        return Encoded(*(part[:, :frames] for part in encoded.parts()))
 
     def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Frames [rows, ceil(T / 4), hidden] of whole clips, see `encode`."""
@@ -178,7 +185,8 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
     def _block_mask(self, blocks: int, true_frames: Tensor) -> Tensor:
         """[rows, 1, blocks, 1, left + block] True where a block may look."""
         span = self.config.left_frames + self.config.block_frames
-        start = torch.arange(blocks, device=true_frames.device)[:, None] * self.config.block_frames - self.config.left_frames
+        block = torch.arange(blocks, device=true_frames.device)[:, None]
+        start = block * self.config.block_frames - self.config.left_frames
         keys = start + torch.arange(span, device=true_frames.device)
         # A block wholly past the row's end sees its own padding: its output is undefined, but must not be NaN.
         end = torch.maximum(true_frames[:, None, None], keys[None, :, -1:] + 1 - self.config.block_frames + 1)
@@ -218,7 +226,9 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
             (layer,) * c.layers,
         )
 
-    def step_heads(self, mel: Tensor, state: EncoderState, active: Tensor | None = None) -> tuple[Encoded, EncoderState]:
+    def step_heads(
+        self, mel: Tensor, state: EncoderState, active: Tensor | None = None
+    ) -> tuple[Encoded, EncoderState]:
         """Encodes every block that `mel` [rows, T, mel_bins] completes; T may be 0."""
         if active is not None and (state.pending.shape[1] or mel.shape[1] % self.block_mel_frames):
             raise ValueError(f"rows out of phase must be stepped by whole blocks of {self.block_mel_frames} mel frames")
@@ -250,10 +260,10 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
 
     def _join(self, parts: list[Encoded], like: Tensor) -> Encoded:
         if parts:
-            return Encoded(*(torch.cat(piece, dim=1) for piece in zip(
-                *((p.frames, p.characters, p.middle_characters, p.pieces) for p in parts), strict=True)))
+            return Encoded(*(torch.cat(pieces, dim=1) for pieces in zip(*(p.parts() for p in parts), strict=True)))
         c = self.config
-        return Encoded(*(like.new_zeros(like.shape[0], 0, n) for n in (c.hidden_size, c.characters, c.characters, c.pieces)))
+        classes = (c.hidden_size, c.characters, c.characters, c.pieces)
+        return Encoded(*(like.new_zeros(like.shape[0], 0, n) for n in classes))
 
     def _block(self, mel: Tensor, state: EncoderState) -> tuple[Encoded, EncoderState]:
         """One block, complete or (at the end) open: mel [rows, 4n, mel_bins], n at most `block_frames`."""
@@ -264,7 +274,8 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         positions = state.position[:, None] + torch.arange(n, device=x.device)
         angles = rope_angles(positions, hidden // self.config.heads, self.config.rope_base)
         age = torch.arange(left, 0, -1, device=x.device)
-        seen = torch.cat((age <= state.position[:, None], torch.ones(rows, n, dtype=torch.bool, device=x.device)), dim=1)
+        open_block = torch.ones(rows, n, dtype=torch.bool, device=x.device)
+        seen = torch.cat((age <= state.position[:, None], open_block), dim=1)
         layers, middle = [], x
         for i, (layer, cache) in enumerate(zip(self.layers, state.layers, strict=True)):
             assert isinstance(layer, EncoderLayer)

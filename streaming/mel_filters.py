@@ -1,4 +1,4 @@
-"""Slaney-style mel filter banks (Auditory Toolbox scale, area-normalised triangles), as Whisper and librosa use them."""
+"""Slaney-style mel filter banks: Auditory Toolbox scale, area-normalised triangles, as Whisper and librosa use them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Features of recordings, and their augmentation in the log-mel domain (cheap enough for one core).
 
 Every feature is log10 of Whisper-convention mel power (80 bins, 25 ms windows, 10 ms hop, centred), floored at
-`FLOOR_LOG10` and scaled by (x + 4) / 4. Reverberation, noise, equalisation, level, tempo and vocal-tract length are changed
-on mel power: energies add, which holds on average for sounds that do not depend on each other.
+`FLOOR_LOG10` and scaled by (x + 4) / 4. Reverberation, noise, equalisation, level, tempo and vocal-tract length are
+changed on mel power: energies add, which holds on average for sounds that do not depend on each other.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def load_store(folder: Path) -> list[Clip]:
     mel = np.memmap(cache, dtype=np.float16, mode="r").reshape(-1, MEL_BINS)
     starts = np.concatenate(([0], np.cumsum(frames)))
     return [
-        Clip(mel[starts[i] : starts[i + 1]], entry["text"], entry["seed"], entry["voice"]) for i, entry in enumerate(entries)
+        Clip(mel[starts[i] : starts[i + 1]], entry["text"], entry["seed"], entry["voice"])
+        for i, entry in enumerate(entries)
     ]
 
 
@@ -182,7 +183,8 @@ class Augmenter:
         return batch
 
     def batch(self, mels: list[np.ndarray], mild_share: float = 0.4) -> tuple[Tensor, Tensor]:
-        """Padded float32 [rows, frames, 80] and lengths [rows] in mel frames; a `mild_share` of 1 also leaves out the masks."""
+        """Padded float32 [rows, frames, 80] and lengths [rows] in mel frames; a `mild_share` of 1 also leaves out the
+        masks."""
         mild = self.rng.random() < mild_share
         masked = self.rng.random() < 0.8 and mild_share < 1.0
         rows = [self.one(mel, mild) for mel in mels]
@@ -194,7 +196,10 @@ class Augmenter:
 
 
 def noise_bank(clips: list[Clip], rng: random.Random, count: int = 60) -> list[np.ndarray]:
-    """Backgrounds of 10 s: coloured noise with slow swells, and babble of several voices; float16 log10 power [1000, 80]."""
+    """Backgrounds of 10 s: coloured noise with slow swells, and babble of several voices.
+
+    Each is float16 log10 power [1000, 80].
+    """
     bank = []
     bins = np.arange(MEL_BINS, dtype=np.float32) / MEL_BINS
     for i in range(count):

@@ -1,7 +1,7 @@
 """Stage 1: the audio encoder with CTC heads, from synthesised customers and recorded orders whose words are unknown.
 
-A recorded order comes with its slots only. Its transcript is taken to be the phrasing of those slots to which the model's own
-CTC head gives the highest likelihood; it is drawn up anew as the model improves.
+A recorded order comes with its slots only. Its transcript is taken to be the phrasing of those slots to which the
+model's own CTC head gives the highest likelihood; it is drawn up anew as the model improves.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ class Recogniser:
         self.tokenizer = Tokenizer.from_file(config.tokenizer)
         self.model = BlockCausalEncoder(EncoderConfig(dropout=0.05))
         self.average = copy.deepcopy(self.model).eval()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
         self.step = 0
         self.minutes = 0.0
         self.synthetic = [self._example(clip) for clip in load_store(Path(config.speech))]
@@ -154,8 +156,16 @@ class Recogniser:
 
     def _save(self) -> None:
         partial = self.checkpoint.with_suffix(".partial")
-        torch.save({"model": self.model.state_dict(), "average": self.average.state_dict(),
-                    "optimizer": self.optimizer.state_dict(), "step": self.step, "minutes": self.minutes}, partial)
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "minutes": self.minutes,
+            },
+            partial,
+        )
         partial.rename(self.checkpoint)
 
     def relabel(self) -> None:
@@ -163,7 +173,8 @@ class Recogniser:
         texts = [likeliest_phrasing(self.average, clip, slots) for clip, slots in self.recordings]
         changed = len(self.recorded) and sum(e.clip.text != t for e, t in zip(self.recorded, texts, strict=True))
         self.recorded = [
-            self._example(Clip(clip.mel, text, None, clip.name)) for (clip, _), text in zip(self.recordings, texts, strict=True)
+            self._example(Clip(clip.mel, text, None, clip.name))
+            for (clip, _), text in zip(self.recordings, texts, strict=True)
         ]
         print(f"relabelled, {changed} texts changed; e.g. {texts[:3]}", flush=True)
 
@@ -187,7 +198,9 @@ class Recogniser:
 
     def train_step(self) -> float:
         examples = self._draw()
-        mel, lengths = self.augment.batch([e.clip.mel for e in examples], 1.0 if self.step < self.config.clean_steps else 0.45)
+        mel, lengths = self.augment.batch(
+            [e.clip.mel for e in examples], 1.0 if self.step < self.config.clean_steps else 0.45
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -215,7 +228,11 @@ class Recogniser:
             by_piece += slots_heard(sample, slots)
             by_character += slots_heard(greedy_characters(encoded.characters[0]).strip(), slots)
         n = len(self.tests)
-        print(f"  held out {n}: greedy pieces {100 * by_piece / n:.1f} %, characters {100 * by_character / n:.1f} %; {sample!r}", flush=True)
+        print(
+            f"  held out {n}: greedy pieces {100 * by_piece / n:.1f} %, "
+            f"characters {100 * by_character / n:.1f} %; {sample!r}",
+            flush=True,
+        )
 
     def run(self) -> None:
         relabel_at = self.config.synthetic_minutes
@@ -244,8 +261,11 @@ class Recogniser:
 def export(checkpoint: Path, output: Path) -> None:
     """Averaged weights as float16 safetensors."""
     average = torch.load(checkpoint, weights_only=False)["average"]
-    save_file({name: tensor.to(torch.float16).contiguous() for name, tensor in average.items()}, output,
-              metadata={"format": "pt", "config": json.dumps(msgspec.structs.asdict(EncoderConfig()))})
+    save_file(
+        {name: tensor.to(torch.float16).contiguous() for name, tensor in average.items()},
+        output,
+        metadata={"format": "pt", "config": json.dumps(msgspec.structs.asdict(EncoderConfig()))},
+    )
 
 
 def main(config_path: Path) -> None:

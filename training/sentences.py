@@ -39,7 +39,9 @@ def collect_sentences(min_words: int = 4, max_words: int = 16) -> list[str]:
                     continue
                 text = normalise(piece)
                 plain = text.split()
-                if len(plain) >= min_words and all(_WORD.match(w) and len(w) < 15 and re.search("[aeiouy]", w) for w in plain):
+                if len(plain) >= min_words and all(
+                    _WORD.match(w) and len(w) < 15 and re.search("[aeiouy]", w) for w in plain
+                ):
                     found.add(text)
     sentences = sorted(found)
     random.Random(0).shuffle(sentences)

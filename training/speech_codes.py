@@ -48,7 +48,8 @@ def load_codes(folder: Path) -> list[SpokenText]:
         if clip.part not in TRAINED_PARTS:
             continue
         codes = {
-            rate: (c[first[index] : first[index + 1]], d[first[index] : first[index + 1]]) for rate, (c, d, first) in arrays.items()
+            rate: (c[first[index] : first[index + 1]], d[first[index] : first[index + 1]])
+            for rate, (c, d, first) in arrays.items()
         }
         spoken.append(SpokenText(clip.text, codes, clip.words))
     return spoken

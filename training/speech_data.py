@@ -1,7 +1,8 @@
 """Synthesised customers: espeak-ng, flite and festival voices with varied rate and pitch, written as one int16 store.
 
-A store is a folder with `audio.i16` (mono 16 kHz samples, clips end to end) and `index.jsonl` (one object per clip: first
-sample, sample count, text, seed of the pool turn or null, voice). `agogic train speech-data --config ...` makes it.
+A store is a folder with `audio.i16` (mono 16 kHz samples, clips end to end) and `index.jsonl` (one object per clip:
+first sample, sample count, text, seed of the pool turn or null, voice). `agogic train speech-data --config ...` makes
+it.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ from training.world import pool_turn, sample_turn
 
 SAMPLE_RATE = 16_000
 
-_ESPEAK_ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
+_ESPEAK_ACCENTS = (
+    "en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc",
+)  # fmt: skip
 _ESPEAK_VARIANTS = tuple(f"f{i}" for i in range(1, 6)) + tuple(f"m{i}" for i in range(1, 9)) + (
-    "", "anika", "Annie", "Andy", "AnxiousAndy", "belinda", "ed", "edward", "fast", "grandma", "Jacky", "john", "klatt2", "klatt3",
-    "Lee", "linda", "max", "Michael", "Mike", "Mr", "norbert", "pablo", "quincy", "Reed", "rob", "steph", "steph2", "Storm", "travis",
-    "victor", "zac", "Half-LifeAnn", "adam", "benjamin", "caleb", "david", "Diogo", "Gene", "kaukovalta", "marcelo", "michel", "RicishayMax",
-    "robert", "sandro", "shelby",
-)
+    "", "anika", "Annie", "Andy", "AnxiousAndy", "belinda", "ed", "edward", "fast", "grandma", "Jacky", "john",
+    "klatt2", "klatt3", "Lee", "linda", "max", "Michael", "Mike", "Mr", "norbert", "pablo", "quincy", "Reed", "rob",
+    "steph", "steph2", "Storm", "travis", "victor", "zac", "Half-LifeAnn", "adam", "benjamin", "caleb", "david",
+    "Diogo", "Gene", "kaukovalta", "marcelo", "michel", "RicishayMax", "robert", "sandro", "shelby",
+)  # fmt: skip
 _FLITE_VOICES = ("rms", "slt", "awb", "kal16")
 _FESTIVAL_VOICES = ("cmu_us_slt_arctic_hts", "ked_diphone", "kal_diphone")
 
 
 class SpeechDataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How many clips of each synthesiser; `general_share` of them are open-vocabulary sentences, `pool_turns` numbers the pool."""
+    """How many clips of each synthesiser; `general_share` of them are open-vocabulary sentences, `pool_turns` numbers
+    the pool."""
 
     output: str
     espeak_clips: int = 6800
@@ -111,8 +115,8 @@ def flite(text: str, rng: random.Random) -> tuple[np.ndarray, str]:
     stretch = rng.uniform(0.75, 1.25)
     pitch = rng.uniform(75, 150) if voice != "slt" else rng.uniform(130, 230)
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-        _run(["flite", "-voice", voice, "--setf", f"duration_stretch={stretch:.3f}", "--setf", f"int_f0_target_mean={pitch:.1f}",
-              "-t", text, file.name], "flite")
+        settings = ["--setf", f"duration_stretch={stretch:.3f}", "--setf", f"int_f0_target_mean={pitch:.1f}"]
+        _run(["flite", "-voice", voice, *settings, "-t", text, file.name], "flite")
         samples, rate = soundfile.read(file.name, dtype="float32")
     return _to_int16(samples, rate), f"flite {voice}"
 
@@ -137,7 +141,11 @@ def festival(texts: list[str], rng: random.Random) -> list[tuple[np.ndarray, str
 
 def _jobs(config: SpeechDataConfig) -> Iterator[tuple[str, list[Line], int]]:
     rng = random.Random(config.seed)
-    for kind, count, batch in (("espeak", config.espeak_clips, 50), ("flite", config.flite_clips, 20), ("festival", config.festival_clips, 50)):
+    for kind, count, batch in (
+        ("espeak", config.espeak_clips, 50),
+        ("flite", config.flite_clips, 20),
+        ("festival", config.festival_clips, 50),
+    ):
         drawn = lines(config, count, rng)
         for start in range(0, count, batch):
             yield kind, drawn[start : start + batch], rng.randrange(1 << 30)

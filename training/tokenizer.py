@@ -1,4 +1,7 @@
-"""The embedded model's tokenizer: byte-level BPE over the coffee world and open-vocabulary sentences, Qwen's special tokens."""
+"""The embedded model's tokenizer: byte-level BPE over the coffee world and open-vocabulary sentences.
+
+Special tokens are named as in Qwen's vocabulary.
+"""
 
 from __future__ import annotations
 
