@@ -6,6 +6,7 @@ work between two units. `worker/pipeline.py` builds them from the networks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -89,6 +90,10 @@ class Speaker(Protocol):
         """One unit of work. `Finished` comes last; nothing may be asked afterwards."""
 
     @property
+    def steps_together(self) -> bool:
+        """Whether the next unit may be made in one go with those of other speakers, by `SpeechModel.step`."""
+
+    @property
     def text(self) -> str: ...
 
     def stats(self) -> ResponseStats:
@@ -130,6 +135,9 @@ class SpeechModel(Protocol):
         """output_hz: the rate that the answer will probably have; previous: the caller's utterance before."""
 
     def respond(self, question: Question) -> Speaker: ...
+
+    def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
+        """One unit of several speakers that all step together: what each would have given alone, for less."""
 
     def repetition(self, sentence: str) -> str:
         """The written request that makes the model say just this sentence."""

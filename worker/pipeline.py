@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,6 +106,11 @@ class Pipeline:
             return Reply(self, utterance.prefill, prompt, utterance, options)
         return Reply(self, self.new_prefill(question.output_hz), prompt, None, options)
 
+    def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
+        replies = [speaker for speaker in speakers if isinstance(speaker, Reply)]
+        steps = self.runner.step([reply.answer for reply in replies])
+        return [reply.take(step) for reply, step in zip(replies, steps, strict=True)]
+
     def repetition(self, sentence: str) -> str:
         return repeat_request(sentence, self.networks.slm.config.agogic.prompts)
 
@@ -198,7 +203,7 @@ class Reply:
         self._prefilled_before_ms = prefill.prefill_ms
         try:
             embeddings = utterance.embeddings if utterance else None
-            self._answer: Answer = prefill.answer(prompt, embeddings, options)
+            self.answer: Answer = prefill.answer(prompt, embeddings, options)
         except Exception:
             self.close()
             raise
@@ -217,16 +222,21 @@ class Reply:
     def text(self) -> str:
         return self._words.text_so_far.strip()
 
+    @property
+    def steps_together(self) -> bool:
+        rendering = self._voice is not None and self._voice.ready
+        return not rendering and not self.answer.ended and not self._runs_on()
+
     def step(self) -> list[Spoken]:
         if self._voice is not None and self._voice.ready:
             return self._render(self._voice)
-        if not self._answer.ended and not self._runs_on():
-            return self._decode()
+        if not self.answer.ended and not self._runs_on():
+            return self.take(self._runner.step([self.answer])[0])
         if self._voice is not None and not self._voice.finished:
             self._voice.end()
             return self._render(self._voice)
         self.close()
-        return [Finished("completed" if self._answer.ended == "end" else "max_output_tokens")]
+        return [Finished("completed" if self.answer.ended == "end" else "max_output_tokens")]
 
     def close(self) -> None:
         """The answer is over or given up: its slot serves the next one."""
@@ -248,7 +258,7 @@ class Reply:
             text_tokens=self._text_tokens,
             speech_tokens=spoken,
             speech_frames=frames,
-            prompt_positions=self._answer.prompt_positions,
+            prompt_positions=self.answer.prompt_positions,
             input_frames=hearing.frames if hearing else 0,
             input_groups=hearing.groups if hearing else 0,
             realised_input_hz=realised_hz(hearing) if hearing else 0.0,
@@ -256,8 +266,8 @@ class Reply:
             requested_output_hz=self._options.output_hz,
         )
 
-    def _decode(self) -> list[Spoken]:
-        (step,) = self._runner.step([self._answer])
+    def take(self, step: Step) -> list[Spoken]:
+        """What a joint step of Thinker and Talker gave to this answer."""
         self._thinker_ms += step.thinker_ms
         self._talker_ms += step.talker_ms
         events: list[Spoken] = []

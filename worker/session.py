@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,6 +46,7 @@ from worker.parts import (
     Sound,
     Speaker,
     SpeechModel,
+    Spoken,
     TextPiece,
 )
 
@@ -192,6 +193,24 @@ class Session:
         elif speaking is not None:
             self._speak()
 
+    def joining(self) -> Speaker | None:
+        """The speaker at work, if its next unit is due now and may be made together with those of other sessions."""
+        listening, speaking = self._listening_deadline(), self._speaking_deadline()
+        if speaking is None or (listening is not None and listening <= speaking):
+            return None
+        speaker = self._response.speaker if self._response else None
+        return speaker if speaker is not None and speaker.steps_together else None
+
+    def take(self, events: Sequence[Spoken]) -> None:
+        """What the unit of `joining` gave."""
+        assert self._response is not None
+        for event in events:
+            self._deliver(self._response, event)
+
+    def fail(self, error: Exception) -> None:
+        """The unit of `joining` failed."""
+        self._finish("failed", f"the answer failed: {error}")
+
     def close(self) -> None:
         """Drops everything; nothing more is sent."""
         if self._response and self._response.speaker:
@@ -272,8 +291,7 @@ class Session:
                 response.speaker_at = self._clock()
                 response.speaker = self._model.respond(self._question(response.request))
                 return
-            for event in response.speaker.step():
-                self._deliver(response, event)
+            self.take(response.speaker.step())
         except RequestError as error:
             self._finish("failed", str(error))
         except Exception as error:

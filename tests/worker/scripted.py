@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ from worker.parts import (
     Question,
     RequestError,
     Sound,
+    Speaker,
     Spoken,
     TextPiece,
 )
@@ -58,6 +60,11 @@ class ScriptedSpeaker:
     units: list[str] = field(default_factory=list)
     name: str = ""
     closed: bool = False
+    joins: bool = False
+
+    @property
+    def steps_together(self) -> bool:
+        return self.joins
 
     def step(self) -> list[Spoken]:
         self.units.append(self.name)
@@ -90,6 +97,8 @@ class ScriptedModel:
     words: int = 5
     units: list[str] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    joins: bool = False
+    joint_steps: list[str] = field(default_factory=list)
     name: str = "scripted"
     output_sample_rate: int = 24_000
     codec_frame_rate_hz: float = 12.5
@@ -101,6 +110,10 @@ class ScriptedModel:
             raise RequestError("bad_rate", f"{input_hz} Hz is out of range: 4 to 12.5 Hz")
         return ScriptedListener(conversation, input_hz)
 
+    def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
+        self.joint_steps.append("".join(speaker.name for speaker in speakers if isinstance(speaker, ScriptedSpeaker)))
+        return [speaker.step() for speaker in speakers]
+
     def repetition(self, sentence: str) -> str:
         return sentence
 
@@ -108,7 +121,7 @@ class ScriptedModel:
         self.questions.append(question)
         text = question.conversation.items[-1].text
         fail_at = 2 if text == "fail" else -1
-        return ScriptedSpeaker(self.words, fail_at=fail_at, units=self.units, name=text or "a")
+        return ScriptedSpeaker(self.words, fail_at=fail_at, units=self.units, name=text or "a", joins=self.joins)
 
 
 class Ear:

@@ -143,6 +143,30 @@ def test_two_answers_are_made_in_turns() -> None:
     assert longest <= 2, "".join(model.units)
 
 
+def test_answers_at_the_same_point_take_their_steps_together() -> None:
+    model = ScriptedModel(words=3, joins=True)
+    engine, ear = open_engine(model, sessions=3)
+    for session, name in enumerate("abc", 1):
+        engine.submit(ear, ask(name, session=session))
+    drain(engine)
+    assert "abc" in model.joint_steps
+    assert len(model.joint_steps) < 3 * 4, "fewer steps than answers times tokens"
+    assert [d.text for d in sorted(ear.of(ResponseDone), key=lambda d: d.session)] == [
+        f"{name}0 {name}1 {name}2 " for name in "abc"
+    ]
+
+
+def test_failed_joint_step_ends_the_answers_that_took_part_and_nothing_else() -> None:
+    engine, ear = open_engine(ScriptedModel(words=5, joins=True), sessions=2)
+    engine.submit(ear, ask("fail", session=1))
+    engine.submit(ear, ask("fine", session=2))
+    drain(engine)
+    assert {d.reason for d in ear.of(ResponseDone)} == {"failed"}
+    engine.submit(ear, ask("again", session=2, generation=2))
+    drain(engine)
+    assert ear.of(ResponseDone)[-1].reason == "completed"
+
+
 def test_first_sound_goes_before_an_answer_that_is_ahead_of_its_listener() -> None:
     model = ScriptedModel(words=20)
     engine, ear = open_engine(model, sessions=2)

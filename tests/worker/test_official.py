@@ -20,7 +20,7 @@ from streaming.infill import InfillDecoder, InfillDials, PromptVoice
 from streaming.omni_encoder import OmniEncoder, OmniEncoderConfig
 from streaming.vocos import Vocos, VocosConfig
 from tests.worker.tiny import CODES, CONFIG, WIDTH, awake
-from worker.hearing import WholeEar
+from worker.official_ear import OmniEar
 from worker.parts import Pcm, RequestError
 from worker.pipeline import Networks, Pipeline
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice, write_down
@@ -41,7 +41,7 @@ def networks() -> Networks:
     prompt = PromptVoice(torch.randint(CODES, (12,)), torch.randn(48, 128))
     voice = OfficialVoice(decoder, vocoder, prompt)
     tokenizer = TextTokenizer.load(EMBEDDED_DIRECTORY)
-    return Networks("official", slm, tokenizer, WholeEar(omni, slm), voice, uniform=random.Random(1).random)
+    return Networks("official", slm, tokenizer, OmniEar(omni, slm), voice, uniform=random.Random(1).random)
 
 
 def noise(seconds: float, seed: int = 0) -> Pcm:

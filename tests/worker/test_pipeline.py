@@ -139,6 +139,29 @@ def test_answers_made_in_turns_are_those_made_alone() -> None:
     assert alone[0][0] != alone[1][0] or alone[0][2] != alone[1][2], "two questions, two answers"
 
 
+def test_steps_taken_together_give_what_they_give_alone() -> None:
+    model = pipeline(3)
+    utterances = [hear(model, noise(1 + seed / 2, seed)) for seed in range(3)]
+    alone = [run(model.respond(question(utterance))) for utterance in utterances]
+    speakers = [model.respond(question(utterance)) for utterance in utterances]
+    texts, tokens, going = [""] * 3, [[], [], []], {0, 1, 2}
+    while going:
+        together = [row for row in sorted(going) if speakers[row].steps_together]
+        given = dict(zip(together, model.step([speakers[row] for row in together]), strict=True)) if together else {}
+        for row in sorted(going - set(together)):
+            given[row] = speakers[row].step()
+        for row, events in given.items():
+            for event in events:
+                if isinstance(event, TextPiece):
+                    texts[row] += event.text
+                elif isinstance(event, Sound):
+                    tokens[row] += event.tokens
+                else:
+                    going.discard(row)
+    assert texts == [answer[0] for answer in alone]
+    assert tokens == [answer[2] for answer in alone]
+
+
 def test_silenced_or_swapped_embeddings_change_the_answer() -> None:
     model = pipeline()
     one, other = hear(model, noise(2, 1)), hear(model, noise(2, 2))
