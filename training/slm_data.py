@@ -1,0 +1,210 @@
+"""What stage 2 learns from: prompts with their answers, drawn at random, and the answers' speech streams.
+
+Text and speech of an answer run side by side (FlexiSLM section 4.1): the code spoken at a position is predicted one
+position before it, and how long it lasts is predicted where it is fed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from models.prompts import PastTurn, chat_prompt, repeat_request
+from models.prompts import Prompts as PromptTexts
+from models.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
+from training.features import Clip, held_out, without_silence
+from training.speech_codes import SpokenText
+from training.world import DECLINE, confirm, parse_order, pool_turn, sample_turn
+
+RATES_HZ = (12.5, 8.0, 6.25, 5.0, 4.0)
+IGNORE = -100
+PROMPTS = PromptTexts(
+    perceives="",
+    text="",
+    transcribe="",
+    asks_transcript="Transcribe:",
+    asks_repetition="Repeat:",
+    history="last_answer",
+    instructable=False,
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example. `before` and `after` surround the audio (if any) in the prompt, as text ids."""
+
+    before: list[int]
+    after: list[int]
+    answer: list[int]
+    clip: Clip | None
+    input_hz: float
+    speech: SpokenText | None
+    output_hz: float
+
+
+class Prompts:
+    """Text ids around the user's turn, as `models.prompts` lays them out."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.end = [tokenizer.token_to_id("<|im_end|>"), *tokenizer.encode("\n").ids]
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text).ids
+
+    def around(self, history: str, user_text: str, *, audio: bool) -> tuple[list[int], list[int]]:
+        """Text ids before and after the audio; `history` is the last answer, "" where there is none."""
+        past = [PastTurn("assistant", history)] if history else []
+        prompt = chat_prompt(user_text, audio=audio, speech=True, history=past, prompts=PROMPTS)
+        return self.ids(prompt.before), self.ids(prompt.after)
+
+    def answer(self, text: str) -> list[int]:
+        return self.ids(text) + self.end
+
+
+class Examples:
+    """Draws items: spoken orders and other turns, transcription, written turns, sentences to repeat."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        synthetic: list[Clip],
+        recordings: list[tuple[Clip, dict[str, str]]],
+        spoken: list[SpokenText],
+        rng: random.Random,
+    ) -> None:
+        self.rng = rng
+        self.tokenizer = tokenizer
+        self.prompts = Prompts(tokenizer)
+        self.synthetic = synthetic
+        self.pool = [clip for clip in synthetic if clip.seed is not None]
+        self.general = [clip for clip in synthetic if clip.seed is None]
+        self.recordings = [pair for pair in recordings if not held_out(pair[0].name)]
+        self.trimmed = [(replace(clip, mel=without_silence(clip.mel)), slots) for clip, slots in self.recordings]
+        self.tests = [pair for pair in recordings if held_out(pair[0].name)]
+        self.spoken: dict[str, list[SpokenText]] = defaultdict(list)
+        for recording in spoken:
+            self.spoken[recording.text].append(recording)
+        self.replies = [text for text in self.spoken if parse_order(text) is not None]
+        self.other_speech = [text for text in self.spoken if parse_order(text) is None]
+
+    def draw(self, with_audio: bool) -> Item:
+        draw = self.rng.random()
+        if with_audio and draw < 0.70:
+            return self._spoken_turn()
+        if draw < 0.86 and self.spoken:
+            return self._repeat()
+        return self._written_turn()
+
+    def _item(self, before: list[int], after: list[int], text: str, clip: Clip | None) -> Item:
+        speech, output_hz = None, self.rng.choice(RATES_HZ)
+        if text in self.spoken:
+            speech = self.rng.choice(self.spoken[text])
+            output_hz = self.rng.choice(list(speech.codes))
+        return Item(before, after, self.prompts.answer(text), clip, self._input_hz(), speech, output_hz)
+
+    def _input_hz(self) -> float:
+        return self.rng.choice((12.5, 12.5, 8.0, 6.25, 6.25, 5.0, 4.0))
+
+    def _spoken_turn(self) -> Item:
+        draw = self.rng.random()
+        if draw < 0.55:
+            clip, slots = self.rng.choice(self.trimmed if self.rng.random() < 0.75 else self.recordings)
+            before, after = self.prompts.around(self._history_before_order(), "", audio=True)
+            return self._item(before, after, confirm(slots), clip)
+        if draw < 0.83:
+            clip = self.rng.choice(self.pool)
+            assert clip.seed is not None
+            turn = pool_turn(clip.seed)
+            before, after = self.prompts.around(turn.history, "", audio=True)
+            return self._item(before, after, turn.reply, clip)
+        if draw < 0.88:
+            clip = self.rng.choice(self.general)
+            history = "" if self.rng.random() < 0.5 else self._history_before_order()
+            before, after = self.prompts.around(history, "", audio=True)
+            return self._item(before, after, DECLINE, clip)
+        clip = self.rng.choice(self.synthetic)
+        before, after = self.prompts.around("", PROMPTS.asks_transcript, audio=True)
+        return self._item(before, after, clip.text, clip)
+
+    def _history_before_order(self) -> str:
+        if self.rng.random() < 0.7:
+            return ""
+        return pool_turn(self.rng.randrange(6000)).reply if self.rng.random() < 0.5 else "Hello, what can I get you?"
+
+    def _repeat(self) -> Item:
+        text = self.rng.choice(self.replies if self.rng.random() < 0.65 else self.other_speech)
+        before, after = self.prompts.around("", repeat_request(text, PROMPTS), audio=False)
+        return self._item(before, after, text, None)
+
+    def _written_turn(self) -> Item:
+        turn = pool_turn(self.rng.randrange(6000)) if self.spoken and self.rng.random() < 0.6 else sample_turn(self.rng)
+        before, after = self.prompts.around(turn.history, self._typed(turn.user), audio=False)
+        return self._item(before, after, turn.reply, None)
+
+    def _typed(self, text: str) -> str:
+        draw = self.rng.random()
+        if draw < 0.3:
+            return text
+        typed = text[0].upper() + text[1:].replace(" i ", " I ").replace(" i'", " I'")
+        return typed if draw < 0.5 else typed + self.rng.choice(".?.!")
+
+
+@dataclass(frozen=True)
+class SpeechTargets:
+    """Talker ids and length classes, each int64 [rows, positions]: what is fed, and what is to be predicted there
+    (`IGNORE` where nothing is)."""
+
+    fed_tokens: Tensor
+    fed_lengths: Tensor
+    next_tokens: Tensor
+    next_lengths: Tensor
+
+
+def speech_streams(codes: np.ndarray, durations: np.ndarray, delay_tokens: int) -> tuple[Tensor, Tensor]:
+    """Talker ids and length classes, each int64 [delay + codes + 1]; a code's duration stands one place behind it."""
+    tokens = [AUDIO_START] * delay_tokens + [int(c) + CODE_OFFSET for c in codes] + [AUDIO_END]
+    lengths = [0] * (delay_tokens + 1) + [int(d) for d in durations]
+    return torch.tensor(tokens), torch.tensor(lengths)
+
+
+def speech_targets(
+    streams: list[tuple[Tensor, Tensor]], fed: list[Tensor], starts: list[int], positions: int
+) -> SpeechTargets:
+    """Streams laid behind prompts of `starts` positions: what is fed at start + k is predicted at start + k - 1.
+
+    `fed` are the streams' Talker ids as the model hears itself, which training may have falsified.
+    """
+    rows = len(streams)
+    targets = SpeechTargets(
+        torch.full((rows, positions), AUDIO_START),
+        torch.zeros(rows, positions, dtype=torch.int64),
+        torch.full((rows, positions), IGNORE),
+        torch.full((rows, positions), IGNORE),
+    )
+    for row, ((tokens, lengths), heard, start) in enumerate(zip(streams, fed, starts, strict=True)):
+        end = start + len(tokens) - 1
+        targets.fed_tokens[row, start:end] = heard[:-1]
+        targets.fed_lengths[row, start:end] = lengths[:-1]
+        targets.next_tokens[row, start - 1 : end] = tokens
+        targets.next_lengths[row, start - 1 : end] = lengths
+    return targets
+
+
+def word_of_tokens(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """The word (counted by spaces) that each token belongs to; -1 for special tokens and newlines."""
+    owner, word = [], 0
+    for index, token in enumerate(ids):
+        piece = tokenizer.id_to_token(token)
+        if piece.startswith("<|") or piece == "Ċ":
+            owner.append(-1)
+            continue
+        word += piece.startswith("Ġ") and index > 0
+        owner.append(word)
+    return owner
