@@ -112,10 +112,11 @@ def test_speech_tokens_come_at_the_requested_rate(model: Pipeline, output_hz: fl
     assert abs(realised / output_hz - 1) < 0.1
 
 
-def test_change_of_an_order_remembers_the_rest_of_it(model: Pipeline) -> None:
+def test_addition_to_an_order_remembers_the_rest_of_it(model: Pipeline) -> None:
     history = (ContextItem("user", ""), ContextItem("assistant", "Okay, one small latte with soy milk. Anything else?"))
-    turn = ask_by_text(model, "make it a large", dataclasses.replace(WRITTEN, history=history))
-    assert parse_order(turn.text) == {"size": "large", "coffeeDrink": "latte", "milkAmount": "soy milk"}
+    turn = ask_by_text(model, "add sugar", dataclasses.replace(WRITTEN, history=history))
+    order = {"size": "small", "coffeeDrink": "latte", "milkAmount": "soy milk", "sugarAmount": "sugar"}
+    assert parse_order(turn.text) == order
 
 
 def test_stream_of_sound_is_the_one_shot_decode(model: Pipeline) -> None:
