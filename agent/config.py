@@ -36,6 +36,7 @@ class HttpConfig(Section, frozen=True):
 
 class ModelConfig(Section, frozen=True):
     spec: str = "embedded"
+    voice: str = ""
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     threads: Annotated[int, Meta(ge=0)] = 0
     start_timeout_s: Positive = 120.0

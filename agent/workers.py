@@ -33,6 +33,8 @@ class NoWorker(Exception):
 def worker_command(model: ModelConfig, log_level: str) -> list[str]:
     """The command that starts a worker, without its socket."""
     command = [sys.executable, "-m", "worker", "--model", model.spec, "--log-level", log_level, "--exit-with-parent"]
+    if model.voice:
+        command += ["--voice", model.voice]
     return [*command, "--threads", str(model.threads)] if model.threads else command
 
 

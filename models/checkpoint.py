@@ -6,6 +6,7 @@ Strict about keys and shapes, LoRA merged in, no second copy of the weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,28 +30,46 @@ def official_key(name: str) -> str:
     return name.removeprefix("thinker.")
 
 
+@dataclass(frozen=True)
+class CheckedFlexiSLM:
+    """A checkpoint whose files fit its config. model: on the meta device; sources: where each parameter comes from."""
+
+    config: FlexiSLMConfig
+    model: FlexiSLM
+    sources: dict[str, Source]
+    own_head: bool
+
+
 def load_flexislm(directory: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> FlexiSLM:
     """The networks of an official (or our own) checkpoint directory, in evaluation mode, without gradients.
 
     Raises `CheckpointError` with one sentence for everything that can be wrong with the files.
     """
-    config = read_config(directory / "config.json")
-    files = TensorFiles(directory)
-    with torch.device("meta"):
-        model = FlexiSLM(config, _encoder_dim(files, config))
-    if config.tie_word_embeddings and _own_head(files):
-        model.thinker.lm_head.weight = nn.Parameter(torch.empty_like(model.thinker.lm_head.weight))
-    expected = dict(model.named_parameters())
-    sources, used = _find_sources(files, config, expected)
-    _account_for(files, used, expected, sources)
+    checked = check_flexislm(directory)
+    model = checked.model
     state: dict[str, Tensor] = {}
-    for name, source in sources.items():
+    for name, source in checked.sources.items():
         state[name] = source().to(device=device, dtype=dtype)
     for name, tensor in state.items():
         _assign(model, name, tensor)
-    if config.tie_word_embeddings and not _own_head(files):
+    if checked.config.tie_word_embeddings and not checked.own_head:
         model.thinker.tie()
     return model.requires_grad_(False).eval()
+
+
+def check_flexislm(directory: Path) -> CheckedFlexiSLM:
+    """Config, keys and shapes of a checkpoint, without reading a weight. Raises `CheckpointError`."""
+    config = read_config(directory / "config.json")
+    files = TensorFiles(directory)
+    own_head = "lm_head.weight" in files.keys  # some bring a text head even where the config ties it
+    with torch.device("meta"):
+        model = FlexiSLM(config, _encoder_dim(files, config))
+        if config.tie_word_embeddings and own_head:
+            model.thinker.lm_head.weight = nn.Parameter(torch.empty_like(model.thinker.lm_head.weight))
+    expected = dict(model.named_parameters())
+    sources, used = _find_sources(files, config, expected)
+    _account_for(files, used, expected, sources)
+    return CheckedFlexiSLM(config, model, sources, own_head)
 
 
 def load_tokenizer(directory: Path, config: FlexiSLMConfig) -> TextTokenizer:
@@ -154,11 +173,6 @@ def _check_shape(files: TensorFiles, key: str, shape: tuple[int, ...]) -> None:
             f"{files.path(key)} holds {key} of shape {list(found)} where config.json asks for {list(shape)}; "
             "take both from one checkpoint"
         )
-
-
-def _own_head(files: TensorFiles) -> bool:
-    """Whether the files bring a text head of their own even where the config ties it."""
-    return "lm_head.weight" in files.keys
 
 
 def _encoder_dim(files: TensorFiles, config: FlexiSLMConfig) -> int:

@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from models.errors import CheckpointError
-from models.strict_loading import PickledTensors, TensorSource, fill, layer_count
+from models.strict_loading import PickledTensors, TensorSource, check, fill, layer_count
 from models.tensor_files import TensorFiles
 from streaming.artts import ArTts, ArTtsConfig
 from streaming.fbank import CmvnError, SenseVoiceFrontEnd, read_cmvn
@@ -60,8 +60,49 @@ def read_codec_config(path: Path) -> FlexiCodecConfig:
         raise CheckpointError(f"{path}: {error}; give the configuration that came with the codec") from None
 
 
+@dataclass(frozen=True)
+class _CodecParts:
+    """The codec with its encoder on the meta device, and where the tensors of each come from."""
+
+    codec: FlexiCodec
+    semantic: SenseVoiceEncoder
+    source: TensorSource
+    prefix: str
+    semantic_source: TensorSource
+    semantic_path: Path
+    semantic_prefix: str
+
+
 def load_flexicodec(files: CodecFiles, config: FlexiCodecConfig | None = None) -> FlexiCodec:
     """The codec in float32, as the original always computes; `config` overrides the file's."""
+    parts = _codec_parts(files, config)
+    codec, semantic = parts.codec, parts.semantic
+    # The quantiser's tables are no weights and must be real.
+    codec.semantic_vq = SemanticQuantizer(codec.config)
+    fill(
+        semantic, parts.semantic_source, parts.semantic_path, prefix=parts.semantic_prefix, unused=SENSEVOICE_UNUSED
+    )
+    del codec.semantic_model
+    fill(codec, parts.source, files.codec, prefix=parts.prefix, unused=CODEC_UNUSED)
+    codec.semantic_model = semantic
+    return codec
+
+
+def check_flexicodec(files: CodecFiles) -> None:
+    """Configuration, keys and shapes of the codec's files, without reading a weight. Raises `CheckpointError`."""
+    parts = _codec_parts(files, None)
+    check(
+        parts.semantic,
+        parts.semantic_source,
+        parts.semantic_path,
+        prefix=parts.semantic_prefix,
+        unused=SENSEVOICE_UNUSED,
+    )
+    del parts.codec.semantic_model
+    check(parts.codec, parts.source, files.codec, prefix=parts.prefix, unused=CODEC_UNUSED)
+
+
+def _codec_parts(files: CodecFiles, config: FlexiCodecConfig | None) -> _CodecParts:
     source = open_tensors(files.codec)
     prefix = _codec_prefix(source, files.codec)
     if config is None:
@@ -82,17 +123,24 @@ def load_flexicodec(files: CodecFiles, config: FlexiCodecConfig | None = None) -
     with torch.device("meta"):
         codec = FlexiCodec(config, semantic_config, front_end)
         semantic = SenseVoiceEncoder(semantic_config)
-    # The quantiser's tables are no weights and must be real.
-    codec.semantic_vq = SemanticQuantizer(config)
-    fill(semantic, semantic_source, semantic_path, prefix=semantic_prefix, unused=SENSEVOICE_UNUSED)
-    del codec.semantic_model
-    fill(codec, source, files.codec, prefix=prefix, unused=CODEC_UNUSED)
-    codec.semantic_model = semantic
-    return codec
+    return _CodecParts(codec, semantic, source, prefix, semantic_source, semantic_path, semantic_prefix)
 
 
 def load_voicebox(path: Path, head_dim: int = 64, dtype: torch.dtype = torch.float32) -> Voicebox:
     """The official flow decoder; `head_dim` is the one size that shapes do not show."""
+    module, source, prefix = _voicebox(path, head_dim)
+    fill(module, source, path, prefix=prefix, unused=() if prefix else CODEC_PREFIXES[1:], dtype=dtype)
+    return module
+
+
+def check_voicebox(path: Path, head_dim: int = 64) -> Voicebox:
+    """The flow decoder on the meta device, once keys and shapes fit; no weight is read."""
+    module, source, prefix = _voicebox(path, head_dim)
+    check(module, source, path, prefix=prefix, unused=() if prefix else CODEC_PREFIXES[1:])
+    return module
+
+
+def _voicebox(path: Path, head_dim: int) -> tuple[Voicebox, TensorSource, str]:
     source = open_tensors(path)
     prefix = VOICEBOX_PREFIX if any(key.startswith(VOICEBOX_PREFIX) for key in source.keys) else ""
     net = f"{prefix}diff_estimator."
@@ -106,13 +154,24 @@ def load_voicebox(path: Path, head_dim: int = 64, dtype: torch.dtype = torch.flo
         codebook_size=codes,
     )
     with torch.device("meta"):
-        module = Voicebox(config)
-    fill(module, source, path, prefix=prefix, unused=() if prefix else CODEC_PREFIXES[1:], dtype=dtype)
-    return module
+        return Voicebox(config), source, prefix
 
 
 def load_vocos(path: Path, dtype: torch.dtype = torch.float32) -> Vocos:
     """The official vocoder; refuses one for another mel size."""
+    module, source = _vocos(path)
+    fill(module, source, path, dtype=dtype)
+    return module
+
+
+def check_vocos(path: Path) -> Vocos:
+    """The vocoder on the meta device, once keys and shapes fit; no weight is read."""
+    module, source = _vocos(path)
+    check(module, source, path)
+    return module
+
+
+def _vocos(path: Path) -> tuple[Vocos, TensorSource]:
     source = open_tensors(path)
     dim, mel_bins, _ = _shape(source, path, "backbone.embed.weight")
     if mel_bins != MEL_BINS:
@@ -123,9 +182,7 @@ def load_vocos(path: Path, dtype: torch.dtype = torch.float32) -> Vocos:
         num_layers=layer_count(source, "backbone.convnext."),
     )
     with torch.device("meta"):
-        module = Vocos(config)
-    fill(module, source, path, dtype=dtype)
-    return module
+        return Vocos(config), source
 
 
 def load_artts(path: Path, config: ArTtsConfig | None = None) -> ArTts:

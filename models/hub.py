@@ -69,19 +69,30 @@ def resolve_model(spec: str, *, offline: bool = False) -> ModelFiles:
 
     Raises `CheckpointError` with one sentence where something is missing and cannot be fetched.
     """
+    directory = find_checkpoint(spec, offline=offline)
+    companions = None if is_embedded(spec, directory) else find_companions(directory, offline=offline)
+    return ModelFiles(spec, directory, companions)
+
+
+def find_checkpoint(spec: str, *, offline: bool = False) -> Path:
+    """The directory of a model's own files, whether or not its companions are there."""
     if spec == EMBEDDED:
-        return ModelFiles(spec, EMBEDDED_DIRECTORY, None)
+        return EMBEDDED_DIRECTORY
     directory = Path(spec)
     if directory.is_dir():
         if not (directory / "config.json").exists():
             raise CheckpointError(f"{directory} holds no config.json; give the directory of a checkpoint")
-        companions = None if (directory / EMBEDDED_CODEC).exists() else find_companions(directory, offline=offline)
-        return ModelFiles(spec, directory, companions)
+        return directory
     repo, revision = _hub_id(spec)
     downloaded = _download(HubFolder(repo, CHECKPOINT_FILES, repo.split("/")[1]), revision, offline)
     if not (downloaded / "config.json").exists():
         raise CheckpointError(f"the hub repository {repo} holds no config.json; it is no checkpoint")
-    return ModelFiles(spec, downloaded, find_companions(downloaded, offline=offline))
+    return downloaded
+
+
+def is_embedded(spec: str, directory: Path) -> bool:
+    """Whether a model brings everything in its own directory, as the embedded one does."""
+    return spec == EMBEDDED or (directory / EMBEDDED_CODEC).exists()
 
 
 def resolve_codec(spec: str, *, offline: bool = False) -> CodecFiles:
@@ -94,32 +105,33 @@ def resolve_codec(spec: str, *, offline: bool = False) -> CodecFiles:
         for codec in (BEST_CODEC, VOICE_CODEC):
             if (directory / codec.files[0]).exists():
                 return _codec_files(directory, codec, directory, offline)
-        return _find_codec(directory, VOICE_CODEC, offline)
+        return find_codec(directory, VOICE_CODEC, offline)
     repo, revision = _hub_id(spec)
     if repo != BEST_CODEC.repo:
-        return _find_codec(None, VOICE_CODEC, offline)
+        return find_codec(None, VOICE_CODEC, offline)
     return _codec_files(_download(BEST_CODEC, revision, offline), BEST_CODEC, None, offline)
 
 
 def find_companions(directory: Path, *, offline: bool = False) -> Companions:
     """What belongs to the checkpoint in `directory`, local copies first."""
-    flow, vocoder = (_find(directory, part, offline) / part.files[0] for part in (FLOW, VOCODER))
+    flow, vocoder = (find_part(directory, part, offline) / part.files[0] for part in (FLOW, VOCODER))
     return Companions(
-        _find(directory, AUDIO_ENCODER, offline), _find_codec(directory, VOICE_CODEC, offline), flow, vocoder
+        find_part(directory, AUDIO_ENCODER, offline), find_codec(directory, VOICE_CODEC, offline), flow, vocoder
     )
 
 
-def _find_codec(directory: Path | None, codec: HubFolder, offline: bool) -> CodecFiles:
-    return _codec_files(_find(directory, codec, offline), codec, directory, offline)
+def find_codec(directory: Path | None, codec: HubFolder, offline: bool) -> CodecFiles:
+    """The files of a codec, local copies first."""
+    return _codec_files(find_part(directory, codec, offline), codec, directory, offline)
 
 
 def _codec_files(folder: Path, codec: HubFolder, directory: Path | None, offline: bool) -> CodecFiles:
     weights, config = (folder / name for name in codec.files)
-    semantic = _find(directory, SENSEVOICE, offline)
+    semantic = find_part(directory, SENSEVOICE, offline)
     return CodecFiles(weights, semantic / "am.mvn", semantic / "model.pt", config if config.exists() else None)
 
 
-def _find(directory: Path | None, part: HubFolder, offline: bool) -> Path:
+def find_part(directory: Path | None, part: HubFolder, offline: bool) -> Path:
     """The folder that holds `part`: the checkpoint's directory, a folder in it or beside it, or the hub's cache."""
     if directory is not None:
         for place in (directory, directory / part.folder, directory.parent / part.folder):

@@ -39,13 +39,25 @@ def read_omni_config(path: Path) -> OmniEncoderConfig:
 
 def load_omni_encoder(directory: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> OmniEncoder:
     """The encoder in evaluation mode. Its keys may stand under a prefix, beside tensors that are not its own."""
+    encoder, files, prefix = _checked(directory)
+    names = [name for name, _ in encoder.named_parameters()]
+    state = {name: files.read(prefix + name).to(device=device, dtype=dtype) for name in names}
+    encoder.load_state_dict(state, assign=True)
+    return encoder.requires_grad_(False).eval()
+
+
+def check_omni_encoder(directory: Path) -> OmniEncoder:
+    """The encoder on the meta device, once config, keys and shapes fit together; no weight is read."""
+    return _checked(directory)[0]
+
+
+def _checked(directory: Path) -> tuple[OmniEncoder, TensorFiles, str]:
     config = read_omni_config(directory / "config.json")
     files = TensorFiles(directory)
     with torch.device("meta"):
         encoder = OmniEncoder(config)
     expected = {name: tuple(parameter.shape) for name, parameter in encoder.named_parameters()}
     prefix = _prefix(files, set(expected))
-    state = {}
     for name, shape in expected.items():
         found = files.shape(prefix + name)
         if found != shape:
@@ -53,9 +65,7 @@ def load_omni_encoder(directory: Path, *, dtype: torch.dtype, device: torch.devi
                 f"{files.path(prefix + name)} holds {prefix + name} of shape {list(found)} where its config.json asks "
                 f"for {list(shape)}; take both from one checkpoint"
             )
-        state[name] = files.read(prefix + name).to(device=device, dtype=dtype)
-    encoder.load_state_dict(state, assign=True)
-    return encoder.requires_grad_(False).eval()
+    return encoder, files, prefix
 
 
 def _prefix(files: TensorFiles, expected: set[str]) -> str:

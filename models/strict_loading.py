@@ -70,26 +70,40 @@ def fill(
     `unused` are beginnings of keys, after the prefix, that may be there and are not read; tensors outside the prefix
     are someone else's. Raises `CheckpointError` for a key that is missing, unknown or of another shape.
     """
+    state = {}
+    for name, parts in check(module, source, path, prefix=prefix, unused=unused).items():
+        folded = fold_weight_norm({part: source.read(prefix + part) for part in parts})[name]
+        state[name] = folded.to(dtype) if folded.is_floating_point() else folded
+    module.load_state_dict(state, assign=True)
+    module.requires_grad_(False).eval()
+
+
+def check(
+    module: nn.Module, source: TensorSource, path: Path, *, prefix: str = "", unused: Iterable[str] = ()
+) -> dict[str, list[str]]:
+    """The keys that each tensor of `module` is made of (weight norm splits one in two), without reading any.
+
+    Refuses what `fill` refuses.
+    """
     held = {key.removeprefix(prefix) for key in source.keys if key.startswith(prefix)}
-    state: dict[str, Tensor] = {}
+    found: dict[str, list[str]] = {}
     for name, target in module.state_dict().items():
         parts = [name] if name in held else [f"{name}_g", f"{name}_v"]
         if not held.issuperset(parts):
             raise CheckpointError(f"{path} lacks {prefix}{name}; it is another model's file, or incomplete")
         held.difference_update(parts)
-        folded = fold_weight_norm({part: source.read(prefix + part) for part in parts})[name]
-        if folded.shape != target.shape:
+        shape = source.shape(prefix + parts[-1])
+        if shape != tuple(target.shape):
             raise CheckpointError(
-                f"{path} holds {prefix}{name} of shape {list(folded.shape)} instead of {list(target.shape)}; "
+                f"{path} holds {prefix}{name} of shape {list(shape)} instead of {list(target.shape)}; "
                 "take weights and configuration from one model"
             )
-        state[name] = folded.to(dtype) if folded.is_floating_point() else folded
+        found[name] = parts
     allowed = tuple(unused)
     unknown = sorted(key for key in held if not key.startswith(allowed))
     if unknown:
         raise CheckpointError(f"{path} holds {len(unknown)} tensors nobody knows, such as {prefix}{unknown[0]}")
-    module.load_state_dict(state, assign=True)
-    module.requires_grad_(False).eval()
+    return found
 
 
 def layer_count(source: TensorSource, prefix: str) -> int:

@@ -2,10 +2,9 @@
 
     BlockEar   16 kHz ─► log-mel ─► block-causal encoder (25 Hz) ─► CTC head ─► live transcript
                                                   └─► causal merger at the requested Hz ─► embeddings [groups, H]
-    WholeEar   16 kHz ─► log-mel ─► Omni encoder in 2 s blocks ─► top-k groups ─► embeddings, at the end of the turn
 
-The first runs in blocks of 320 ms as they fill, and what it gave out never changes. The second is for official weights,
-whose grouping and merging look at the whole utterance.
+It runs in blocks of 320 ms as they fill, and what it gave out never changes. `worker.official_ear` has the one of the
+official weights, whose grouping and merging look at the whole utterance.
 """
 
 from __future__ import annotations
@@ -13,16 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from models.config import ENCODER_RATE_HZ
-from models.flexislm import FlexiSLM
 from streaming.causal_merger import CausalMerger, StreamState
 from streaming.encoder import BlockCausalEncoder
-from streaming.log_mel import whisper_log_mel
-from streaming.omni_encoder import OmniEncoder
 from streaming.speech_mel import SpeechMel
 from worker.parts import Pcm
 
@@ -129,47 +124,6 @@ class BlockHearing:
         merged, self._merger = self._ear.merger.step(frames, self._merger, self._target_hz)
         self.groups += len(merged.durations_frames)
         return merged.embeddings
-
-
-class WholeEar:
-    def __init__(self, encoder: OmniEncoder, slm: FlexiSLM) -> None:
-        self.encoder = encoder
-        self.slm = slm
-
-    def begin(self, target_hz: float, previous: Hearing | None = None) -> WholeHearing:
-        return WholeHearing(self, target_hz)
-
-
-class WholeHearing:
-    transcript = ""
-
-    def __init__(self, ear: WholeEar, target_hz: float) -> None:
-        self.samples = self.frames = self.groups = 0
-        self._ear = ear
-        self._target_hz = target_hz
-        self._pieces: list[Pcm] = []
-
-    def hear(self, pcm: Pcm) -> Tensor:
-        self.samples += len(pcm)
-        self._pieces.append(pcm)
-        return self._nothing()
-
-    def finish(self) -> Tensor:
-        slm, encoder = self._ear.slm, self._ear.encoder
-        if not self.samples:
-            return self._nothing()
-        mel = whisper_log_mel(torch.from_numpy(np.concatenate(self._pieces)), encoder.config.num_mel_bins)
-        frames = encoder(mel.to(slm.device, slm.dtype)[None])[0]
-        self.frames = len(frames)
-        if not self.frames:
-            return self._nothing()
-        merged = slm.merge(frames, self._target_hz)
-        self.groups = merged.groups.count
-        return merged.embeddings
-
-    def _nothing(self) -> Tensor:
-        slm = self._ear.slm
-        return torch.zeros(0, slm.config.hidden_size, dtype=slm.dtype, device=slm.device)
 
 
 def realised_hz(hearing: Hearing) -> float:

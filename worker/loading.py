@@ -6,7 +6,6 @@ audio encoder, flow decoder and vocoder are found or fetched (`models.hub`) and 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import nn
 from models.checkpoint import load_flexislm, load_tokenizer
 from models.config import ENCODER_RATE_HZ
 from models.errors import CheckpointError
-from models.hub import Companions, resolve_model
+from models.hub import resolve_model
 from models.packing import load_packed
 from models.tokenizer import TextTokenizer
 from streaming.causal_merger import CausalMerger
@@ -27,13 +26,12 @@ from streaming.flow_decoder import FlowDecoder, FlowDials
 from streaming.merger import InterleavedMergingTransformer
 from streaming.rate_control import RateController
 from streaming.voice_files import VoiceFileError, load_flow, load_vocoder
-from worker.audio_files import AudioFileError, read_question
-from worker.hearing import BlockEar, Spelling, WholeEar
+from worker.audio_files import AudioFileError
+from worker.hearing import BlockEar, Spelling
 from worker.pipeline import Networks, Pipeline
 from worker.voice import EmbeddedVoice
 
 EMBEDDED = "embedded"
-PROMPT_FILE = "prompt.wav"
 
 
 class ModelError(Exception):
@@ -41,21 +39,30 @@ class ModelError(Exception):
 
 
 def load_model(
-    spec: str, sessions: int = 1, voice_prompt: Path | None = None, *, exact_at_end: bool = False
+    spec: str,
+    sessions: int = 1,
+    voice_prompt: Path | None = None,
+    *,
+    speaks: bool = True,
+    exact_at_end: bool = False,
 ) -> Pipeline:
     """'embedded', a checkpoint directory or a hub id, for `sessions` callers at once. Raises ModelError.
 
     voice_prompt: the recording that an official model is to sound like; without one it takes `prompt.wav` of its
-    directory, and without that it can only write. exact_at_end: see `BlockEar`; official models always are.
+    directory. speaks: False where only written answers are wanted, which need no recording. exact_at_end: see
+    `BlockEar`; official models always are.
     """
     try:
         files = resolve_model(spec)
         with _without_first_weights():
             if files.companions is None:
                 return Pipeline(_embedded(files.directory, spec, exact_at_end), sessions)
-            own = files.directory / PROMPT_FILE
-            prompt = voice_prompt or (own if own.exists() else None)
-            return Pipeline(_official(files.directory, files.name, files.companions, prompt), sessions)
+            from worker.official_loading import load_official  # the embedded model starts sooner without it
+
+            networks = load_official(
+                files.directory, files.name, files.companions, sessions, voice_prompt, speaks=speaks
+            )
+            return Pipeline(networks, sessions)
     except (CheckpointError, VoiceFileError, AudioFileError) as error:
         raise ModelError(str(error)) from error
 
@@ -86,24 +93,6 @@ def _embedded(directory: Path, name: str, exact_at_end: bool) -> Networks:
     flow = FlowDecoder(load_flow(directory / "flow.safetensors"), FlowDials()).eval()
     voice = EmbeddedVoice(flow, load_vocoder(directory / "vocoder.safetensors"))
     return Networks(name, slm, tokenizer, ear, voice, uniform=None)
-
-
-def _official(directory: Path, name: str, companions: Companions, prompt: Path | None) -> Networks:
-    # The embedded model starts sooner without these.
-    from models.official_voice import load_official_voice
-    from models.omni_checkpoint import load_omni_encoder
-    from streaming.infill import InfillDials
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    slm = load_flexislm(directory, dtype=torch.bfloat16, device=device)
-    tokenizer = load_tokenizer(directory, slm.config)
-    encoder = load_omni_encoder(companions.audio_encoder, dtype=torch.bfloat16, device=device)
-    voice = None
-    if prompt is not None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        audio = torch.from_numpy(read_question(prompt))
-        voice = load_official_voice(companions, audio, InfillDials(), device=device, dtype=dtype)
-    return Networks(name, slm, tokenizer, WholeEar(encoder, slm), voice, uniform=random.Random(0).random)
 
 
 def _encoder(directory: Path, raw: msgspec.Raw) -> BlockCausalEncoder:

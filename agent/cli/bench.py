@@ -142,6 +142,57 @@ def golden(
     _print(report, json)
 
 
+@app.command()
+def thinker(
+    steps: Annotated[int, typer.Option(min=1, help="tokens to decode")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="measurements")] = 3,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Our decoder against transformers' own, FlexiSLM-0.5B's size, random weights."""
+    from worker.threads import limit_threads
+
+    limit_threads(threads)
+    from benchmarks import thinker as benchmark
+
+    _print(benchmark.run(steps, rounds), json)
+
+
+@app.command()
+def codec(
+    seconds: Annotated[float, typer.Option(min=0.5, help="of speech")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, help="measurements")] = 3,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """FlexiCodec in full size against the published package, where that is installed."""
+    from worker.threads import limit_threads
+
+    limit_threads(threads)
+    from benchmarks import codec as benchmark
+
+    _print(benchmark.run(seconds, threads, rounds), json)
+
+
+@app.command()
+def seams(
+    golden: Annotated[Path, typer.Option(help="folder with flexicodec")] = CHECKOUT / "tests" / "golden",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Whether the joints between chunks of the official voice can be heard."""
+    from worker.threads import limit_threads
+
+    limit_threads(threads)
+    from benchmarks import seams as benchmark
+
+    try:
+        report = benchmark.run(golden)
+    except FileNotFoundError as error:
+        _fail(error)
+    _print(report, json)
+
+
 def _recordings(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.glob("*") if path.suffix in (".wav", ".flac", ".opus", ".ogg"))
     if not files:

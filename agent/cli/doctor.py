@@ -10,22 +10,15 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import typer
 
-Verdict = Literal["ok", "missing", "note"]
-_EMBEDDED = Path(__file__).resolve().parents[2] / "models" / "embedded"
-_EMBEDDED_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "model.safetensors",
-    "encoder.safetensors",
-    "codec.safetensors",
-    "flow.safetensors",
-    "vocoder.safetensors",
-)
+if TYPE_CHECKING:
+    from models.inventory import Sizes
+
+Verdict = Literal["ok", "missing", "too big", "note"]
 _PACKAGES = (
     "torch",
     "aiohttp",
@@ -52,15 +45,16 @@ class Finding:
 
 
 def doctor(
-    model: Annotated[str, typer.Option(help="'embedded' or a checkpoint directory")] = "embedded",
+    model: Annotated[str, typer.Option(help="'embedded', a checkpoint directory, or a hub id")] = "embedded",
+    sessions: Annotated[int, typer.Option(min=1, help="callers at once that memory must do for")] = 4,
     port: Annotated[int, typer.Option(help="port that `agogic serve` would take")] = 8790,
     json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """What works on this machine, and what to do about the rest."""
     findings = [finding for check in (_python, _packages, _machine, _torch, _vad, _page) for finding in check()]
-    findings += _model(model)
+    findings += _model(model, sessions)
     findings += _port(port)
-    broken = [finding for finding in findings if finding.verdict == "missing"]
+    broken = [finding for finding in findings if finding.verdict in ("missing", "too big")]
     if json:
         report = {"ok": not broken, "findings": [msgspec.to_builtins(finding) for finding in findings]}
         typer.echo(msgspec.json.encode(report).decode())
@@ -73,7 +67,7 @@ def _show(findings: list[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    colours = {"ok": "green", "note": "yellow", "missing": "red"}
+    colours = {"ok": "green", "note": "yellow", "missing": "red", "too big": "red"}
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
         verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
@@ -151,17 +145,61 @@ def _page() -> list[Finding]:
     ]
 
 
-def _model(spec: str) -> list[Finding]:
-    folder = _EMBEDDED if spec == "embedded" else Path(spec)
-    if not folder.is_dir():
-        return [Finding("model", "missing", f"{folder} is no directory", "name a checkpoint directory, or 'embedded'")]
-    wanted = _EMBEDDED_FILES if spec == "embedded" else ("config.json",)
-    absent = [name for name in wanted if not (folder / name).is_file()]
-    if absent:
-        mend = "fetch the weights again: git checkout models/embedded" if spec == "embedded" else "download it again"
-        return [Finding("model", "missing", f"{folder} lacks {', '.join(absent)}", mend)]
-    size_mb = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
-    return [Finding("model", "ok", f"{spec}, {size_mb:.0f} MB")]
+def _model(spec: str, sessions: int) -> list[Finding]:
+    """The parts of the model, whether they fit into memory, and the speed to expect."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    from models.errors import CheckpointError
+    from models.inventory import take_inventory
+
+    try:
+        inventory = take_inventory(spec)
+    except CheckpointError as error:
+        return [Finding("model", "missing", str(error))]
+    findings = []
+    for part in inventory.parts:
+        if part.problem:
+            mend = "git checkout models/embedded" if spec == "embedded" else ""
+            findings.append(Finding(part.what, "missing", part.problem, mend))
+        else:
+            findings.append(Finding(part.what, "ok", f"{_size(part.file_bytes)} in {part.where}"))
+    if not inventory.embedded:
+        findings += _prompt(Path(inventory.parts[0].where))
+    return findings + (_expectations(inventory.sizes, inventory.embedded, sessions) if inventory.sizes else [])
+
+
+def _prompt(directory: Path) -> list[Finding]:
+    from worker.official_loading import PROMPT_FILE
+
+    if (directory / PROMPT_FILE).is_file():
+        return [Finding("voice", "ok", f"{PROMPT_FILE} in {directory}")]
+    mend = f"--voice RECORDING, model.voice in the configuration, or {PROMPT_FILE} in {directory}; 3 to 10 s"
+    return [Finding("voice", "note", "the model speaks like a recording and none is with it", mend)]
+
+
+def _expectations(sizes: Sizes, embedded: bool, sessions: int) -> list[Finding]:
+    from models.expected_speed import EMBEDDED_WORK, expected_speed, measure_machine, needed_bytes, official_work
+
+    machine = measure_machine()
+    work = EMBEDDED_WORK if embedded else official_work(machine.gpu)
+    needed, free = needed_bytes(sizes, work, sessions), machine.free_bytes
+    room = f"{_size(needed)} for {sessions} callers, {_size(free)} free ({machine.name})"
+    findings = [Finding("model's memory", "ok", room)]
+    if needed > free:
+        findings = [Finding("model's memory", "too big", room, "take a smaller model, or a machine with more")]
+    speed = expected_speed(sizes, machine, work)
+    measured = f"{machine.bytes_per_s / 1e9:.0f} GB/s, {machine.operations_per_s / 1e12:.2f} Tflop/s"
+    detail = (
+        f"at best {speed.step_ms:.1f} ms a step, first sound after {speed.first_audio_ms:.0f} ms, "
+        f"{speed.answer_rtf:.2f} s of work per second of speech at 8 Hz ({measured})"
+    )
+    if speed.answer_rtf + speed.hearing_rtf > 1:
+        return [*findings, Finding("speed", "note", detail, "too slow to talk to: use a GPU, or a smaller model")]
+    return [*findings, Finding("speed", "ok", detail)]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _port(port: int) -> list[Finding]:

@@ -44,6 +44,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="address to listen on (default 127.0.0.1)")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="port (default 8790; 0 = any free one)")] = None,
     model: Annotated[str | None, typer.Option(help="'embedded', a checkpoint directory or a hub id")] = None,
+    voice: Annotated[Path | None, typer.Option(help="recording that an official model is to sound like")] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="worker processes")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="torch threads of each worker")] = None,
     log_level: Annotated[LogLevel, typer.Option(help="of service and workers")] = LogLevel.WARNING,
@@ -53,7 +54,7 @@ def serve(
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
     started_s = time.monotonic()
     try:
-        loaded = _overridden(load_config(config), host, port, model, workers, threads)
+        loaded = _overridden(load_config(config), host, port, model, voice, workers, threads)
         check_exposure(loaded)
         listening = _listen(loaded.http.host, loaded.http.port)
     except (ConfigError, CannotListen) as error:
@@ -72,6 +73,7 @@ def _overridden(
     host: str | None,
     port: int | None,
     model: str | None,
+    voice: Path | None,
     workers: int | None,
     threads: int | None,
 ) -> ServerConfig:
@@ -87,6 +89,7 @@ def _overridden(
     chosen = replace(
         chosen,
         spec=model if model is not None else chosen.spec,
+        voice=str(voice) if voice is not None else chosen.voice,
         workers=workers if workers is not None else chosen.workers,
         threads=threads if threads is not None else chosen.threads,
     )

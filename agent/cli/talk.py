@@ -54,7 +54,7 @@ def talk(
     try:
         spoken = task in (Task.S2S, Task.S2T, Task.ASR)
         pcm = read_question(Path(question)) if spoken else None
-        loaded = load_model(model, voice_prompt=voice)
+        loaded = load_model(model, voice_prompt=voice, speaks=speech)
         if pcm is None:
             turn = ask_by_text(loaded, loaded.repetition(question) if task is Task.TTS else question, settings)
         elif task is Task.ASR:
