@@ -131,7 +131,9 @@ def test_prices_come_from_drink_and_size(order: Order, price: str) -> None:
 def test_every_order_has_a_price_in_words() -> None:
     for drink in DRINKS:
         for size in SIZES:
-            assert re.fullmatch(r"(two|three|four|five) dollars( fifty)?", price_text({"coffeeDrink": drink, "size": size}))
+            assert re.fullmatch(
+                r"(two|three|four|five) dollars( fifty)?", price_text({"coffeeDrink": drink, "size": size})
+            )
 
 
 def test_a_numbered_turn_never_changes() -> None:
