@@ -90,8 +90,8 @@ class OmniHearing:
         if not self.samples:
             return ear.nothing()
         samples = torch.from_numpy(np.concatenate(self._pcm))
-        blocks = list(whisper_log_mel(samples, ear.encoder.config.num_mel_bins).split(ear.encoder.block_mel_frames))
-        for index, block in enumerate(blocks):
+        mel = whisper_log_mel(samples, ear.encoder.config.num_mel_bins)
+        for index, block in enumerate(torch.split(mel, ear.encoder.block_mel_frames)):
             if index >= len(self._heard):
                 self._encoded.append(ear.encode(block[None])[0])
             elif (block - self._heard[index]).abs().max() > SAME_MEL:

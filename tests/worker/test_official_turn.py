@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,17 +19,21 @@ from typer.testing import CliRunner, Result
 
 import worker.official_loading
 from agent.cli.main import build
+from agent.config import parse_config
+from agent.workers import worker_command
 from models.hub import AUDIO_ENCODER, FLOW, VOCODER, VOICE_CODEC
 from streaming.log_mel import whisper_log_mel
 from tests.support.golden import golden_file
 from tests.support.official import question, save_official
 from worker.loading import ModelError, load_model
 from worker.official_ear import CausalOmniHearing, OmniEar, OmniHearing
+from worker.parts import Pcm
 from worker.pipeline import Pipeline
 from worker.turn import Turn, TurnSettings, ask_by_text, ask_by_voice, write_down
 
 PCM = question().numpy()
-STEPS = 60
+STEPS, WRITTEN_STEPS = 60, 40
+"""How long the recorded runs were allowed to be."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,8 +59,8 @@ def recorded(variant: str, run: str) -> dict[str, object]:
     return json.loads(golden_file("flexislm", f"{variant}/traces.json").read_text())[run]
 
 
-def ask(model: Pipeline, hz: float, **settings: object) -> Turn:
-    return ask_by_voice(model, PCM, TurnSettings(hz, hz, max_output_tokens=STEPS, **settings))  # type: ignore[arg-type]
+def ask(model: Pipeline, hz: float) -> Turn:
+    return ask_by_voice(model, PCM, TurnSettings(hz, hz, max_output_tokens=STEPS))
 
 
 @pytest.mark.parametrize("hz", [12.5, 6.25])
@@ -77,8 +83,9 @@ def test_the_likeliest_tokens_are_the_recorded_ones(model: Pipeline) -> None:
 @pytest.mark.parametrize("variant", ["stage2", "stage3"])
 def test_it_writes_what_the_original_wrote(tmp_path: Path, variant: str) -> None:
     model = load_model(str(save_official(tmp_path / variant, variant, prompt=False)), speaks=False)
-    assert ask(model, 12.5, speech=False).text == recorded(variant, "text_only_s2t")["text"]
-    heard = write_down(model, PCM, TurnSettings(8.0, max_output_tokens=STEPS))
+    settings = TurnSettings(12.5, speech=False, max_output_tokens=WRITTEN_STEPS)
+    assert ask_by_voice(model, PCM, settings).text == recorded(variant, "text_only_s2t")["text"]
+    heard = write_down(model, PCM, TurnSettings(8.0, max_output_tokens=WRITTEN_STEPS))
     assert heard.transcript == recorded(variant, "text_only_asr")["text"]
 
 
@@ -93,21 +100,30 @@ def test_stage_3_thinks_along_with_its_speech(tmp_path: Path) -> None:
     ]
 
 
-def test_encoding_while_the_user_speaks_gives_what_the_whole_clip_gives(model: Pipeline) -> None:
+def loudest_first() -> Pcm:
+    pcm = np.tile(PCM, 2)
+    pcm[:200] = np.where(np.arange(200) % 7 < 3, 1.0, -1.0)
+    return pcm
+
+
+@pytest.mark.parametrize(
+    ("pcm", "encoded_at_end"), [(loudest_first(), 1), (np.concatenate((0.01 * PCM, PCM)), 4)], ids=["falls", "rises"]
+)
+def test_encoding_while_the_user_speaks_gives_what_the_whole_clip_gives(
+    model: Pipeline, pcm: Pcm, encoded_at_end: int
+) -> None:
     ear = model.networks.ear
     assert isinstance(ear, OmniEar)
-    rising = np.concatenate((0.01 * PCM, PCM))
     hearing, encoded = OmniHearing(ear, 8.0), []
     encode = ear.encode
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(ear, "encode", lambda blocks: encoded.append(len(blocks)) or encode(blocks))
-        for piece in np.array_split(rising, 37):
+        for piece in np.array_split(pcm, 37):
             assert not len(hearing.hear(piece))
-        while_speaking = len(encoded)
+        assert len(encoded) == 3
         merged = hearing.finish()
-        whole = ear.slm.merge(ear.encoder(whisper_log_mel(torch.from_numpy(rising))[None])[0], 8.0)
-    assert while_speaking == 3
-    assert 2 <= len(encoded) - while_speaking <= 3, "the open block, and what the loud end changed before"
+        whole = ear.slm.merge(ear.encoder(whisper_log_mel(torch.from_numpy(pcm))[None])[0], 8.0)
+    assert len(encoded) - 3 == encoded_at_end, "the open block, and those that a later sound has lifted"
     torch.testing.assert_close(merged, whole.embeddings, rtol=1e-3, atol=1e-4)
     assert hearing.groups == whole.groups.count
 
@@ -212,3 +228,20 @@ def test_talk_without_a_voice_is_refused_in_one_sentence(tmp_path: Path) -> None
     (line,) = refused.output.strip().splitlines()
     assert refused.exit_code == 2 and "--voice" in line
     assert talk("hello", "--task", "t2t", "--model", mute).exit_code == 0
+
+
+def test_serve_ends_with_the_same_sentence(tmp_path: Path) -> None:
+    mute = save_official(tmp_path / "mute", prompt=False)
+    for voice, reason in (("", "give one of 3 to 10 s with --voice"), (tmp_path / "none.wav", "none.wav does not exist")):
+        command = [sys.executable, "-m", "agent.cli.main", "serve", "--port", "0", "--model", mute]
+        ended = subprocess.run(
+            [*map(str, command), *(["--voice", str(voice)] if voice else [])], capture_output=True, text=True, timeout=120
+        )
+        assert ended.returncode == 2 and reason in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_configured_voice_reaches_the_worker() -> None:
+    config = parse_config('[model]\nspec = "ORG/NAME"\nvoice = "me.wav"')
+    command = worker_command(config.model, "info")
+    assert command[command.index("--voice") + 1] == "me.wav"
+    assert "--voice" not in worker_command(parse_config("").model, "info")
