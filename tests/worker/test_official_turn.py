@@ -230,14 +230,15 @@ def test_talk_without_a_voice_is_refused_in_one_sentence(tmp_path: Path) -> None
     assert talk("hello", "--task", "t2t", "--model", mute).exit_code == 0
 
 
-def test_serve_ends_with_the_same_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("voice", "reason"),
+    [([], "give one of 3 to 10 s with --voice"), (["--voice", "none.wav"], "none.wav does not exist")],
+)
+def test_serve_ends_with_the_same_sentence(tmp_path: Path, voice: list[str], reason: str) -> None:
     mute = save_official(tmp_path / "mute", prompt=False)
-    for voice, reason in (("", "give one of 3 to 10 s with --voice"), (tmp_path / "none.wav", "none.wav does not exist")):
-        command = [sys.executable, "-m", "agent.cli.main", "serve", "--port", "0", "--model", mute]
-        ended = subprocess.run(
-            [*map(str, command), *(["--voice", str(voice)] if voice else [])], capture_output=True, text=True, timeout=120
-        )
-        assert ended.returncode == 2 and reason in ended.stderr and "Traceback" not in ended.stderr
+    command = [sys.executable, "-m", "agent.cli.main", "serve", "--port", "0", "--model", str(mute), *voice]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and reason in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_a_configured_voice_reaches_the_worker() -> None:
