@@ -25,12 +25,20 @@ class SpeechCodeError(ValueError):
     """A code or a duration outside what the decoder knows."""
 
 
+def check_code(code: int, duration_frames: int, codebook_size: int) -> None:
+    """Raises SpeechCodeError unless a code of this book may last so many 12.5 Hz frames."""
+    if not 0 <= code < codebook_size:
+        raise SpeechCodeError(f"speech code {code} is not in 0 to {codebook_size - 1}")
+    if not 1 <= duration_frames <= MAX_DURATION_FRAMES:
+        raise SpeechCodeError(f"a speech code lasts 1 to {MAX_DURATION_FRAMES} frames, not {duration_frames}")
+
+
 @dataclass(frozen=True)
 class FlowDials:
     """Euler steps (one state is made for one number of steps) and how much of the unit noise to start from."""
 
     steps: int = 2
-    noise_scale: float = 0.5
+    noise_scale: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,7 @@ class CodeFrames:
 
     def push(self, code: int, duration_frames: int) -> None:
         """The next code. Raises SpeechCodeError."""
-        if not 0 <= code < self.codebook_size:
-            raise SpeechCodeError(f"speech code {code} is not in 0 to {self.codebook_size - 1}")
-        if not 1 <= duration_frames <= MAX_DURATION_FRAMES:
-            raise SpeechCodeError(f"a speech code lasts 1 to {MAX_DURATION_FRAMES} frames, not {duration_frames}")
+        check_code(code, duration_frames, self.codebook_size)
         self._waiting.extend((code, place, duration_frames) for place in range(duration_frames))
 
     def end(self) -> None:

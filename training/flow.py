@@ -154,7 +154,7 @@ def write_decoded_mel(voicebox: Voicebox, voice: VoiceSet, stores: dict[float, C
         codes, durations = pad_codes([stores[rate_hz].clip(index) for index in part])
         with torch.autocast("cpu", torch.bfloat16):
             condition = voicebox.condition(codes, durations)
-        noise = 0.5 * torch.randn(len(part), condition.shape[1], 128)
+        noise = 0.3 * torch.randn(len(part), condition.shape[1], 128)
         real = torch.arange(condition.shape[1]) < durations.sum(1, keepdim=True) * MEL_PER_FRAME
         mel = voicebox.solve(condition.float(), noise, steps=2, real=real)
         for row, index in enumerate(part):
