@@ -11,11 +11,11 @@ import math
 
 import msgspec
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.attention import attend
 from kernels.rope import rope_angles, rotate_half
+from streaming.gated_mlp import GatedMLP
 from streaming.mel24k import MEL_BINS
 from streaming.unmerge import UPSAMPLING, Frames, Unmerge, UnmergeConfig, repeat_codes
 
@@ -82,22 +82,11 @@ class _Attention(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(2)), key, value
 
 
-class _GatedMLP(nn.Module):
-    def __init__(self, config: FlowConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden, config.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(config.hidden, config.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffn_dim, config.hidden, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
-
-
 class _Layer(nn.Module):
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.self_attn = _Attention(config)
-        self.mlp = _GatedMLP(config)
+        self.mlp = GatedMLP(config.hidden, config.ffn_dim)
         self.input_layernorm = AdaptiveNorm(config.hidden)
         self.post_attention_layernorm = AdaptiveNorm(config.hidden)
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from streaming.flow import Voicebox
-from streaming.flow_decoder import SpeechCodeError
+from streaming.flow_decoder import check_code
 from streaming.mel24k import MEL_BINS
-from streaming.unmerge import MAX_DURATION_FRAMES, UPSAMPLING
+from streaming.unmerge import UPSAMPLING
 
 NOISE_FRAMES = 1024
 
@@ -97,10 +97,7 @@ class InfillStream:
 
     def push(self, code: int, duration_frames: int) -> None:
         """The next code. Raises `SpeechCodeError`."""
-        if not 0 <= code < self._codebook_size:
-            raise SpeechCodeError(f"speech code {code} is not in 0 to {self._codebook_size - 1}")
-        if not 1 <= duration_frames <= MAX_DURATION_FRAMES:
-            raise SpeechCodeError(f"a speech code lasts 1 to {MAX_DURATION_FRAMES} frames, not {duration_frames}")
+        check_code(code, duration_frames, self._codebook_size)
         self._codes.extend([code] * duration_frames)
 
     def end(self) -> None:

@@ -7,6 +7,7 @@ changed on mel power: energies add, which holds on average for sounds that do no
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from dataclasses import dataclass
@@ -20,12 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streaming.mel_filters import mel_filters
+from streaming.speech_mel import FLOOR_LOG10, HOP_SAMPLES, LEAST_POWER, SAMPLE_RATE, WINDOW_SAMPLES
 
-SAMPLE_RATE = 16_000
-HOP_SAMPLES = 160
-WINDOW_SAMPLES = 400
 MEL_BINS = 80
-FLOOR_LOG10 = -8.0
 
 
 def log_power(samples: Tensor) -> Tensor:
@@ -33,7 +31,7 @@ def log_power(samples: Tensor) -> Tensor:
     window = torch.hann_window(WINDOW_SAMPLES)
     spectrum = torch.stft(samples, WINDOW_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)[:, :-1]
     power = spectrum.abs().square().T @ _filters()
-    return power.clamp_min(1e-10).log10()
+    return power.clamp_min(LEAST_POWER).log10()
 
 
 def scale(log10_power: Tensor) -> Tensor:
@@ -41,13 +39,9 @@ def scale(log10_power: Tensor) -> Tensor:
     return (log10_power.clamp_min(FLOOR_LOG10) + 4.0) / 4.0
 
 
-_cached_filters: list[Tensor] = []
-
-
+@functools.cache
 def _filters() -> Tensor:
-    if not _cached_filters:
-        _cached_filters.append(mel_filters(WINDOW_SAMPLES, MEL_BINS, SAMPLE_RATE))
-    return _cached_filters[0]
+    return mel_filters(WINDOW_SAMPLES, MEL_BINS, SAMPLE_RATE)
 
 
 def read_mono(path: Path) -> np.ndarray:

@@ -20,9 +20,9 @@ from models.prompts import Prompts as PromptTexts
 from models.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
 from training.features import Clip, held_out, without_silence
 from training.speech_codes import SpokenText
+from training.voice_codes import RATES_HZ
 from training.world import DECLINE, confirm, parse_order, pool_turn, sample_turn
 
-RATES_HZ = (12.5, 8.0, 6.25, 5.0, 4.0)
 IGNORE = -100
 PROMPTS = PromptTexts(
     perceives="",

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from training import voice_codes
 from training.voice_data import SAMPLE_RATE_HZ, VoiceClip
 
 CODEC_HZ = 12.5
@@ -41,15 +42,10 @@ class SpokenText:
 def load_codes(folder: Path) -> list[SpokenText]:
     """Every trained recording of a voice folder with its codes at all rates (`codes_RATE.npz`)."""
     clips = [msgspec.json.decode(line, type=VoiceClip) for line in (folder / "index.jsonl").read_bytes().splitlines()]
-    stores = {float(path.stem.removeprefix("codes_")): np.load(path) for path in sorted(folder.glob("codes_*.npz"))}
-    arrays = {rate: (store["codes"], store["durations"], store["first"]) for rate, store in stores.items()}
-    spoken = []
-    for index, clip in enumerate(clips):
-        if clip.part not in TRAINED_PARTS:
-            continue
-        codes = {
-            rate: (c[first[index] : first[index + 1]], d[first[index] : first[index + 1]])
-            for rate, (c, d, first) in arrays.items()
-        }
-        spoken.append(SpokenText(clip.text, codes, clip.words))
-    return spoken
+    rates = [float(path.stem.removeprefix("codes_")) for path in sorted(folder.glob("codes_*.npz"))]
+    stores = {rate: voice_codes.load_codes(folder, rate) for rate in rates}
+    return [
+        SpokenText(clip.text, {rate: store.clip(index) for rate, store in stores.items()}, clip.words)
+        for index, clip in enumerate(clips)
+        if clip.part in TRAINED_PARTS
+    ]

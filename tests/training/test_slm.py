@@ -16,9 +16,10 @@ from models.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
 from streaming.encoder import BlockCausalEncoder, EncoderConfig
 from training.features import Clip
 from training.slm import SlmConfig, SlmTraining
-from training.slm_data import IGNORE, RATES_HZ, Examples, Item, speech_streams, speech_targets, word_of_tokens
+from training.slm_data import IGNORE, Examples, Item, speech_streams, speech_targets, word_of_tokens
 from training.slm_model import MAX_GROUP, group_lengths
 from training.speech_codes import SpokenText
+from training.voice_codes import RATES_HZ
 from training.world import DECLINE, Order, confirm, pool_turn
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "embedded" / "tokenizer.json"
