@@ -75,7 +75,8 @@ def _input(model: Pipeline, clips: list[Tensor], hz: float) -> dict[str, float]:
     for frames in clips:
         state = controller.next_utterance(state)
         found.append(controller.whole(neighbour_similarity(frames).numpy(), state, hz))
-        exact.append(group_frames(frames, hz, base_hz, max_group=controller.max_group).starts.numpy())
+        exact.append(np.zeros(len(frames), dtype=np.bool_))
+        exact[-1][group_frames(frames, hz, base_hz, max_group=controller.max_group).starts.numpy()] = True
     realised = [float(starts.mean() * base_hz) for starts in found]
     long = [rate for rate, frames in zip(realised, clips, strict=True) if len(frames) >= LONG_CLIP_S * base_hz]
     groups, total = sum(int(starts.sum()) for starts in found), sum(len(frames) for frames in clips)

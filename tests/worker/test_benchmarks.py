@@ -36,7 +36,9 @@ def test_rates_are_met_and_compared_with_top_k() -> None:
     report = rates.run(pipeline(), CLIPS, sentences=1)
     assert [row["requested_hz"] for row in report["input"]] == [12.5, 8.0, 6.25, 5.0, 4.0]
     for row in report["input"]:
-        assert abs(row["realised_hz"] / row["requested_hz"] - 1) < 0.06 and 0.3 < row["boundary_agreement"] <= 1
+        assert abs(row["realised_hz"] / row["requested_hz"] - 1) < 0.06
+    # Every other frame starts a group of the stream, so hardly any boundary of the top-k is further than one away.
+    assert report["input"][0]["boundary_agreement"] > 0.9
     assert report["step_ratio"] > 0 and report["time_ratio"] > 0
 
 
