@@ -148,6 +148,11 @@ def _complete(place: Path, part: HubFolder) -> bool:
     return all(any(place.glob(name)) for name in needed)
 
 
+def is_hub_id(spec: str) -> bool:
+    """Whether `spec` has the form of a hub id and names no directory here."""
+    return _HUB_ID.match(spec) is not None and not spec.startswith((".", "/")) and not Path(spec).is_dir()
+
+
 def _hub_id(spec: str) -> tuple[str, str | None]:
     match = _HUB_ID.match(spec)
     if match is None or spec.startswith((".", "/")):

@@ -23,6 +23,7 @@ from models.hub import (
     find_codec,
     find_part,
     is_embedded,
+    is_hub_id,
 )
 from models.omni_checkpoint import check_omni_encoder
 from models.qwen2 import DecoderConfig
@@ -108,11 +109,19 @@ class _Findings:
 
 def take_inventory(spec: str) -> Inventory:
     """Of 'embedded', a directory or a hub id, without fetching anything; raises `CheckpointError` for no model."""
-    directory = find_checkpoint(spec, offline=True)
-    if is_embedded(spec, directory):
-        return _embedded(spec, directory)
     found = _Findings([], {})
-    _check_language_model(found, directory)
+    directory: Path | None = None
+    try:
+        directory = find_checkpoint(spec, offline=True)
+    except CheckpointError as error:
+        if not is_hub_id(spec):
+            raise
+        # What goes with it may be here already.
+        found.parts.append(Part("language model", "", 0, str(error)))
+    if directory is not None:
+        if is_embedded(spec, directory):
+            return _embedded(spec, directory)
+        _check_language_model(found, directory)
 
     def encoder() -> tuple[Path, Iterable[Path], int]:
         return _omni(found, find_part(directory, AUDIO_ENCODER, offline=True))

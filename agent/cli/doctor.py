@@ -163,7 +163,7 @@ def _model(spec: str, sessions: int) -> list[Finding]:
             findings.append(Finding(part.what, "missing", part.problem, mend))
         else:
             findings.append(Finding(part.what, "ok", f"{_size(part.file_bytes)} in {part.where}"))
-    if not inventory.embedded:
+    if not inventory.embedded and inventory.parts[0].where:
         findings += _prompt(Path(inventory.parts[0].where))
     return findings + (_expectations(inventory.sizes, inventory.embedded, sessions) if inventory.sizes else [])
 

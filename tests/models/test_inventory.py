@@ -87,7 +87,10 @@ def test_doctor_of_no_model(tmp_path: Path) -> None:
     result = run("--model", tmp_path / "nothing", "--json")
     assert result.exit_code == 1 and "is no model" in findings(result)["model"]["detail"]
     uncached = run("--model", "ORG/NAME", "--json")
-    assert uncached.exit_code == 1 and "hf download ORG/NAME" in findings(uncached)["model"]["detail"]
+    found = findings(uncached)
+    assert uncached.exit_code == 1 and "hf download ORG/NAME" in found["language model"]["detail"]
+    for what, repository in (("codec", "jiaqili3/flexicodec"), ("vocoder", "amphion/dualcodec-tts")):
+        assert found[what]["verdict"] == "missing" and f"hf download {repository}" in found[what]["detail"]
 
 
 def test_speed_is_memory_for_steps_and_arithmetic_for_sound() -> None:
