@@ -109,7 +109,7 @@ def test_speech_tokens_come_at_the_requested_rate(model: Pipeline, output_hz: fl
         for drink in ("large latte with soy milk", "small dark roast coffee", "double shot mocha with brown sugar")
     ]
     realised = 12.5 * sum(s.speech_tokens for s in spoken) / sum(s.speech_frames for s in spoken)
-    assert abs(realised / output_hz - 1) < 0.1
+    assert abs(realised / output_hz - 1) < 0.15, "over three sentences; `agogic bench rates` measures it over many"
 
 
 def test_addition_to_an_order_remembers_the_rest_of_it(model: Pipeline) -> None:
