@@ -28,7 +28,10 @@ from training.slm import (
 
 
 class AssembleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`slm` configured the run whose `checkpoint` (its own, or that of the Talker's stage) is assembled."""
+
     slm: str
+    checkpoint: str
     directory: str
 
 
@@ -72,7 +75,7 @@ def embedded_config(vocabulary: int, slm: SlmConfig) -> FlexiSLMConfig:
 def assemble(config: AssembleConfig) -> None:
     """Writes config.json, model.safetensors, tokenizer.json (kept) and encoder.safetensors."""
     slm = msgspec.toml.decode(Path(config.slm).read_bytes(), type=SlmConfig)
-    run = SlmTraining(slm)
+    run = SlmTraining(msgspec.structs.replace(slm, output=config.checkpoint))
     trained, encoder = run.averaged()
     vocabulary = run.data.tokenizer.get_vocab_size()
     model = FlexiSLM(embedded_config(vocabulary, slm), EncoderConfig().hidden_size)
