@@ -37,12 +37,11 @@ STEPS, WRITTEN_STEPS = 60, 40
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Voices are cached in a folder of the tests' own."""
-    folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +142,10 @@ def test_causal_weights_are_merged_while_the_user_speaks(tmp_path: Path, directo
     assert ask(model, 8.0).stats.text_tokens
 
 
-def test_a_voice_is_made_once(directory: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_voice_is_made_once(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     load_model(str(directory))
-    assert len(list((cache / "agogic" / "voices").iterdir())) == 1
+    assert len(list((tmp_path / "agogic" / "voices").iterdir())) == 1
     monkeypatch.setattr("models.official_voice.load_flexicodec", lambda files: pytest.fail("the codec was read again"))
     load_model(str(directory))
 
