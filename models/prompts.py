@@ -25,7 +25,7 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     perceives: for audio in or speech out; text: for text alone; transcribe: for the recognition request.
     asks_transcript, asks_repetition: what the user turn says before the audio or the sentence in these tasks.
     history: which earlier turns stand in the prompt. The official models were trained with none, the embedded one with
-    the assistant's last answer, which restates all that matters.
+    the assistant's last two answers, which restate all that matters.
     instructable: the caller's instructions may replace the system message.
     """
 
@@ -37,7 +37,7 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transcribe: str = "You are a speech recognition model."
     asks_transcript: str = TRANSCRIBE
     asks_repetition: str = REPEAT
-    history: Literal["none", "last_answer", "all"] = "none"
+    history: Literal["none", "last_answer", "last_two_answers", "all"] = "none"
     instructable: bool = True
 
 
@@ -87,7 +87,8 @@ def _kept(history: Sequence[PastTurn], prompts: Prompts) -> Sequence[PastTurn]:
     if prompts.history == "all":
         return history
     answers = [turn for turn in history if turn.role == "assistant" and turn.text]
-    return answers[-1:] if prompts.history == "last_answer" else []
+    count = {"none": 0, "last_answer": 1, "last_two_answers": 2}[prompts.history]
+    return answers[max(0, len(answers) - count) :]
 
 
 def repeat_request(sentence: str, prompts: Prompts | None = None) -> str:

@@ -53,7 +53,9 @@ __all__ = [
 
 
 class SlmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`text_minutes` of training precede the spoken prompts; weights of losses as in FlexiSLM but for the alignment."""
+    """`text_minutes` of training precede the spoken prompts; weights of losses as in FlexiSLM but for the alignment.
+
+    A run begins from the averaged weights of the checkpoint `start_from`, if one is named."""
 
     speech: str
     clips: str
@@ -62,6 +64,7 @@ class SlmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoder: str
     codes: str
     output: str
+    start_from: str = ""
     text_minutes: float = 0.0
     minutes: float = 45.0
     finetune_encoder_from: float = 1.0
@@ -112,7 +115,9 @@ class SlmTraining:
         self.checkpoint = Path(config.output)
         if self.checkpoint.exists():
             self._resume()
-        if self.minutes <= config.text_minutes:
+        elif config.start_from:
+            self._start_from(Path(config.start_from))
+        if not config.start_from and self.minutes <= config.text_minutes:
             # The recogniser may train on while Thinker and Talker learn from text; its latest weights count.
             self.encoder.load_state_dict(torch.load(config.encoder, weights_only=False)["average"])
             self.average |= {f"encoder.{n}": p.detach().clone() for n, p in self.encoder.named_parameters()}
@@ -128,6 +133,12 @@ class SlmTraining:
         self.encoder_optimizer.load_state_dict(saved["encoder_optimizer"])
         self.average = saved["average"]
         self.step, self.minutes = saved["step"], saved["minutes"]
+
+    def _start_from(self, checkpoint: Path) -> None:
+        self.average = torch.load(checkpoint, weights_only=False)["average"]
+        with torch.no_grad():
+            for name, parameter in self._named():
+                parameter.copy_(self.average[name])
 
     def save(self) -> None:
         partial = self.checkpoint.with_suffix(".partial")
@@ -304,7 +315,7 @@ class SlmTraining:
     def test(self, input_hz: float = 12.5, limit: int = 77) -> float:
         """Share of held-out recordings whose slots the answer restates exactly."""
         model, encoder = self.averaged()
-        before, after = self.data.prompts.around("", "", audio=True)
+        before, after = self.data.prompts.around([], "", audio=True)
         right, text = 0, ""
         for clip, slots in self.data.tests[:limit]:
             frames = encoder(scale(torch.from_numpy(clip.mel.astype(np.float32)))[None])[0]

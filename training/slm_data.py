@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,19 +19,32 @@ from torch import Tensor
 from models.prompts import PastTurn, chat_prompt, repeat_request
 from models.prompts import Prompts as PromptTexts
 from models.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
+from training.conversations import KINDS, after_another_order, answers_before, kind, turn_of_kind
 from training.features import Clip, held_out, without_silence
 from training.speech_codes import SpokenText
 from training.voice_codes import RATES_HZ
-from training.world import DECLINE, confirm, parse_order, pool_turn, sample_turn
+from training.world import DECLINE, confirm, parse_order, pool_turn
 
 IGNORE = -100
+KIND_SHARES = {
+    "order": 0.24,
+    "change": 0.26,
+    "price": 0.13,
+    "closing": 0.09,
+    "cancel": 0.03,
+    "repeat": 0.07,
+    "small talk": 0.11,
+    "decline": 0.07,
+}
+"""How often each kind of turn is drawn: what depends on earlier answers far more often than customers say it."""
+
 PROMPTS = PromptTexts(
     perceives="",
     text="",
     transcribe="",
     asks_transcript="Transcribe:",
     asks_repetition="Repeat:",
-    history="last_answer",
+    history="last_two_answers",
     instructable=False,
 )
 
@@ -58,9 +72,9 @@ class Prompts:
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids
 
-    def around(self, history: str, user_text: str, *, audio: bool) -> tuple[list[int], list[int]]:
-        """Text ids before and after the audio; `history` is the last answer, "" where there is none."""
-        past = [PastTurn("assistant", history)] if history else []
+    def around(self, answers: Sequence[str], user_text: str, *, audio: bool) -> tuple[list[int], list[int]]:
+        """Text ids before and after the audio; `answers` are those given before, oldest first."""
+        past = [PastTurn("assistant", answer) for answer in answers]
         prompt = chat_prompt(user_text, audio=audio, speech=True, history=past, prompts=PROMPTS)
         return self.ids(prompt.before), self.ids(prompt.after)
 
@@ -84,6 +98,10 @@ class Examples:
         self.prompts = Prompts(tokenizer)
         self.synthetic = synthetic
         self.pool = [clip for clip in synthetic if clip.seed is not None]
+        self.pool_of_kind: dict[str, list[Clip]] = {what: [] for what in KINDS}
+        for clip in self.pool:
+            assert clip.seed is not None
+            self.pool_of_kind[kind(pool_turn(clip.seed))].append(clip)
         self.general = [clip for clip in synthetic if clip.seed is None]
         self.recordings = [pair for pair in recordings if not held_out(pair[0].name)]
         self.trimmed = [(replace(clip, mel=without_silence(clip.mel)), slots) for clip, slots in self.recordings]
@@ -96,11 +114,14 @@ class Examples:
 
     def draw(self, with_audio: bool) -> Item:
         draw = self.rng.random()
-        if with_audio and draw < 0.70:
+        if with_audio and draw < 0.66:
             return self._spoken_turn()
-        if draw < 0.86 and self.spoken:
+        if draw < 0.81 and self.spoken:
             return self._repeat()
         return self._written_turn()
+
+    def _kind(self) -> str:
+        return self.rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
 
     def _item(self, before: list[int], after: list[int], text: str, clip: Clip | None) -> Item:
         speech, output_hz = None, self.rng.choice(RATES_HZ)
@@ -114,38 +135,41 @@ class Examples:
 
     def _spoken_turn(self) -> Item:
         draw = self.rng.random()
-        if draw < 0.55:
+        if draw < 0.45:
             clip, slots = self.rng.choice(self.trimmed if self.rng.random() < 0.75 else self.recordings)
-            before, after = self.prompts.around(self._history_before_order(), "", audio=True)
+            before, after = self.prompts.around(self._answers_before_order(), "", audio=True)
             return self._item(before, after, confirm(slots), clip)
-        if draw < 0.83:
-            clip = self.rng.choice(self.pool)
+        if draw < 0.86:
+            clip = self.rng.choice(self.pool_of_kind[self._kind()] or self.pool)
             assert clip.seed is not None
             turn = pool_turn(clip.seed)
-            before, after = self.prompts.around(turn.history, "", audio=True)
+            if self.rng.random() < 0.6:
+                turn = after_another_order(turn, self.rng)
+            before, after = self.prompts.around(answers_before(turn, self.rng), "", audio=True)
             return self._item(before, after, turn.reply, clip)
-        if draw < 0.88:
+        if draw < 0.90:
             clip = self.rng.choice(self.general)
-            history = "" if self.rng.random() < 0.5 else self._history_before_order()
-            before, after = self.prompts.around(history, "", audio=True)
+            before, after = self.prompts.around(self._answers_before_order(), "", audio=True)
             return self._item(before, after, DECLINE, clip)
         clip = self.rng.choice(self.synthetic)
-        before, after = self.prompts.around("", PROMPTS.asks_transcript, audio=True)
+        before, after = self.prompts.around([], PROMPTS.asks_transcript, audio=True)
         return self._item(before, after, clip.text, clip)
 
-    def _history_before_order(self) -> str:
-        if self.rng.random() < 0.7:
-            return ""
-        return pool_turn(self.rng.randrange(6000)).reply if self.rng.random() < 0.5 else "Hello, what can I get you?"
+    def _answers_before_order(self) -> list[str]:
+        if self.rng.random() < 0.6:
+            return []
+        if self.rng.random() < 0.4:
+            return ["Hello, what can I get you?"]
+        return [pool_turn(self.rng.randrange(6000)).reply for _ in range(self.rng.choice((1, 1, 2)))]
 
     def _repeat(self) -> Item:
         text = self.rng.choice(self.replies if self.rng.random() < 0.65 else self.other_speech)
-        before, after = self.prompts.around("", repeat_request(text, PROMPTS), audio=False)
+        before, after = self.prompts.around([], repeat_request(text, PROMPTS), audio=False)
         return self._item(before, after, text, None)
 
     def _written_turn(self) -> Item:
-        turn = pool_turn(self.rng.randrange(6000)) if self.spoken and self.rng.random() < 0.6 else sample_turn(self.rng)
-        before, after = self.prompts.around(turn.history, self._typed(turn.user), audio=False)
+        turn = turn_of_kind(self._kind(), self.rng)
+        before, after = self.prompts.around(answers_before(turn, self.rng), self._typed(turn.user), audio=False)
         return self._item(before, after, turn.reply, None)
 
     def _typed(self, text: str) -> str:

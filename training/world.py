@@ -76,8 +76,9 @@ _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
      "I recommend the house coffee."),
 )
 DECLINE = "Sorry, I can only help with coffee orders."
-_NOTHING_ORDERED = "You have not ordered anything yet. What can I get you?"
-_CANCELLED = "No problem, I cancelled your order."
+NOTHING_ORDERED = "You have not ordered anything yet. What can I get you?"
+CANCELLED = "No problem, I cancelled your order."
+SMALL_TALK_REPLIES = tuple(reply for _, reply in _SMALL_TALK)
 
 _OFF_TOPIC = (
     "what is the weather like {when}", "play some music by {name}", "call {name}", "set a timer for {number} minutes",
@@ -271,7 +272,7 @@ def sample_turn(rng: random.Random) -> Turn:
     order = sample_order(rng)
     history = (confirm if rng.random() < 0.7 else confirm_change)(order)
     if draw < 0.62:
-        earlier = "" if rng.random() < 0.7 else rng.choice([reply for _, reply in _SMALL_TALK] + [DECLINE])
+        earlier = "" if rng.random() < 0.7 else rng.choice([*SMALL_TALK_REPLIES, DECLINE])
         return Turn(earlier, say_order(order, rng), confirm(order), order)
     if draw < 0.78:
         said, changed = _change(order, rng)
@@ -281,7 +282,7 @@ def sample_turn(rng: random.Random) -> Turn:
             said = rng.choice(("how much is that", "how much is it", "what does it cost", "how much do i owe you",
                                "what is the price", "how much does that cost", "what do i owe you"))
             if rng.random() < 0.2:
-                return Turn("", said, _NOTHING_ORDERED, None)
+                return Turn("", said, NOTHING_ORDERED, None)
             return Turn(history, said, f"That is {price_text(order)}.", None)
         said = rng.choice(("no that's all", "that's all", "that's it", "no thank you", "no thanks", "nothing else",
                            "no that is all thanks", "that would be all", "no", "that's it thank you"))
@@ -289,7 +290,7 @@ def sample_turn(rng: random.Random) -> Turn:
     if draw < 0.87:
         if rng.random() < 0.5:
             said = rng.choice(("cancel my order", "cancel that", "never mind", "forget it", "please cancel my order"))
-            return Turn(history, said, _CANCELLED, None)
+            return Turn(history, said, CANCELLED, None)
         said = rng.choice(("can you repeat that", "what did you say", "say that again", "repeat that please", "pardon",
                            "sorry what"))
         return Turn(history, said, confirm(order), order)
