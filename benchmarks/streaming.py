@@ -129,7 +129,7 @@ def _flow_stream(flow: FlowDecoder, codes: Tensor, durations: Tensor) -> None:
 
 def _vocoder_stream(vocoder: Vocos, flow: FlowDecoder, mel: Tensor) -> None:
     state = vocoder.initial_state(1)
-    for piece in mel.split(flow.mel_frames, dim=1):
+    for piece in mel.split(flow.voicebox.config.chunk_frames, dim=1):
         _, state = vocoder.step(piece, state)
     vocoder.flush(state)
 

@@ -1,7 +1,7 @@
 """Voicebox: flow matching from speech codes to 50 Hz log-mel (flexicodec.md section 12).
 
 The official network sees the whole utterance and copies the speaker from a mel prompt; the embedded one, of the same
-classes, attends chunk by chunk (`chunk_frames`), reads its codes through `Unmerge`, and needs no prompt.
+classes, attends chunk by chunk, reads its codes through `Unmerge`, and needs no prompt.
 `flow_decoder.py` runs it chunk by chunk.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kernels.attention import attend
 from kernels.rope import rope_angles, rotate_half
+from streaming.chunk_plan import ChunkPlan
 from streaming.gated_mlp import GatedMLP
 from streaming.mel24k import MEL_BINS
 from streaming.unmerge import UPSAMPLING, Frames, Unmerge, UnmergeConfig, repeat_codes
@@ -25,7 +26,8 @@ _NORM_EPS = 1e-6
 
 class FlowConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Defaults are the official sizes. `chunk_frames` (50 Hz) 0 means full attention, else a frame sees its own chunk
-    and `context_chunks` before it; `unmerge` None means each code's embedding simply repeated.
+    and as many frames before it as `context_chunks` chunks hold; `unmerge` None means each code's embedding simply
+    repeated.
     """
 
     hidden: int = 1024
@@ -157,23 +159,32 @@ class Voicebox(nn.Module):
         self.diff_estimator = VelocityNetwork(config)
         self.unmerge = Unmerge(config.unmerge) if config.unmerge is not None else None
 
-    def condition(self, codes: Tensor, durations: Tensor) -> Tensor:
+    def condition(self, codes: Tensor, durations: Tensor, plan: ChunkPlan | None = None) -> Tensor:
         """codes and durations int64 [batch, G] (duration 0 = absent) -> [batch, 4 * frames, hidden]."""
         owner, position, duration, real = repeat_codes(durations)
         vectors = self.cond_emb(codes.gather(1, owner))
         if self.unmerge is None:
             return vectors.repeat_interleave(UPSAMPLING, dim=1)  # type: ignore[no-any-return]
-        return self.unmerge(Frames(vectors, position, duration, real))  # type: ignore[no-any-return]
+        layout = None if plan is None else plan.layout(real.shape[1])
+        return self.unmerge(Frames(vectors, position, duration, real), layout)  # type: ignore[no-any-return]
 
-    def mask(self, real: Tensor) -> Tensor | None:
+    def plan(self) -> ChunkPlan:
+        """Uniform chunks with the whole look-ahead of chunk-causal weights."""
+        assert self.unmerge is not None
+        return ChunkPlan((self.config.chunk_frames // UPSAMPLING,), (self.unmerge.config.look_ahead_frames,))
+
+    def mask(self, real: Tensor, plan: ChunkPlan | None = None) -> Tensor | None:
         """What each 50 Hz frame may see; real bool [batch, frames]. None where that is everything."""
         frames = real.shape[1]
-        chunk = self.config.chunk_frames
-        if chunk == 0:
+        if self.config.chunk_frames == 0:
             return None if bool(real.all()) else real[:, None, None, :]
-        number = torch.arange(frames, device=real.device) // chunk
-        behind = number[:, None] - number[None, :]
-        near = (behind >= 0) & (behind <= self.config.context_chunks)
+        layout = (plan or self.plan()).layout(-(-frames // UPSAMPLING))
+        start, end = (
+            edge.to(real.device).repeat_interleave(UPSAMPLING)[:frames, None] * UPSAMPLING
+            for edge in (layout.start, layout.end)
+        )
+        key = torch.arange(frames, device=real.device)
+        near = (key >= start - self.config.context_chunks * self.config.chunk_frames) & (key < end)
         own = torch.eye(frames, dtype=torch.bool, device=real.device)
         return near & real[:, None, None, :] | own
 
@@ -187,18 +198,20 @@ class Voicebox(nn.Module):
         guidance: float = 0.0,
         rescale: float = 0.75,
         real: Tensor | None = None,
+        plan: ChunkPlan | None = None,
     ) -> Tensor:
         """Mel [batch, T, 128] by `steps` Euler steps from `noise` [batch, T, 128].
 
         condition [batch, P + T, hidden] covers prompt and target; prompt [batch, P, 128] clean mel. Velocities are
         taken at the middle of each step's time. `guidance` > 0 extrapolates from an unconditional pass (without prompt)
         and pulls the result's spread back by `rescale`. `real` bool [batch, P + T] marks a padded batch's real frames.
+        `plan` cuts chunk-causal weights' answer otherwise than uniformly.
         """
         batch, frames = noise.shape[:2]
         held = condition.shape[1] - frames
         everything = torch.ones(batch, condition.shape[1], dtype=torch.bool, device=noise.device)
-        mask = self.mask(everything if real is None else real)
-        bare_mask = self.mask((everything if real is None else real)[:, held:])
+        mask = self.mask(everything if real is None else real, plan)
+        bare_mask = self.mask((everything if real is None else real)[:, held:], plan)
         x = noise
         for index in range(steps):
             t = torch.full((batch,), (index + 0.5) / steps, device=noise.device)

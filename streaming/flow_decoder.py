@@ -1,8 +1,8 @@
 """The embedded flow decoder chunk by chunk: duration-tagged codes in, 50 Hz mel out, equal to the whole at once.
 
-`CodeFrames` collects one session's codes and cuts them into chunks of fixed size; `FlowDecoder.step` turns one chunk of
-every active row into mel. A chunk needs its own frames and a short look-ahead of the next ones; at the end of speech
-what is missing is marked as not real.
+`CodeFrames` collects one session's codes and cuts them into chunks as a `ChunkPlan` says; `FlowDecoder.step` turns one
+chunk of every active row into mel. A chunk comes with its own frames and the network's look-ahead of the next ones;
+what the plan hides of these, and what is missing at the end of speech, is marked as not real.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from streaming.chunk_plan import ChunkPlan
 from streaming.flow import Voicebox
 from streaming.mel24k import MEL_BINS
 from streaming.module import StreamingModule, keep_inactive
@@ -56,17 +57,18 @@ class FlowChunk:
         parts = [(row.codes, row.position, row.duration, row.real) for row in rows]
         return FlowChunk(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def real_frames(self, chunk_frames: int) -> list[int]:
+    def real_frames(self, look_ahead_frames: int) -> list[int]:
         """12.5 Hz frames of each row that the chunk itself renders; four mel frames come of each."""
-        return [int(n) for n in self.real[:, :chunk_frames].sum(1)]
+        return [int(n) for n in self.real[:, : self.real.shape[1] - look_ahead_frames].sum(1)]
 
 
 class CodeFrames:
-    """One session's codes on their way into chunks. `chunk_frames` and `look_ahead_frames` are at 12.5 Hz."""
+    """One session's codes on their way into chunks; every chunk has room for the network's `look_ahead_frames`."""
 
-    def __init__(self, chunk_frames: int, look_ahead_frames: int, codebook_size: int) -> None:
-        self.chunk_frames, self.look_ahead_frames, self.codebook_size = chunk_frames, look_ahead_frames, codebook_size
+    def __init__(self, plan: ChunkPlan, look_ahead_frames: int, codebook_size: int) -> None:
+        self.plan, self.look_ahead_frames, self.codebook_size = plan, look_ahead_frames, codebook_size
         self._waiting: deque[tuple[int, int, int]] = deque()
+        self._chunks = 0
         self._ended = False
 
     def push(self, code: int, duration_frames: int) -> None:
@@ -78,17 +80,25 @@ class CodeFrames:
         """No more codes will come."""
         self._ended = True
 
+    @property
+    def ready(self) -> bool:
+        """Whether `take` has a chunk."""
+        wanted = self.plan.length(self._chunks) + self.plan.ahead(self._chunks)
+        return bool(self._waiting) and (self._ended or len(self._waiting) >= wanted)
+
     def take(self) -> FlowChunk | None:
         """The next chunk as one row, or None while codes are missing or nothing is left."""
-        wanted = self.chunk_frames + self.look_ahead_frames
-        if not self._waiting or (len(self._waiting) < wanted and not self._ended):
+        if not self.ready:
             return None
-        rows = list(self._waiting)[:wanted]
-        for _ in range(min(self.chunk_frames, len(self._waiting))):
+        length, ahead = self.plan.length(self._chunks), self.plan.ahead(self._chunks)
+        rows = list(self._waiting)[: length + ahead]
+        for _ in range(min(length, len(self._waiting))):
             self._waiting.popleft()
-        table = torch.zeros(3, 1, wanted, dtype=torch.int64)
+        self._chunks += 1
+        width = length + self.look_ahead_frames
+        table = torch.zeros(3, 1, width, dtype=torch.int64)
         table[:, 0, : len(rows)] = torch.tensor(rows).T
-        return FlowChunk(table[0], table[1], table[2], (torch.arange(wanted) < len(rows)).unsqueeze(0))
+        return FlowChunk(table[0], table[1], table[2], (torch.arange(width) < len(rows)).unsqueeze(0))
 
 
 @dataclass
@@ -100,11 +110,14 @@ class FlowState:
 
 
 class FlowDecoder(StreamingModule[FlowState]):
-    """A chunk-causal Voicebox with its dials. `step` gives [rows, chunk_frames, 128]."""
+    """A chunk-causal Voicebox with its dials. `step` gives [rows, 4 * frames of the chunk, 128].
+
+    Chunks follow `plan`, uniform ones with the whole look-ahead by default. Raises ValueError.
+    """
 
     noise: Tensor
 
-    def __init__(self, voicebox: Voicebox, dials: FlowDials) -> None:
+    def __init__(self, voicebox: Voicebox, dials: FlowDials, plan: ChunkPlan | None = None) -> None:
         super().__init__()
         config = voicebox.config
         if voicebox.unmerge is None or config.chunk_frames == 0 or config.chunk_frames % UPSAMPLING:
@@ -113,9 +126,10 @@ class FlowDecoder(StreamingModule[FlowState]):
                 f"not {config.chunk_frames}"
             )
         self.voicebox, self.unmerge, self.dials = voicebox, voicebox.unmerge, dials
-        self.mel_frames = config.chunk_frames
-        self.code_frames = config.chunk_frames // UPSAMPLING
+        self.plan = plan or voicebox.plan()
         self.look_ahead_frames = voicebox.unmerge.config.look_ahead_frames
+        if max(self.plan.look_ahead) > self.look_ahead_frames:
+            raise ValueError(f"these weights look {self.look_ahead_frames} frames ahead, not {self.plan.look_ahead}")
         self.context = config.context_chunks * config.chunk_frames
         # Noise belongs to the absolute frame, so that neither chunking nor neighbours can change it.
         noise = torch.randn(_NOISE_FRAMES, MEL_BINS, generator=torch.Generator().manual_seed(0))
@@ -123,15 +137,17 @@ class FlowDecoder(StreamingModule[FlowState]):
 
     def frames(self) -> CodeFrames:
         """An empty collector for a new utterance."""
-        return CodeFrames(self.code_frames, self.look_ahead_frames, self.voicebox.config.codebook_size)
+        return CodeFrames(self.plan, self.look_ahead_frames, self.voicebox.config.codebook_size)
 
     def forward(self, codes: Tensor, durations: Tensor) -> Tensor:
         """codes and durations int64 [batch, G], durations 0 where absent -> mel [batch, 4 * frames, 128]."""
-        condition = self.voicebox.condition(codes, durations)
+        condition = self.voicebox.condition(codes, durations, self.plan)
         length = durations.sum(1, keepdim=True) * UPSAMPLING
         index = torch.arange(condition.shape[1], device=condition.device)
         start = self.noise[index % _NOISE_FRAMES].expand(condition.shape[0], -1, -1) * self.dials.noise_scale
-        return self.voicebox.solve(condition, start.to(condition.dtype), steps=self.dials.steps, real=index < length)
+        return self.voicebox.solve(
+            condition, start.to(condition.dtype), steps=self.dials.steps, real=index < length, plan=self.plan
+        )
 
     def initial_state(self, batch: int) -> FlowState:
         config, weight = self.voicebox.config, self.voicebox.cond_emb.weight
@@ -148,8 +164,10 @@ class FlowDecoder(StreamingModule[FlowState]):
         """Mel of the chunk; of a last chunk only the first 4 * real frames mean anything."""
         vectors = self.voicebox.cond_emb(x.codes)
         condition, unmerge = self.unmerge.step(Frames(vectors, x.position, x.duration, x.real), state.unmerge)
-        mask = self._mask(x.real, state.frames)
-        frame = (state.frames[:, None] + torch.arange(self.mel_frames, device=vectors.device)) % _NOISE_FRAMES
+        real = x.real[:, : x.real.shape[1] - self.look_ahead_frames].repeat_interleave(UPSAMPLING, dim=1)
+        mask = self._mask(real, state.frames)
+        frames = real.shape[1]
+        frame = (state.frames[:, None] + torch.arange(frames, device=vectors.device)) % _NOISE_FRAMES
         mel = (self.noise[frame] * self.dials.noise_scale).to(vectors.dtype)
         keys, values = [], []
         network, steps = self.voicebox.diff_estimator, self.dials.steps
@@ -160,16 +178,16 @@ class FlowDecoder(StreamingModule[FlowState]):
             mel = mel + velocity / steps
             keys.append(self._newest(past[0], key))
             values.append(self._newest(past[1], value))
-        new = FlowState(state.frames + self.mel_frames, unmerge, torch.stack(keys, 1), torch.stack(values, 1))
+        new = FlowState(state.frames + frames, unmerge, torch.stack(keys, 1), torch.stack(values, 1))
         return mel, keep_inactive(new, state, active)
 
     def _newest(self, past: Tensor, present: Tensor) -> Tensor:
-        return torch.cat((past, present), dim=3)[:, :, :, self.mel_frames :]
+        return torch.cat((past, present), dim=3)[:, :, :, present.shape[3] :]
 
     def _mask(self, real: Tensor, seen: Tensor) -> Tensor:
-        """[rows, 1, chunk, context + chunk]: cached frames that exist, and the real frames of the chunk."""
+        """[rows, 1, frames, context + frames]: cached frames that exist, and the chunk's real ones [rows, frames]."""
+        frames = real.shape[1]
         age = torch.arange(self.context, 0, -1, device=real.device)
-        cached = (age <= seen[:, None]).unsqueeze(1).expand(-1, self.mel_frames, -1)
-        present = real[:, : self.code_frames].repeat_interleave(UPSAMPLING, dim=1)
-        own = torch.eye(self.mel_frames, dtype=torch.bool, device=real.device)
-        return torch.cat((cached, present.unsqueeze(1) | own), dim=2).unsqueeze(1)
+        cached = (age <= seen[:, None]).unsqueeze(1).expand(-1, frames, -1)
+        own = torch.eye(frames, dtype=torch.bool, device=real.device)
+        return torch.cat((cached, real.unsqueeze(1) | own), dim=2).unsqueeze(1)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streaming.chunk_plan import Layout
 from streaming.convnext import HISTORY, ConvNeXtBlock
 from streaming.module import StreamingModule, keep_inactive
 from streaming.transformer import ProjectedTransformer, TransformerConfig, TransformerState
@@ -85,13 +86,16 @@ class Unmerge(StreamingModule[UnmergeState]):
             )
         )
         self.unfold = nn.Linear(dim, UPSAMPLING * dim)
-        self.smoothing = nn.ModuleList(
-            ConvNeXtBlock(dim, 2 * dim, causal=True) for _ in range(config.smoothing_blocks)
-        )
+        self.smoothing = nn.ModuleList(ConvNeXtBlock(dim, 2 * dim, causal=True) for _ in range(config.smoothing_blocks))
 
-    def forward(self, x: Frames) -> Tensor:
+    def forward(self, x: Frames, layout: Layout | None = None) -> Tensor:
+        """With a `layout`, frames at the end of a chunk look no further than it says."""
         embedded = F.pad(self._embed(x), (1, self.config.look_ahead_frames))
-        y = self.unfold_frames(self.transformer(self.look_ahead(embedded).transpose(1, 2)))
+        if layout is None:
+            seen = self.look_ahead(embedded).transpose(1, 2)
+        else:
+            seen = self._look_ahead_within(embedded, layout)
+        y = self.unfold_frames(self.transformer(seen))
         for block in self.smoothing:
             y = block(y)
         return y
@@ -116,6 +120,15 @@ class Unmerge(StreamingModule[UnmergeState]):
             pasts.append(past)
         new = UnmergeState(embedded[:, :, consumed : consumed + 1], transformer, tuple(pasts))
         return y, keep_inactive(new, state, active)
+
+    def _look_ahead_within(self, embedded: Tensor, layout: Layout) -> Tensor:
+        """The look-ahead convolution, [batch, frames, dim], on zeros wherever a chunk may not look."""
+        width = self.look_ahead.kernel_size[0]
+        windows = embedded.unfold(2, width, 1)
+        place = torch.arange(windows.shape[2])[:, None] - 1 + torch.arange(width)
+        windows = windows * (place < layout.visible[:, None]).to(embedded.device)
+        flat = windows.transpose(1, 2).flatten(2)
+        return F.linear(flat, self.look_ahead.weight.flatten(1), self.look_ahead.bias)
 
     def unfold_frames(self, y: Tensor) -> Tensor:
         return self.unfold(y).unflatten(2, (UPSAMPLING, -1)).flatten(1, 2)

@@ -2,7 +2,8 @@
 
 It starts from the codec's own decoder (`Unmerge`, mel head, the codes' vectors). The solver takes few steps and names
 each by the middle of its time, so training shows it exactly those states: for a step i of n, the sample at time i/n
-with the label (i + 1/2)/n. The noise has a random size, 0 included, since the size is a dial when speaking.
+with the label (i + 1/2)/n. The noise has a random size, 0 included, since the size is a dial when speaking. Half of the
+batches are cut into chunks of random lengths with random look-ahead, so that an answer may begin with short ones.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streaming.chunk_plan import ChunkPlan
 from streaming.flow import FlowConfig, Voicebox
 from streaming.voice_files import load_codec, load_flow, save_network
 from training.codec import mel_loss, phone_loss
@@ -24,6 +26,8 @@ from training.voice_loop import Progress
 
 STEP_COUNTS = (1, 2, 4, 8)
 DECODED_CLIPS = 1200
+HASTY = ChunkPlan((1,), (0,))
+"""The hardest cut: every frame by itself."""
 
 
 class FlowTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +69,8 @@ class FlowTrainer(nn.Module):
         self, codes: Tensor, durations: Tensor, batch: VoiceBatch, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Velocity and its target [batch, 4 L, 128], regression mel, phone logits."""
-        condition = self.voicebox.condition(codes, durations)
+        plan = random_plan(rng, self.voicebox.plan()) if rng.random() < 0.5 else None
+        condition = self.voicebox.condition(codes, durations, plan)
         count = len(batch.frames)
         steps = rng.choice(STEP_COUNTS, count, p=(0.2, 0.4, 0.3, 0.1))
         index = (rng.random(count) * steps).astype(np.int64)
@@ -74,9 +79,17 @@ class FlowTrainer(nn.Module):
         size = torch.from_numpy(np.where(rng.random(count) < 0.2, 0.0, rng.random(count))).float().view(-1, 1, 1)
         noise = torch.randn_like(batch.mel) * size
         state = (1 - now) * noise + now * batch.mel
-        mask = self.voicebox.mask(batch.real.repeat_interleave(MEL_PER_FRAME, dim=1))
+        mask = self.voicebox.mask(batch.real.repeat_interleave(MEL_PER_FRAME, dim=1), plan)
         velocity = self.voicebox.diff_estimator(state, label, condition, mask)
         return velocity, batch.mel - noise, self.mel_head(condition), self.phones_of_sound(condition)
+
+
+def random_plan(rng: np.random.Generator, longest: ChunkPlan) -> ChunkPlan:
+    """Chunks and look-ahead up to those of `longest`, drawn anew for each of the first 64 chunks."""
+    return ChunkPlan(
+        tuple(rng.integers(1, longest.lengths[0], 64, endpoint=True).tolist()),
+        tuple(rng.integers(0, longest.look_ahead[0], 64, endpoint=True).tolist()),
+    )
 
 
 def velocity_loss(velocity: Tensor, target: Tensor, batch: VoiceBatch) -> Tensor:
@@ -87,21 +100,24 @@ def velocity_loss(velocity: Tensor, target: Tensor, batch: VoiceBatch) -> Tensor
 
 @torch.no_grad()
 def evaluate(voicebox: Voicebox, voice: VoiceSet, stores: dict[float, CodeStore], chosen: list[int]) -> str:
-    """Held-out mel L1 at each rate: from no noise in one step, and from half the noise in two."""
+    """Held-out mel L1 at each rate: from no noise in one step, from half the noise in two, and the first in `HASTY`
+    chunks."""
     shown = []
     for rate_hz, store in stores.items():
-        errors = {"mean": 0.0, "2 steps": 0.0}
+        errors = {"mean": 0.0, "2 steps": 0.0, "hasty": 0.0}
         frames = 0.0
         for first in range(0, len(chosen), 20):
             part = chosen[first : first + 20]
             batch = collate(voice, part)
             codes, durations = pad_codes([store.clip(index) for index in part])
-            condition = voicebox.condition(codes, durations)
             real = batch.real.repeat_interleave(MEL_PER_FRAME, dim=1)
             frames += float(real.sum())
-            for name, noise, steps in (("mean", 0.0, 1), ("2 steps", 0.5, 2)):
+            for name, noise, steps, plan in (
+                ("mean", 0.0, 1, None), ("2 steps", 0.5, 2, None), ("hasty", 0.0, 1, HASTY)
+            ):  # fmt: skip
+                condition = voicebox.condition(codes, durations, plan)
                 start = torch.randn(batch.mel.shape, generator=torch.Generator().manual_seed(1)) * noise
-                mel = voicebox.solve(condition, start, steps=steps, real=real)
+                mel = voicebox.solve(condition, start, steps=steps, real=real, plan=plan)
                 errors[name] += float(((mel - batch.mel).abs().mean(2) * real).sum())
         shown.append(f"{rate_hz:g} Hz: " + ", ".join(f"{name} {error / frames:.3f}" for name, error in errors.items()))
     return "; ".join(shown)

@@ -76,14 +76,12 @@ class EmbeddedVoiceStream:
         self._flow = voice.flow.initial_state(1)
         self._vocoder = voice.vocoder.initial_state(1)
         self._late = voice.vocoder.delay_samples
-        self._unrendered_frames = 0
         self._ended = False
         self._flushed = False
 
     @property
     def ready(self) -> bool:
-        wanted = self._voice.flow.code_frames + self._voice.flow.look_ahead_frames
-        return self._unrendered_frames >= wanted or (self._ended and not self._flushed)
+        return self._frames.ready or (self._ended and not self._flushed)
 
     @property
     def finished(self) -> bool:
@@ -91,7 +89,6 @@ class EmbeddedVoiceStream:
 
     def push(self, code: int, duration_frames: int) -> None:
         self._frames.push(code, duration_frames)
-        self._unrendered_frames += duration_frames
 
     def end(self) -> None:
         self._frames.end()
@@ -104,10 +101,9 @@ class EmbeddedVoiceStream:
         if chunk is None:
             return self._flush(started)
         mel, self._flow = self._voice.flow.step(chunk, self._flow)
-        frames = chunk.real_frames(self._voice.flow.code_frames)[0]
+        frames = chunk.real_frames(self._voice.flow.look_ahead_frames)[0]
         made = time.perf_counter()
         sound, self._vocoder = self._voice.vocoder.step(mel[:, : UPSAMPLING * frames], self._vocoder)
-        self._unrendered_frames -= frames
         self.flow_ms += (made - started) * 1e3
         self.vocoder_ms += (time.perf_counter() - made) * 1e3
         return self._give(sound[0].numpy())

@@ -39,7 +39,7 @@ def stream(flow: FlowDecoder, vocoder: Vocos, codes: Tensor, durations: Tensor) 
     frames.end()
     while (chunk := frames.take()) is not None:
         mel, mel_state = flow.step(chunk, mel_state)
-        sound, sound_state = vocoder.step(mel[:, : 4 * chunk.real_frames(flow.code_frames)[0]], sound_state)
+        sound, sound_state = vocoder.step(mel[:, : 4 * chunk.real_frames(flow.look_ahead_frames)[0]], sound_state)
         made.append(sound)
     return torch.cat([*made, vocoder.flush(sound_state)[0]], 1)[0, vocoder.delay_samples :]
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from streaming.chunk_plan import ChunkPlan
 from streaming.flow import FlowConfig, Voicebox
 from streaming.flow_decoder import CodeFrames, FlowChunk, FlowDecoder, FlowDials, FlowState, SpeechCodeError
 from streaming.module import select_rows
@@ -41,6 +42,12 @@ def decoder() -> FlowDecoder:
     return FlowDecoder(voicebox, FlowDials(steps=2, noise_scale=0.5)).eval()
 
 
+@pytest.fixture(scope="module", params=[((4,), (2,)), ((1, 1, 2, 4), (0, 0, 1, 2)), ((3, 1), (1,))], ids=str)
+def planned(decoder: FlowDecoder, request: pytest.FixtureRequest) -> FlowDecoder:
+    """The decoder under several chunk plans."""
+    return FlowDecoder(decoder.voicebox, decoder.dials, ChunkPlan(*request.param)).eval()
+
+
 @pytest.fixture(scope="module")
 def vocoder() -> Vocos:
     module = lively(Vocos(VocosConfig(dim=24, hidden=40, num_layers=3, causal=True, look_ahead_frames=2)))
@@ -62,7 +69,7 @@ def render(decoder: FlowDecoder, codes: list[Code], bunch: int) -> Tensor:
     def drain(state: FlowState) -> FlowState:
         while (chunk := frames.take()) is not None:
             mel, state = decoder.step(chunk, state)
-            made.append(mel[0, : 4 * chunk.real_frames(decoder.code_frames)[0]])
+            made.append(mel[0, : 4 * chunk.real_frames(decoder.look_ahead_frames)[0]])
         return state
 
     for at, code in enumerate(codes):
@@ -84,10 +91,33 @@ def test_repeated_codes_know_place_and_length() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(codes=CODES, bunch=st.integers(1, 5))
-def test_codes_in_any_bunches_give_the_whole_mel(decoder: FlowDecoder, codes: list[Code], bunch: int) -> None:
+def test_codes_in_any_bunches_give_the_whole_mel(planned: FlowDecoder, codes: list[Code], bunch: int) -> None:
     with torch.inference_mode():
-        whole = decoder(*table([codes]))[0]
-        torch.testing.assert_close(render(decoder, codes, bunch), whole, **TOLERANCE)
+        whole = planned(*table([codes]))[0]
+        torch.testing.assert_close(render(planned, codes, bunch), whole, **TOLERANCE)
+
+
+def test_uniform_plan_is_what_the_weights_do_without_one(decoder: FlowDecoder) -> None:
+    codes, durations = table([[(3, 2), (5, 8), (7, 1), (9, 4)]])
+    with torch.inference_mode():
+        plain = decoder.voicebox.condition(codes, durations)
+        torch.testing.assert_close(decoder.voicebox.condition(codes, durations, decoder.plan), plain, **TOLERANCE)
+
+
+def test_short_first_chunks_let_sound_begin_after_one_code(decoder: FlowDecoder) -> None:
+    plan = ChunkPlan((1, 1, 2, 4), (0, 0, 1, 2))
+    frames = CodeFrames(plan, 2, 100)
+    frames.push(3, 1)
+    assert frames.ready and frames.take() is not None
+    usual = decoder.frames()
+    usual.push(3, 5)
+    assert not usual.ready
+
+
+@pytest.mark.parametrize(("lengths", "ahead"), [((), (1,)), ((0,), (1,)), ((4,), ()), ((4,), (-1,)), ((4,), (3,))])
+def test_impossible_plans_are_refused(decoder: FlowDecoder, lengths: tuple[int, ...], ahead: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"chunk|look"):
+        FlowDecoder(decoder.voicebox, decoder.dials, ChunkPlan(lengths, ahead))
 
 
 def test_a_padded_batch_gives_what_each_item_gives(decoder: FlowDecoder) -> None:
@@ -121,7 +151,7 @@ def test_sessions_out_of_step_do_not_touch_each_other(
             mel, state = decoder.step(stacked, state, torch.tensor([chunk is not None for chunk in chunks]))
             for row, chunk in enumerate(chunks):
                 if chunk is not None:
-                    made[row].append(mel[row, : 4 * chunk.real_frames(decoder.code_frames)[0]])
+                    made[row].append(mel[row, : 4 * chunk.real_frames(decoder.look_ahead_frames)[0]])
         for row, codes in enumerate(rows):
             torch.testing.assert_close(torch.cat(made[row]), render(decoder, codes, 1), **TOLERANCE)
 
@@ -151,7 +181,7 @@ def test_other_codes_and_other_lengths_sound_different(decoder: FlowDecoder) -> 
 @pytest.mark.parametrize(("code", "duration"), [(100, 1), (-1, 1), (0, 0), (0, 9)])
 def test_impossible_codes_are_refused(code: int, duration: int) -> None:
     with pytest.raises(SpeechCodeError):
-        CodeFrames(4, 2, 100).push(code, duration)
+        CodeFrames(ChunkPlan((4,), (2,)), 2, 100).push(code, duration)
 
 
 def test_weights_with_full_attention_refuse_to_stream() -> None:
