@@ -28,7 +28,7 @@ $(STAMPS)/dev: $(STAMPS)/base
 
 $(STAMPS)/web: clients/web/package-lock.json
 	@echo "== agogic: installing the page's build tools =="
-	cd clients/web && npm install --no-save --no-audit --no-fund
+	cd clients/web && npm ci
 	@mkdir -p $(STAMPS) && touch $@
 
 serve: $(STAMPS)/base

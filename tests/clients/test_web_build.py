@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -40,3 +41,15 @@ def test_the_page_asks_nothing_of_any_other_host_and_inlines_nothing() -> None:
     for text in texts:
         assert not re.search(r"""["'(]data:[a-z]+/""", text)
         assert not [line for line in text.splitlines() if "https://" in line or "http://www.w3" in line]
+
+
+def test_the_lock_holds_every_platform_and_names_no_registry() -> None:
+    """Otherwise `npm ci` refuses it, or works on the machine alone where the lock was made."""
+    packages = json.loads((WEB / "package-lock.json").read_text())["packages"]
+    optional = {name for package in packages.values() for name in package.get("optionalDependencies", {})}
+    platforms = {"linux-x64-gnu", "linux-arm64-gnu", "darwin-x64", "darwin-arm64", "win32-x64-msvc"}
+    assert {f"@rollup/rollup-{platform}" for platform in platforms} <= optional
+    assert [name for name in sorted(optional) if f"node_modules/{name}" not in packages] == []
+    assert [name for name, package in packages.items() if "resolved" in package] == []
+    declared = json.loads((WEB / "package.json").read_text())
+    assert packages[""]["devDependencies"] == declared["devDependencies"]
