@@ -68,6 +68,7 @@ class ResponseStats(msgspec.Struct, frozen=True, array_like=True):
     realised_input_hz: float = 0.0
     realised_output_hz: float = 0.0
     requested_output_hz: float = 0.0
+    talker_steps: int = 0
 
 
 # --- service to worker ---

@@ -106,7 +106,7 @@ def _output(model: Pipeline, hz: float, sentences: int) -> dict[str, float]:
         stats = turn.stats
         tokens += stats.speech_tokens
         frames += stats.speech_frames
-        steps += stats.speech_tokens + model.networks.slm.config.speech_delay_tokens + 1
+        steps += stats.talker_steps
         talker_ms += stats.talker_ms
         worst = max(worst, abs(stats.realised_output_hz / hz - 1))
     return {

@@ -72,8 +72,13 @@ class RopeParameters(msgspec.Struct, frozen=True):
 
 
 class AgogicConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Our own additions, absent from official checkpoints; the parts' configs are read by their owners."""
+    """Our own additions, absent from official checkpoints; the parts' configs are read by their owners.
 
+    delay_is_given: the first `speech_delay_tokens` speech tokens are START by rule; the Talker is not asked for them
+    and reads them in one piece.
+    """
+
+    delay_is_given: bool = False
     alignment_head: tuple[int, int] | None = None
     max_group_frames: int = OFFICIAL_MAX_GROUP_FRAMES
     prompts: Prompts = Prompts()

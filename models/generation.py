@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -76,7 +76,10 @@ class Step:
 
 @dataclass
 class Answer:
-    """An answer in the making. thinker_hidden [H] and talker_hidden [D] are what the next tokens are predicted from."""
+    """An answer in the making. thinker_hidden [H] and talker_hidden [D] are what the next tokens are predicted from.
+
+    talker_steps: how often the Talker ran for it; delayed: Talker inputs [D] of the delay, waiting to be fed at once.
+    """
 
     slot: int
     options: AnswerOptions
@@ -92,7 +95,9 @@ class Answer:
     pending_code: int | None = None
     starts_sampled: int = 0
     forced_spoken: int = 0
+    talker_steps: int = 0
     alignment: Tensor | None = None
+    delayed: list[Tensor] = field(default_factory=list)
 
     @property
     def forcing_speech(self) -> bool:
@@ -257,7 +262,12 @@ class Runner:
             choices[index].text = forced[answers[index].steps] if answers[index].steps < len(forced) else token
 
     def _choose_speech(self, answers: Sequence[Answer], choices: Sequence[_Choice]) -> None:
-        rows = [(answer, choice) for answer, choice in zip(answers, choices, strict=True) if answer.options.speech]
+        rows = []
+        for answer, choice in zip(answers, choices, strict=True):
+            if answer.options.speech and self._in_given_delay(answer):
+                choice.speech, choice.length = AUDIO_START, 0
+            elif answer.options.speech:
+                rows.append((answer, choice))
         if not rows:
             return
         hidden = torch.stack([answer.talker_hidden for answer, _ in rows if answer.talker_hidden is not None])
@@ -282,6 +292,9 @@ class Runner:
             elif token == AUDIO_END:
                 answer.starts_sampled = 0
             choice.speech = token
+
+    def _in_given_delay(self, answer: Answer) -> bool:
+        return self.model.config.agogic.delay_is_given and answer.steps < answer.delay_tokens
 
     def _book(self, answer: Answer, choice: _Choice) -> SpokenToken | None:
         """Pair the token before with the length that has just arrived; see what ends."""
@@ -330,15 +343,33 @@ class Runner:
                 inputs[speaking, None],
                 text_ended=frozen[speaking, None],
             )
-            slots = [answers[row].slot for row in speaking]
-            hidden, attention = talker.step(z, self.talker_cache, slots, model.config.alignment_head)
-            for index, row in enumerate(speaking):
-                answers[row].talker_hidden = hidden[index, 0]
-                if attention is not None:
-                    answers[row].alignment = self._alignment(answers[row], attention[index, 0])
+            self._feed_talker([answers[row] for row in speaking], z)
         for answer, choice in zip(answers, choices, strict=True):
             self._note_text(answer, choice.text)
         return thinker_done
+
+    def _feed_talker(self, answers: Sequence[Answer], z: Tensor) -> None:
+        """One position of each answer, z [answers, 1, D]; those of a given delay are held back and fed as one piece."""
+        stepping = []
+        for row, answer in enumerate(answers):
+            if not self._in_given_delay(answer):
+                stepping.append(row)
+                continue
+            answer.delayed.append(z[row, 0])
+            if len(answer.delayed) == answer.delay_tokens:
+                self._step_talker([answer], torch.stack(answer.delayed)[None])
+                answer.delayed.clear()
+        if stepping:
+            self._step_talker([answers[row] for row in stepping], z[stepping])
+
+    def _step_talker(self, answers: Sequence[Answer], z: Tensor) -> None:
+        slots = [answer.slot for answer in answers]
+        hidden, attention = self.model.talker_model.step(z, self.talker_cache, slots, self.model.config.alignment_head)
+        for index, answer in enumerate(answers):
+            answer.talker_steps += 1
+            answer.talker_hidden = hidden[index, -1]
+            if attention is not None:
+                answer.alignment = self._alignment(answer, attention[index, -1])
 
     def _alignment(self, answer: Answer, weights: Tensor) -> Tensor:
         return weights[answer.prompt_positions : self.talker_cache.lengths[answer.slot]]

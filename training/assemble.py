@@ -66,6 +66,7 @@ def embedded_config(vocabulary: int, slm: SlmConfig) -> FlexiSLMConfig:
         agogic=AgogicConfig(
             alignment_head=(ALIGNMENT_HEAD.layer, ALIGNMENT_HEAD.head),
             max_group_frames=MAX_GROUP,
+            delay_is_given=True,
             prompts=PROMPTS,
             encoder=msgspec.Raw(msgspec.json.encode(EncoderConfig())),
         ),

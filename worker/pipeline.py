@@ -264,6 +264,7 @@ class Reply:
             realised_input_hz=realised_hz(hearing) if hearing else 0.0,
             realised_output_hz=CODEC_FRAME_RATE_HZ * spoken / frames if frames else 0.0,
             requested_output_hz=self._options.output_hz,
+            talker_steps=self.answer.talker_steps,
         )
 
     def take(self, step: Step) -> list[Spoken]:
