@@ -45,6 +45,31 @@ def barista(
 
 
 @app.command()
+def conversation(
+    per_kind: Annotated[int, typer.Option(min=1, help="turns of each kind: orders, changes, prices, ...")] = 25,
+    spoken: Annotated[bool, typer.Option("--spoken", help="spoken by espeak-ng instead of written")] = False,
+    input_rate: Annotated[float, typer.Option(min=4.0, max=12.5, help="Hz of the merged embeddings")] = 12.5,
+    model: Model = "embedded",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Share of held-out turns that are answered word for word, most of which need the answers before them."""
+    from worker.threads import limit_threads
+
+    limit_threads(threads)
+    from benchmarks import conversation as benchmark
+    from training.speech_data import SynthesisError
+    from worker.loading import ModelError, load_model
+
+    try:
+        report = benchmark.run(load_model(model), per_kind, spoken, input_rate, None if json else _progress)
+    except (ModelError, SynthesisError) as error:
+        print(f"agogic eval: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    _print(report, json)
+
+
+@app.command()
 def voice(
     sentences: Annotated[int, typer.Option(min=1, help="order replies to speak")] = 200,
     output_rate: Annotated[float, typer.Option(min=4.0, max=12.5, help="Hz of the speech tokens")] = 12.5,
@@ -73,7 +98,7 @@ def voice(
 
 
 def _progress(done: int, total: int) -> None:
-    print(f"\r{done} of {total} clips", end="" if done < total else "\n", file=sys.stderr, flush=True)
+    print(f"\r{done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
 
 def _print(report: dict[str, object], json: bool) -> None:
