@@ -97,8 +97,13 @@ class FlexiSLM(nn.Module):
         return self.thinker.embed(torch.tensor(list(ids), dtype=torch.int64, device=self.device))
 
     def embed_before(self, prompt: Prompt, tokenizer: TextTokenizer) -> Tensor:
-        """[n, H]: the prompt up to the audio, whose opening mark is the learnt vector."""
-        embeddings = self.embed_ids(tokenizer.encode(prompt.before))
+        """[n, H]: the prompt up to the audio, whose opening mark is the learnt vector.
+
+        The oldest exchanges stay away where the earlier turns are longer than the config's `history_tokens`.
+        """
+        room = self.config.agogic.prompts.history_tokens
+        shortened = prompt.shortened(room, lambda text: len(tokenizer.encode(text)))
+        embeddings = self.embed_ids(tokenizer.encode(shortened.before))
         if not prompt.audio:
             return embeddings
         return torch.cat((embeddings[:-1], self.thinker.audio_start_embedding[None]))

@@ -1,9 +1,15 @@
-"""ChatML prompts: two strings around the user's audio, one pair per task (FlexiSLM section 3.6)."""
+"""ChatML prompts: two strings around the user's audio, one pair per task (FlexiSLM section 3.6), with earlier turns.
+
+An exchange is what the user said and what was answered, up to the next thing that the user said. A turn that nobody
+wrote down (speech without a transcript, an answer of which nothing was heard) is left out; the rest of its exchange
+stays, because an answer mostly says what it answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -11,6 +17,7 @@ import msgspec
 AUDIO_BOS = "<|audio_bos|>"
 AUDIO_EOS = "<|audio_eos|>"
 AUDIO_TAG = "<audio>"
+_MARKS = re.compile(rf"{AUDIO_TAG}|<\|\w+\|>")
 
 TRANSCRIBE = "Transcribe the following audio:"
 REPEAT = (
@@ -24,8 +31,9 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     perceives: for audio in or speech out; text: for text alone; transcribe: for the recognition request.
     asks_transcript, asks_repetition: what the user turn says before the audio or the sentence in these tasks.
-    history: which earlier turns stand in the prompt. The official models were trained with none, the embedded one with
-    the assistant's last two answers, which restate all that matters.
+    history: which earlier turns stand in the prompt. The official models were trained with none, but their Thinker
+    comes from a text model that reads whole conversations; the embedded one was trained with the assistant's last two
+    answers, which restate all that matters. history_tokens: how long the earlier turns may be together.
     instructable: the caller's instructions may replace the system message.
     """
 
@@ -37,7 +45,8 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transcribe: str = "You are a speech recognition model."
     asks_transcript: str = TRANSCRIBE
     asks_repetition: str = REPEAT
-    history: Literal["none", "last_answer", "last_two_answers", "all"] = "none"
+    history: Literal["none", "last_answer", "last_two_answers", "all"] = "all"
+    history_tokens: int = 512
     instructable: bool = True
 
 
@@ -49,12 +58,28 @@ class PastTurn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text around the audio; with `audio`, `before` ends and `after` begins with a mark that is a learnt vector."""
+    """Text around the audio; with `audio`, `before` ends and `after` begins with a mark that is a learnt vector.
 
-    before: str
+    opening: the system message; past: earlier exchanges, oldest first; request: the turn at hand up to its audio.
+    """
+
+    opening: str
+    past: tuple[str, ...]
+    request: str
     after: str
     audio: bool
     speech: bool
+
+    @property
+    def before(self) -> str:
+        return self.opening + "".join(self.past) + self.request
+
+    def shortened(self, tokens: int, count: Callable[[str], int]) -> Prompt:
+        """Without the oldest exchanges that make the past longer than `tokens`, as `count` counts them."""
+        kept = len(self.past)
+        while kept and (tokens := tokens - count(self.past[kept - 1])) >= 0:
+            kept -= 1
+        return replace(self, past=self.past[kept:])
 
 
 def chat_prompt(
@@ -76,19 +101,34 @@ def chat_prompt(
         system = prompts.text
     if instructions and prompts.instructable:
         system = instructions
-    before = block("system", system) if system else ""
-    before += "".join(block(turn.role, turn.text) for turn in _kept(history, prompts))
-    before += "<|im_start|>user\n" + user_text.replace(AUDIO_TAG, "") + (AUDIO_BOS if audio else "")
-    after = (AUDIO_EOS if audio else "") + "<|im_end|>\n<|im_start|>assistant\n"
-    return Prompt(before, after, audio, speech)
+    return Prompt(
+        opening=block("system", system) if system else "",
+        past=_exchanges(history, prompts),
+        request="<|im_start|>user\n" + _spoken_text(user_text) + (AUDIO_BOS if audio else ""),
+        after=(AUDIO_EOS if audio else "") + "<|im_end|>\n<|im_start|>assistant\n",
+        audio=audio,
+        speech=speech,
+    )
 
 
-def _kept(history: Sequence[PastTurn], prompts: Prompts) -> Sequence[PastTurn]:
-    if prompts.history == "all":
-        return history
-    answers = [turn for turn in history if turn.role == "assistant" and turn.text]
-    count = {"none": 0, "last_answer": 1, "last_two_answers": 2}[prompts.history]
-    return answers[max(0, len(answers) - count) :]
+def _exchanges(history: Sequence[PastTurn], prompts: Prompts) -> tuple[str, ...]:
+    """The exchanges of `history` that the model is to know, as closed ChatML turns."""
+    if prompts.history != "all":
+        answers = [turn for turn in history if turn.role == "assistant" and turn.text]
+        count = {"none": 0, "last_answer": 1, "last_two_answers": 2}[prompts.history]
+        return tuple(block(turn.role, turn.text) for turn in answers[max(0, len(answers) - count) :])
+    exchanges: list[str] = []
+    for index, turn in enumerate(history):
+        if not index or (turn.role == "user" and history[index - 1].role == "assistant"):
+            exchanges.append("")
+        text = _spoken_text(turn.text)
+        exchanges[-1] += block(turn.role, text) if text else ""
+    return tuple(filter(None, exchanges))
+
+
+def _spoken_text(text: str) -> str:
+    """What somebody said or typed, without marks that would end or open a turn."""
+    return _MARKS.sub("", text)
 
 
 def repeat_request(sentence: str, prompts: Prompts | None = None) -> str:
