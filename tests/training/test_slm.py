@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from models.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
 from streaming.encoder import BlockCausalEncoder, EncoderConfig
+from training.conversations import kind
 from training.features import Clip
 from training.slm import SlmConfig, SlmTraining
 from training.slm_data import IGNORE, Examples, Item, speech_streams, speech_targets, word_of_tokens
@@ -133,7 +134,6 @@ def test_a_short_word_within_a_long_code_is_spoken_by_it() -> None:
 
 
 def test_drawn_examples_answer_as_the_barista_would(examples: Examples) -> None:
-    replies = {pool_turn(seed).user: pool_turn(seed).reply for seed in POOL}
     confirmations = {confirm(slots) for _, slots in ORDERS[:2]}
     kinds = {"order": 0, "turn": 0, "transcript": 0, "declined": 0, "repeated": 0}
     for _ in range(400):
@@ -156,7 +156,10 @@ def test_drawn_examples_answer_as_the_barista_would(examples: Examples) -> None:
             assert answer == DECLINE
             kinds["declined"] += 1
         elif item.clip is not None:
-            assert answer == replies[item.clip.text]
+            turn = pool_turn(item.clip.seed)
+            # What refers to an order may have been moved behind another one; the form of the answer stays.
+            moved = kind(turn) in ("change", "price", "closing", "repeat")
+            assert answer == turn.reply or (moved and answer.split()[0] == turn.reply.split()[0])
             kinds["turn"] += 1
         elif "Repeat:" in asked or "Repeat:" in examples.tokenizer.decode(item.after):
             assert item.speech is not None
@@ -206,7 +209,7 @@ def one_of_each(examples: Examples) -> list[Item]:
     spoken = [recording(confirm(slots)) for _, slots in ORDERS[:2]]
     items = []
     for (clip, _), answer in zip(examples.recordings, spoken, strict=True):
-        before, after = examples.prompts.around("", "", audio=True)
+        before, after = examples.prompts.around([], "", audio=True)
         items.append(Item(before, after, examples.prompts.answer(answer.text), clip, 6.25, answer, 6.25))
     return [items[0], replace(items[1], clip=None)]
 
