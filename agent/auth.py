@@ -44,7 +44,10 @@ class Authenticator:
 
     def authenticate(self, request: web.Request) -> Grant:
         """Raises `Unauthorized`."""
-        key = _offered_key(request)
+        return self.grant(_offered_key(request))
+
+    def grant(self, key: str | None) -> Grant:
+        """What this key allows. Raises `Unauthorized`."""
         if key is not None and key.startswith("ek_"):
             return self._ephemeral(key)
         if not self._api_keys:
@@ -58,19 +61,24 @@ class Authenticator:
     def mint(self, session: JsonObject | None, lifetime_s: int) -> ClientSecret:
         """A key that opens sessions with these settings until it expires. Raises `Unauthorized` if too many live."""
         now = self._clock.unix_s()
-        self._secrets = {key: value for key, value in self._secrets.items() if value.expires_at > now}
-        if len(self._secrets) >= MAX_SECRETS:
+        alive = {key: value for key, value in self._secrets.items() if value.expires_at > now}
+        if len(alive) >= MAX_SECRETS:
             raise Unauthorized(f"{MAX_SECRETS} ephemeral keys are alive already; use those.")
+        if len(self._secrets) >= MAX_SECRETS:
+            self._secrets = alive
         minted = ClientSecret(secret("ek"), now + lifetime_s, session)
         self._secrets[minted.value] = minted
         return minted
 
     def _ephemeral(self, key: str) -> Grant:
         found = self._secrets.get(key)
-        if found is None or found.expires_at <= self._clock.unix_s():
+        if found is None:
+            # SDKs in a browser insist on such a key even where none is asked for.
             if not self._api_keys:
                 return Grant(is_ephemeral=True)
-            raise Unauthorized("The ephemeral key is unknown or has expired; mint a new one.")
+            raise Unauthorized("The ephemeral key is unknown here; mint one at POST /v1/realtime/client_secrets.")
+        if found.expires_at <= self._clock.unix_s():
+            raise Unauthorized("The ephemeral key has expired; mint a new one at POST /v1/realtime/client_secrets.")
         return Grant(session=found.session, is_ephemeral=True)
 
 

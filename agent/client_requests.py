@@ -9,12 +9,13 @@ from msgspec import UNSET
 
 from agent import audio
 from agent.audio import AudioFormatError
-from agent.conversation import Conversation, Item, item_from_client
+from agent.conversation import KEPT_AUDIO_SAMPLES, Conversation, Item, item_from_client
 from agent.ids import Ids
 from agent.protocol.client_events import ResponseParams, ResponseRates
 from agent.protocol.errors import ProtocolError
+from agent.protocol.formats import AudioFormat, format_name
 from agent.protocol.items import ItemReference, MessageItem, parse_input
-from agent.protocol.session_object import AudioFormat, SessionSettings, format_name
+from agent.protocol.session_object import SessionSettings
 from agent.rates import RatePolicy, RateSetting
 from agent.response import ResponsePlan
 from agent.turn.silero import SAMPLE_RATE_HZ
@@ -43,15 +44,21 @@ def plan_response(
         input_rate=policy.choose(_wish(rates.input_frame_rate), wishes.input_frame_rate),
         output_rate=policy.choose(_wish(rates.output_frame_rate), wishes.output_frame_rate),
         items=items,
-        format=output.format,
+        format=_output_format(params) or output.format,
         voice=output.voice if isinstance(output.voice, str) else "default",
         conversation_id=conversation.id if in_conversation else None,
     )
 
 
+def _output_format(params: ResponseParams) -> AudioFormat | None:
+    sink = params.audio.output if params.audio is not None else None
+    return sink.format if sink is not None else None
+
+
 def pcm_of_item(item: MessageItem, format: AudioFormat, *, param: str) -> audio.Samples | None:
     """The sound of a message's `input_audio` parts at 16 kHz; None where it has none. Raises `ProtocolError`."""
     pieces: list[audio.Samples] = []
+    count = 0
     encoding = format_name(format)
     for index, part in enumerate(item.content):
         if part.audio is None:
@@ -61,6 +68,14 @@ def pcm_of_item(item: MessageItem, format: AudioFormat, *, param: str) -> audio.
         except AudioFormatError as error:
             where = f"{param}.content[{index}].audio"
             raise ProtocolError("invalid_value", f"Invalid value for '{where}': {error}.", param=where) from error
+        count += samples.size * SAMPLE_RATE_HZ // audio.RATE_HZ[encoding]
+        if count > KEPT_AUDIO_SAMPLES:
+            raise ProtocolError(
+                "invalid_value",
+                f"Invalid value for '{param}.content': an item may hold {KEPT_AUDIO_SAMPLES // SAMPLE_RATE_HZ} s of "
+                "sound; send it in several items.",
+                param=f"{param}.content",
+            )
         resampler = audio.Resampler(audio.RATE_HZ[encoding], SAMPLE_RATE_HZ)
         pieces += [resampler.push(samples), resampler.flush()]
     return np.concatenate(pieces) if pieces else None

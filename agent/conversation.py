@@ -209,17 +209,17 @@ class Conversation:
         """
         if self.find(item.id) is not None:
             raise ProtocolError("invalid_value", f"An item with id {item.id} exists already.", param="item.id")
-        if previous_item_id is None:
-            self.items.append(item)
-        elif previous_item_id == "root":
-            self.items.insert(0, item)
-        else:
+        before = None
+        if previous_item_id not in (None, "root"):
             before = self.find(previous_item_id)
             if before is None:
                 raise ProtocolError("invalid_value", f"No such item: {previous_item_id}", param="previous_item_id")
-            self.items.insert(self.items.index(before) + 1, item)
-        if len(self.items) > MAX_ITEMS:
-            del self.items[0]
+        if len(self.items) >= MAX_ITEMS:
+            del self.items[1 if before is self.items[0] else 0]
+        if previous_item_id is None:
+            self.items.append(item)
+        else:
+            self.items.insert(0 if before is None else self.items.index(before) + 1, item)
         self._forget_old_audio()
         return self.previous_id(item)
 

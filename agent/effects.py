@@ -12,9 +12,10 @@ from agent.wire import Message
 
 @dataclass(frozen=True)
 class SendEvent:
-    """JSON for the client."""
+    """JSON for the client. `private`: for the connection whose message it answers, not for those that look on."""
 
     data: bytes
+    private: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Outbox:
         self.ids = ids
         self._effects: list[Effect] = []
 
-    def send(self, event: ServerEvent) -> None:
-        self._effects.append(SendEvent(server_events.encode(event, self.ids.new("event"))))
+    def send(self, event: ServerEvent, *, private: bool = False) -> None:
+        self._effects.append(SendEvent(server_events.encode(event, self.ids.new("event")), private))
 
     def worker(self, message: Message) -> None:
         self._effects.append(ToWorker(message))

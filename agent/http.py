@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import hdrs, web
@@ -73,10 +74,8 @@ async def create_client_secret(request: web.Request) -> web.Response:
             raise Unauthorized("An ephemeral key cannot mint another; use an API key.")
     except Unauthorized as error:
         return unauthorized(error)
-    body = await request.content.read(MAX_JSON_BYTES + 1)
     try:
-        if len(body) > MAX_JSON_BYTES:
-            raise ProtocolError("invalid_value", f"The body may have {MAX_JSON_BYTES} bytes.")
+        body = await _whole_body(request)
         wanted = msgspec.json.decode(body or b"{}", type=ClientSecretRequest)
         settings = service.settings(wanted.session)
         minted = service.auth.mint(wanted.session, wanted.expires_after.seconds)
@@ -90,6 +89,16 @@ async def create_client_secret(request: web.Request) -> web.Response:
         return json_error(429, str(error), code="rate_limit_exceeded", type="rate_limit_error")
     session = service.session_snapshot(settings) | {"expires_at": minted.expires_at}
     return json_response({"value": minted.value, "expires_at": minted.expires_at, "session": session})
+
+
+async def _whole_body(request: web.Request) -> bytes:
+    """All of it, in however many pieces it comes. Raises `ProtocolError` beyond `MAX_JSON_BYTES`."""
+    body = bytearray()
+    async for piece in request.content.iter_chunked(65_536):
+        body += piece
+        if len(body) > MAX_JSON_BYTES:
+            raise ProtocolError("invalid_value", f"The body may have {MAX_JSON_BYTES} bytes; send a smaller session.")
+    return bytes(body)
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -125,13 +134,20 @@ async def page(request: web.Request) -> web.StreamResponse:
 
 @web.middleware
 async def cors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Browsers of other origins may call the API: keys protect it, cookies are not used."""
+    """Pages of the allowed origins may call the API: keys protect it, cookies are not used.
+
+    Others are refused here and not only by their browser, which asks nobody before it opens a WebSocket.
+    """
     origin = request.headers.get(hdrs.ORIGIN)
     if origin is None or not request.path.startswith(("/v1/", "/whip")):
         return await handler(request)
     allowed = request.app[service_key].config.http.allowed_origins
     if "*" not in allowed and origin not in allowed:
-        return await handler(request)
+        if urlsplit(origin).netloc == request.host:
+            return await handler(request)
+        return json_error(
+            403, f"Pages of {origin} may not call this server; add it to http.allowed_origins.", code="origin_refused"
+        )
     is_preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
     response = web.Response(status=204) if is_preflight else await handler(request)
     if response.prepared:

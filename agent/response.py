@@ -14,8 +14,8 @@ from agent import audio
 from agent.conversation import AssistantMessage, Item, spaced
 from agent.playout import Playout, Slice
 from agent.protocol import server_events as events
+from agent.protocol.formats import AudioFormat, format_name
 from agent.protocol.server_events import ServerEvent
-from agent.protocol.session_object import AudioFormat, format_name
 from agent.rates import RateDecision
 from agent.wire import ResponseDone, ResponseStats, TokenSpan, WordSpan
 

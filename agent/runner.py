@@ -39,6 +39,7 @@ class SessionRunner:
         self.session = session
         self.transport_kind = transport.kind
         self._on_end = on_end
+        self._client = transport
         self._transports = [transport]
         self._pool = pool
         self._clock = clock
@@ -100,28 +101,28 @@ class SessionRunner:
         transport.send_event(self.session.snapshot())
 
     def detach(self, transport: Transport) -> None:
-        if transport in self._transports:
-            self._transports.remove(transport)
+        self._transports = [other for other in self._transports if other is not transport]
 
     # --- from the client ---
 
-    async def feed_event(self, data: str | bytes) -> None:
-        """One client message. Sound is worked off in slices, so that other sessions get their turn in between."""
+    async def feed_event(self, data: str | bytes, sender: Transport | None = None) -> None:
+        """One client message; None is the client itself, not a side-band connection.
+
+        Sound is worked off in slices, so that other sessions get their turn in between.
+        """
         if self._over.is_set():
             return
         with self._guard():
-            self._do(self.session.client_message(data))
+            self._do(self.session.client_message(data), sender)
         while self.session.has_pending_audio and not self._over.is_set():
             with self._guard():
                 self._do(self.session.process_audio())
             if self.session.has_pending_audio:
                 await asyncio.sleep(0)
 
-    def refuse(self, error: ProtocolError) -> None:
+    def refuse(self, error: ProtocolError, sender: Transport) -> None:
         """Answers something that was not even an event."""
-        event = events.encode(events.Error(error=error.as_dict()), self.session.new_event_id())
-        for transport in self._transports:
-            transport.send_event(event)
+        sender.send_event(events.encode(events.Error(error=error.as_dict()), self.session.new_event_id()))
 
     def feed_audio(self, pcm: bytes) -> None:
         """Microphone, s16le mono at the transport's rate, in short pieces."""
@@ -187,13 +188,13 @@ class SessionRunner:
             finding.cancel()
             ending.cancel()
 
-    def _do(self, effects: list[Effect]) -> None:
+    def _do(self, effects: list[Effect], sender: Transport | None = None) -> None:
         for effect in effects:
             if isinstance(effect, SendEvent):
                 if not self._started:
                     self._unsent.append(effect)
                     continue
-                for transport in tuple(self._transports):
+                for transport in (sender or self._client,) if effect.private else tuple(self._transports):
                     transport.send_event(effect.data)
             elif isinstance(effect, Close):
                 self.close(effect.code, effect.reason)
@@ -234,6 +235,9 @@ class SessionRunner:
         if self._lease is not None:
             self._lease.release()
             self._lease = None
+        for transport in self._transports:
+            if transport is not self._client:
+                transport.close(1000, "the call has ended")
         self._on_end(self)
 
 

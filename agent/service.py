@@ -62,6 +62,7 @@ class Service:
         if self.draining:
             raise NoCapacity("The server is shutting down; connect again in a moment.")
         if len(self._runners) >= self.config.session.max_sessions:
+            self.metrics.refused.labels("max_sessions").inc()
             raise NoCapacity(f"All {self.config.session.max_sessions} sessions are in use; try again later.")
         session = Session(
             self.config,
@@ -74,13 +75,18 @@ class Service:
             input_hz=transport.input_rate_hz,
         )
         runner = SessionRunner(session, transport, self.pool, self.clock, self.metrics, on_end=self._ended)
+        # Counted before the worker is waited for: others may come in the meantime, or the end of the service.
+        self._runners.add(runner)
+        self.metrics.sessions.labels(transport.kind).inc()
         try:
             await runner.lease()
         except NoWorker as error:
+            self._ended(runner)
             self.metrics.refused.labels("no_worker").inc()
             raise NoCapacity(f"No session can be opened now: {error}.") from error
-        self._runners.add(runner)
-        self.metrics.sessions.labels(transport.kind).inc()
+        except BaseException:
+            self._ended(runner)
+            raise
         log.info("%s: opened over %s", session.id, transport.kind)
         return runner
 

@@ -30,8 +30,9 @@ from agent.listening import Happening, Listening, TurnEnded, TurnOpened, millise
 from agent.protocol import client_events as client
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
+from agent.protocol.formats import format_name
 from agent.protocol.items import MessageItem, parse_item
-from agent.protocol.session_object import SessionSettings, format_name, render, updated
+from agent.protocol.session_object import SessionSettings, render, updated
 from agent.response import Response
 from agent.speaking import Speaking, WorkerSlot
 from agent.turn.silero import VoiceActivity
@@ -120,7 +121,7 @@ class Session:
             self._answer(event)
         except ProtocolError as error:
             error.event_id = error.event_id or event_id
-            self._outbox.send(events.Error(error=error.as_dict()))
+            self._outbox.send(events.Error(error=error.as_dict()), private=True)
         return self._outbox.take()
 
     def microphone(self, samples: audio.Samples) -> None:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from agent.protocol.errors import ProtocolError, from_validation
+from agent.protocol.formats import AudioFormat
 
 MAX_APPEND_BYTES = 15 * 1024 * 1024
 JsonObject = dict[str, object]
@@ -73,6 +74,14 @@ class ResponseRates(msgspec.Struct, frozen=True):
     output_frame_rate: Literal["auto"] | Annotated[float, Meta(ge=4.0, le=12.5)] | UnsetType = UNSET
 
 
+class ResponseOutput(msgspec.Struct, frozen=True):
+    format: AudioFormat | None = None
+
+
+class ResponseAudio(msgspec.Struct, frozen=True):
+    output: ResponseOutput | None = None
+
+
 class ResponseParams(msgspec.Struct, frozen=True):
     """What `response.create` may change for one response; absent or null fields fall back to the session's."""
 
@@ -80,6 +89,7 @@ class ResponseParams(msgspec.Struct, frozen=True):
     input: list[JsonObject] | None = None
     instructions: Text | None = None
     output_modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] | None = None
+    audio: ResponseAudio | None = None
     tools: list[JsonObject] | None = None
     tool_choice: str | JsonObject | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] | Literal["inf"] | None = None
@@ -95,9 +105,12 @@ class ResponseCancel(ClientEvent, frozen=True, kw_only=True):
     response_id: str | None = None
 
 
-class _Envelope(msgspec.Struct, frozen=True):
-    type: str = ""
+class _Mark(msgspec.Struct, frozen=True):
     event_id: EventId | None = None
+
+
+class _Envelope(_Mark, frozen=True):
+    type: str = ""
 
 
 _DECODERS: dict[str, msgspec.json.Decoder[ClientEvent]] = {
@@ -116,6 +129,7 @@ _DECODERS: dict[str, msgspec.json.Decoder[ClientEvent]] = {
         "response.cancel": ResponseCancel,
     }.items()
 }
+_mark = msgspec.json.Decoder(_Mark)
 _envelope = msgspec.json.Decoder(_Envelope)
 
 
@@ -124,7 +138,9 @@ def decode_client_event(data: str | bytes) -> ClientEvent:
     try:
         envelope = _envelope.decode(data)
     except msgspec.ValidationError as error:
-        raise from_validation(error) from error
+        if " - at `$" not in str(error):
+            raise ProtocolError("invalid_event", f"An event is one JSON object: {error}.") from error
+        raise from_validation(error, event_id=_event_id(data)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("invalid_event", f"The message is not valid JSON: {error}.") from error
     if not envelope.type:
@@ -155,3 +171,11 @@ def decode_client_event(data: str | bytes) -> ClientEvent:
             event_id=event.event_id,
         )
     return event
+
+
+def _event_id(data: str | bytes) -> str | None:
+    """Of an event that is otherwise wrong; None where that is what is wrong."""
+    try:
+        return _mark.decode(data).event_id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, UnsetType
 from agent.config import Rate, ServerConfig
 from agent.protocol.client_events import Text
 from agent.protocol.errors import ProtocolError, from_validation
+from agent.protocol.formats import AudioFormat, PcmFormat
 
 JsonObject = dict[str, object]
 TRANSCRIPTION_MODEL = "agogic-ctc"
@@ -23,21 +24,6 @@ OPT_IN_EVENTS = ("input_transcript",)
 # Silence that each eagerness of semantic_vad waits for. The published upper waits are 2, 4 and 8 s; with silence as the
 # only evidence of an ended turn those would be unbearable, so these are what `server_vad` would be set to.
 EAGERNESS_SILENCE_MS = {"low": 1200, "medium": 700, "auto": 700, "high": 400}
-
-
-class PcmFormat(msgspec.Struct, frozen=True, tag_field="type", tag="audio/pcm"):
-    rate: Literal[24000] = 24000
-
-
-class PcmuFormat(msgspec.Struct, frozen=True, tag_field="type", tag="audio/pcmu"):
-    pass
-
-
-class PcmaFormat(msgspec.Struct, frozen=True, tag_field="type", tag="audio/pcma"):
-    pass
-
-
-AudioFormat = PcmFormat | PcmuFormat | PcmaFormat
 
 
 class Transcription(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -234,9 +220,3 @@ def silence_ms(detection: TurnDetection) -> int:
     if isinstance(detection, ServerVad):
         return detection.silence_duration_ms
     return EAGERNESS_SILENCE_MS[detection.eagerness]
-
-
-def format_name(format: AudioFormat) -> Literal["pcm16", "pcmu", "pcma"]:
-    if isinstance(format, PcmFormat):
-        return "pcm16"
-    return "pcmu" if isinstance(format, PcmuFormat) else "pcma"

@@ -24,7 +24,7 @@ from agent.rtc.description import MAX_SDP_BYTES, BadOffer
 from agent.rtc.opus import SAMPLE_RATE_HZ
 from agent.rtc.peer import Peer
 from agent.runner import SessionRunner
-from agent.service import NoCapacity
+from agent.service import RETRY_AFTER_S, NoCapacity
 
 logger = logging.getLogger(__name__)
 
@@ -150,9 +150,9 @@ async def create_call(request: web.Request) -> web.Response:
     except Unauthorized as error:
         return json_error(401, str(error), code="invalid_api_key", type="authentication_error")
     except BadRequest as error:
-        return json_error(error.status, str(error), code="invalid_request")
+        return json_error(error.status, str(error), code="invalid_request", param=error.param)
     if service.draining:
-        return json_error(503, "The server is shutting down.", code="server_draining", type="server_error")
+        return _overloaded("The server is shutting down; connect again in a moment.")
     call = Call(service.config.webrtc)
     try:
         answer = await call.peer.answer(offer)
@@ -162,10 +162,10 @@ async def create_call(request: web.Request) -> web.Response:
         return json_error(400, f"Invalid SDP: {error}.", code="invalid_sdp")
     except ProtocolError as error:
         await call.peer.close()
-        return json_error(400, error.message, code=error.code)
+        return json_error(400, error.message, code=error.code, param=error.param)
     except NoCapacity as error:
         await call.peer.close()
-        return json_error(503, str(error), code="server_overloaded", type="server_error", headers={"Retry-After": "5"})
+        return _overloaded(str(error))
     except BaseException:
         await call.peer.close()
         raise
@@ -189,6 +189,11 @@ async def create_call(request: web.Request) -> web.Response:
         content_type="application/sdp",
         headers={"Location": f"/v1/realtime/calls/{call_id}"},
     )
+
+
+def _overloaded(message: str) -> web.Response:
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return json_error(503, message, code="server_overloaded", type="server_error", headers=headers)
 
 
 async def hang_up(request: web.Request) -> web.Response:

@@ -103,7 +103,7 @@ async def realtime(request: web.Request) -> web.StreamResponse:
             socket = await _upgrade(request, service)
             writing = group.create_task(_write(transport, socket, runner))
             runner.start()
-            await _read(socket, runner)
+            await _read(socket, runner, transport)
         finally:
             runner.disconnect("the connection ended")
         await running
@@ -123,7 +123,7 @@ async def _side_band(request: web.Request, service: Service, call_id: str) -> we
         writing = group.create_task(_write(transport, socket, None))
         runner.attach(transport)
         try:
-            await _read(socket, runner)
+            await _read(socket, runner, transport)
         finally:
             runner.detach(transport)
             transport.close(1000, "")
@@ -146,15 +146,14 @@ async def _upgrade(request: web.Request, service: Service) -> web.WebSocketRespo
     return socket
 
 
-async def _read(socket: web.WebSocketResponse, runner: SessionRunner) -> None:
+async def _read(socket: web.WebSocketResponse, runner: SessionRunner, transport: WebSocketTransport) -> None:
     """Until the client closes, or we do."""
     async for message in socket:
         if message.type is WSMsgType.TEXT:
-            await runner.feed_event(message.data)
+            await runner.feed_event(message.data, transport)
         elif message.type is WSMsgType.BINARY:
-            runner.refuse(
-                ProtocolError("invalid_event", "Send events as text frames with JSON; audio goes into them as base64.")
-            )
+            said = "Send events as text frames with JSON; audio goes into them as base64."
+            runner.refuse(ProtocolError("invalid_event", said), transport)
         elif message.type is WSMsgType.ERROR:
             log.info("%s: %s", runner.session_id, socket.exception())
 

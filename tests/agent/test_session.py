@@ -561,6 +561,16 @@ def test_formats_of_both_directions(format: str, rate: int) -> None:
     check(driver.events)
 
 
+def test_one_answer_may_have_a_format_of_its_own() -> None:
+    driver = SessionDriver(reply="One two.")
+    driver.send(type="response.create", response={"audio": {"output": {"format": {"type": "audio/pcmu"}}}})
+    driver.advance(2.0)
+    sent = b"".join(base64.b64decode(e["delta"]) for e in driver.of("response.output_audio.delta"))
+    assert len(sent) == pytest.approx(0.8 * 8000, abs=4)
+    assert driver.last("response.done")["response"]["audio"]["output"]["format"] == {"type": "audio/pcmu"}
+    check(driver.events)
+
+
 def test_an_endless_conversation_still_fits_into_one_question() -> None:
     driver = SessionDriver(reply="Ok.")
     for index in range(8):

@@ -210,6 +210,27 @@ async def test_hanging_up_by_request_ends_the_call(server: Server) -> None:
         assert (status, code(body)) == (404, "call_not_found")
 
 
+async def test_a_side_band_observes_steers_and_ends_with_the_call(server: Server) -> None:
+    async with RtcClient(server.url) as client, aiohttp.ClientSession() as http:
+        await client.wait_for("session.created")
+        call_id = client.location.rsplit("/", 1)[1]
+        async with http.ws_connect(f"{server.url}/v1/realtime?call_id={call_id}") as side:
+            assert (await side.receive_json(timeout=5))["type"] == "session.created"
+            await side.send_json({"type": "session.update", "session": {"instructions": "Whisper."}})
+            updated = await client.wait_for("session.updated")
+            assert (await side.receive_json(timeout=5)) == updated
+            # Its own mistakes are its own: a stock client may end at an error that it cannot explain.
+            await side.send_bytes(b"x")
+            await side.send_json({"type": "response.cancel"})
+            codes = [(await side.receive_json(timeout=5))["error"]["code"] for _ in range(2)]
+            assert codes == ["invalid_event", "response_cancel_not_active"]
+            assert not client.of_type("error")
+            await post(f"{server.url}{client.location}/hangup", b"", None)
+            assert (await side.receive(timeout=5)).type is aiohttp.WSMsgType.CLOSE
+            assert side.close_code == 1000
+    await settled(server)
+
+
 # --- signalling ---
 
 
