@@ -84,11 +84,11 @@ class FlowTrainer(nn.Module):
         return velocity, batch.mel - noise, self.mel_head(condition), self.phones_of_sound(condition)
 
 
-def random_plan(rng: np.random.Generator, longest: ChunkPlan) -> ChunkPlan:
-    """Chunks and look-ahead up to those of `longest`, drawn anew for each of the first 64 chunks."""
+def random_plan(rng: np.random.Generator, uniform: ChunkPlan) -> ChunkPlan:
+    """Chunks of up to twice the uniform length, look-ahead up to the uniform one, anew for each of the first 64."""
     return ChunkPlan(
-        tuple(rng.integers(1, longest.lengths[0], 64, endpoint=True).tolist()),
-        tuple(rng.integers(0, longest.look_ahead[0], 64, endpoint=True).tolist()),
+        tuple(rng.integers(1, 2 * uniform.lengths[0], 64, endpoint=True).tolist()),
+        tuple(rng.integers(0, uniform.look_ahead[0], 64, endpoint=True).tolist()),
     )
 
 
