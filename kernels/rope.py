@@ -32,6 +32,16 @@ def rotate_half(x: Tensor, angles: Tensor) -> Tensor:
     Cosine and sine are rounded to x's dtype before the product, as Qwen2 does, so that bfloat16 checkpoints see the
     numbers they were trained with.
     """
-    cosine, sine = angles.cos().to(x.dtype).unsqueeze(1), angles.sin().to(x.dtype).unsqueeze(1)
+    return turn_half(x, half_turns(angles, x.dtype))
+
+
+def half_turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [batch or 1, 1, frames, head_dim / 2] for `turn_half`: made once, used by every layer."""
+    return angles.cos().to(dtype).unsqueeze(1), angles.sin().to(dtype).unsqueeze(1)
+
+
+def turn_half(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """`rotate_half` by what `half_turns` made of the angles."""
+    cosine, sine = turns
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)

@@ -43,9 +43,7 @@ class CausalMerger:
     looks at the frames themselves. A state is a value: keeping an old one undoes what came after it.
     """
 
-    def __init__(
-        self, merging: InterleavedMergingTransformer, embed: nn.Module, controller: RateController
-    ) -> None:
+    def __init__(self, merging: InterleavedMergingTransformer, embed: nn.Module, controller: RateController) -> None:
         self._merging = merging
         self._transformer = merging.transformer
         self._embed = embed

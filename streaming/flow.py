@@ -14,13 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from kernels.attention import attend
-from kernels.rope import rope_angles, rotate_half
+from kernels.rope import half_turns, rope_angles, turn_half
 from streaming.chunk_plan import ChunkPlan
 from streaming.gated_mlp import GatedMLP
 from streaming.mel24k import MEL_BINS
 from streaming.unmerge import UPSAMPLING, Frames, Unmerge, UnmergeConfig, repeat_codes
 
 ROPE_BASE = 10_000.0
+Memory = tuple[Tensor, Tensor]
+"""Rotated keys, and values, of past frames, with room for those of this call behind them."""
+CHUNKS_TOGETHER = (1, 1, 2, 4)
+"""The second chunk is heard while the next two are made, these while four are: fewer calls, no later sound."""
 _NORM_EPS = 1e-6
 
 
@@ -69,19 +73,15 @@ class _Attention(nn.Module):
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def forward(
-        self, x: Tensor, angles: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Output, and this call's keys (not rotated) and values; `past` are those of earlier frames.
-
-        `angles` covers past and present keys: positions count from the oldest key kept, since only differences matter.
-        """
-        query, key, value = self.heads(self.q_proj(x)), self.heads(self.k_proj(x)), self.heads(self.v_proj(x))
-        keys = key if past is None else torch.cat((past[0], key), dim=2)
-        values = value if past is None else torch.cat((past[1], value), dim=2)
-        present = angles[:, keys.shape[2] - query.shape[2] :]
-        out = attend(rotate_half(query, present), rotate_half(keys, angles), values, mask)
-        return self.o_proj(out.transpose(1, 2).flatten(2)), key, value
+    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, memory: Memory | None) -> Tensor:
+        """x [batch, frames, hidden]; `memory` [batch, heads, past + frames, head_dim], whose end this call fills."""
+        query = turn_half(self.heads(self.q_proj(x)), turns)
+        key, value = turn_half(self.heads(self.k_proj(x)), turns), self.heads(self.v_proj(x))
+        if memory is not None:
+            memory[0][:, :, -x.shape[1] :] = key
+            memory[1][:, :, -x.shape[1] :] = value
+            key, value = memory
+        return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class _Layer(nn.Module):
@@ -123,30 +123,32 @@ class VelocityNetwork(nn.Module):
 
         `mask` bool, broadcast to [batch, heads, frames, frames], True = may be seen.
         """
-        return self.with_cache(x, self.time_embedding(t), condition, mask, None)[0]
+        turns = self.turns(torch.arange(x.shape[1], device=x.device).unsqueeze(0), x.dtype)
+        return self.with_cache(x, self.time_embedding(t), self.cond_mlp(condition), turns, mask, None)
+
+    def turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Rotations of 50 Hz frames at int64 positions [batch or 1, frames]."""
+        return half_turns(rope_angles(positions, self.config.hidden // self.config.num_heads, ROPE_BASE), dtype)
 
     def with_cache(
         self,
         x: Tensor,
         time: Tensor,
         condition: Tensor,
+        turns: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        past: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Velocity, and new keys and values [batch, layers, heads, frames, head_dim]; `past` has the same layout."""
-        kept = 0 if past is None else past[0].shape[3]
-        positions = torch.arange(kept + x.shape[1], device=x.device).unsqueeze(0)
-        angles = rope_angles(positions, self.config.hidden // self.config.num_heads, ROPE_BASE)
-        y = self.mel_mlp(x) + self.cond_mlp(condition)
-        keys, values = [], []
+        memory: Memory | None,
+    ) -> Tensor:
+        """Velocity, from the embedded time [batch or 1, hidden] and `cond_mlp`'s output, which no step changes.
+
+        `memory` [batch, layers, heads, past + frames, head_dim] holds the past; this call fills in its own frames.
+        """
+        y = self.mel_mlp(x) + condition
         for index, layer in enumerate(self.layers):
-            own = None if past is None else (past[0][:, index], past[1][:, index])
-            attended, key, value = layer.self_attn(layer.input_layernorm(y, time), angles, mask, own)
-            y = y + attended
+            own = None if memory is None else (memory[0][:, index], memory[1][:, index])
+            y = y + layer.self_attn(layer.input_layernorm(y, time), turns, mask, own)
             y = y + layer.mlp(layer.post_attention_layernorm(y, time))
-            keys.append(key)
-            values.append(value)
-        return self.mel_out_mlp(self.norm(y, time)), torch.stack(keys, 1), torch.stack(values, 1)
+        return self.mel_out_mlp(self.norm(y, time))  # type: ignore[no-any-return]
 
 
 class Voicebox(nn.Module):
@@ -171,7 +173,8 @@ class Voicebox(nn.Module):
     def plan(self) -> ChunkPlan:
         """Uniform chunks with the whole look-ahead of chunk-causal weights."""
         assert self.unmerge is not None
-        return ChunkPlan((self.config.chunk_frames // UPSAMPLING,), (self.unmerge.config.look_ahead_frames,))
+        length = self.config.chunk_frames // UPSAMPLING
+        return ChunkPlan((length,), (self.unmerge.config.look_ahead_frames,), CHUNKS_TOGETHER)
 
     def mask(self, real: Tensor, plan: ChunkPlan | None = None) -> Tensor | None:
         """What each 50 Hz frame may see; real bool [batch, frames]. None where that is everything."""
@@ -212,13 +215,19 @@ class Voicebox(nn.Module):
         everything = torch.ones(batch, condition.shape[1], dtype=torch.bool, device=noise.device)
         mask = self.mask(everything if real is None else real, plan)
         bare_mask = self.mask((everything if real is None else real)[:, held:], plan)
-        x = noise
+        network, x = self.diff_estimator, noise
+        given = network.cond_mlp(condition)
+        nothing = network.cond_mlp(torch.zeros_like(condition[:, held:])) if guidance > 0 else None
+        turns, bare_turns = (
+            network.turns(torch.arange(n, device=noise.device).unsqueeze(0), noise.dtype)
+            for n in (condition.shape[1], frames)
+        )
         for index in range(steps):
-            t = torch.full((batch,), (index + 0.5) / steps, device=noise.device)
+            time = network.time_embedding(torch.full((1,), (index + 0.5) / steps, device=noise.device))
             whole = x if prompt is None else torch.cat((prompt, x), dim=1)
-            velocity = self.diff_estimator(whole, t, condition, mask)[:, held:]
-            if guidance > 0:
-                bare = self.diff_estimator(x, t, torch.zeros_like(condition[:, held:]), bare_mask)
+            velocity = network.with_cache(whole, time, given, turns, mask, None)[:, held:]
+            if nothing is not None:
+                bare = network.with_cache(x, time, nothing, bare_turns, bare_mask, None)
                 guided = velocity + guidance * (velocity - bare)
                 # The official solver takes the spread over the whole tensor, batch and all.
                 rescaled = guided * (velocity.std() / guided.std())

@@ -1,8 +1,8 @@
 """The embedded flow decoder chunk by chunk: duration-tagged codes in, 50 Hz mel out, equal to the whole at once.
 
 `CodeFrames` collects one session's codes and cuts them into chunks as a `ChunkPlan` says; `FlowDecoder.step` turns one
-chunk of every active row into mel. A chunk comes with its own frames and the network's look-ahead of the next ones;
-what the plan hides of these, and what is missing at the end of speech, is marked as not real.
+or several chunks of every active row into mel. They come with their own frames and the network's look-ahead of the next
+ones; what the plan hides of these, and what is missing at the end of speech, is marked as not real.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streaming.chunk_plan import ChunkPlan
+from streaming.chunk_plan import ChunkPlan, Layout
 from streaming.flow import Voicebox
 from streaming.mel24k import MEL_BINS
 from streaming.module import StreamingModule, keep_inactive
@@ -44,31 +44,36 @@ class FlowDials:
 
 @dataclass(frozen=True)
 class FlowChunk:
-    """One chunk and its look-ahead, [rows, chunk + look-ahead] each: codes, position, duration int64; real bool."""
+    """Chunks and the look-ahead behind them, [rows, chunks + look-ahead] each: codes, position, duration int64; real
+    bool. `layout` [rows, chunks] says where each chunk begins and ends and how far it looks."""
 
     codes: Tensor
     position: Tensor
     duration: Tensor
     real: Tensor
+    layout: Layout
 
     @staticmethod
     def stack(rows: list[FlowChunk]) -> FlowChunk:
-        """Chunks of several sessions as the rows of one."""
+        """Equally long chunks of several sessions as the rows of one."""
         parts = [(row.codes, row.position, row.duration, row.real) for row in rows]
-        return FlowChunk(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        layouts = [(row.layout.start, row.layout.end, row.layout.visible) for row in rows]
+        layout = Layout(*(torch.cat(column) for column in zip(*layouts, strict=True)))
+        codes, position, duration, real = (torch.cat(column) for column in zip(*parts, strict=True))
+        return FlowChunk(codes, position, duration, real, layout)
 
     def real_frames(self, look_ahead_frames: int) -> list[int]:
-        """12.5 Hz frames of each row that the chunk itself renders; four mel frames come of each."""
+        """12.5 Hz frames of each row that the chunks themselves render; four mel frames come of each."""
         return [int(n) for n in self.real[:, : self.real.shape[1] - look_ahead_frames].sum(1)]
 
 
 class CodeFrames:
-    """One session's codes on their way into chunks; every chunk has room for the network's `look_ahead_frames`."""
+    """One session's codes on their way into chunks; behind them is room for the network's `look_ahead_frames`."""
 
     def __init__(self, plan: ChunkPlan, look_ahead_frames: int, codebook_size: int) -> None:
         self.plan, self.look_ahead_frames, self.codebook_size = plan, look_ahead_frames, codebook_size
         self._waiting: deque[tuple[int, int, int]] = deque()
-        self._chunks = 0
+        self._chunks = self._calls = 0
         self._ended = False
 
     def push(self, code: int, duration_frames: int) -> None:
@@ -82,30 +87,42 @@ class CodeFrames:
 
     @property
     def ready(self) -> bool:
-        """Whether `take` has a chunk."""
-        wanted = self.plan.length(self._chunks) + self.plan.ahead(self._chunks)
-        return bool(self._waiting) and (self._ended or len(self._waiting) >= wanted)
+        """Whether `take` has something."""
+        if self._ended:
+            return bool(self._waiting)
+        lengths = self._lengths()
+        return len(self._waiting) >= sum(lengths) + self.plan.ahead(self._chunks + len(lengths) - 1)
 
     def take(self) -> FlowChunk | None:
-        """The next chunk as one row, or None while codes are missing or nothing is left."""
+        """The next chunks as one row, or None while codes are missing or nothing is left."""
         if not self.ready:
             return None
-        length, ahead = self.plan.length(self._chunks), self.plan.ahead(self._chunks)
-        rows = list(self._waiting)[: length + ahead]
-        for _ in range(min(length, len(self._waiting))):
+        lengths = self._lengths()
+        while len(lengths) > 1 and sum(lengths[:-1]) >= len(self._waiting):
+            lengths.pop()
+        kept = sum(lengths)
+        rows = list(self._waiting)[: kept + self.plan.ahead(self._chunks + len(lengths) - 1)]
+        for _ in range(min(kept, len(self._waiting))):
             self._waiting.popleft()
-        self._chunks += 1
-        width = length + self.look_ahead_frames
+        layout = self.plan.layout(kept, self._chunks)
+        self._chunks += len(lengths)
+        self._calls += 1
+        width = kept + self.look_ahead_frames
         table = torch.zeros(3, 1, width, dtype=torch.int64)
         table[:, 0, : len(rows)] = torch.tensor(rows).T
-        return FlowChunk(table[0], table[1], table[2], (torch.arange(width) < len(rows)).unsqueeze(0))
+        real = (torch.arange(width) < len(rows)).unsqueeze(0)
+        return FlowChunk(table[0], table[1], table[2], real, layout.as_row())
+
+    def _lengths(self) -> list[int]:
+        """12.5 Hz frames of each chunk of the next call."""
+        return [self.plan.length(self._chunks + index) for index in range(self.plan.chunks(self._calls))]
 
 
 @dataclass
 class FlowState:
     frames: Tensor  # [rows] int64, mel frames made
     unmerge: UnmergeState
-    keys: Tensor  # [rows, steps, layers, heads, context, head_dim], newest last, not rotated
+    keys: Tensor  # [rows, steps, layers, heads, context, head_dim], newest last, rotated
     values: Tensor
 
 
@@ -161,33 +178,41 @@ class FlowDecoder(StreamingModule[FlowState]):
         )
 
     def step(self, x: FlowChunk, state: FlowState, active: Tensor | None = None) -> tuple[Tensor, FlowState]:
-        """Mel of the chunk; of a last chunk only the first 4 * real frames mean anything."""
+        """Mel of the chunks; of a last one only the first 4 * real frames mean anything."""
         vectors = self.voicebox.cond_emb(x.codes)
-        condition, unmerge = self.unmerge.step(Frames(vectors, x.position, x.duration, x.real), state.unmerge)
-        real = x.real[:, : x.real.shape[1] - self.look_ahead_frames].repeat_interleave(UPSAMPLING, dim=1)
-        mask = self._mask(real, state.frames)
-        frames = real.shape[1]
-        frame = (state.frames[:, None] + torch.arange(frames, device=vectors.device)) % _NOISE_FRAMES
-        mel = (self.noise[frame] * self.dials.noise_scale).to(vectors.dtype)
-        keys, values = [], []
+        frames_in = Frames(vectors, x.position, x.duration, x.real)
+        condition, unmerge = self.unmerge.step(frames_in, state.unmerge, layout=x.layout)
+        frames = condition.shape[1]
+        mask = self._mask(x, state.frames)
+        frame = state.frames[:, None] + torch.arange(frames, device=vectors.device)
+        mel = (self.noise[frame % _NOISE_FRAMES] * self.dials.noise_scale).to(vectors.dtype)
+        keys, values = self._grown(state.keys, frames), self._grown(state.values, frames)
         network, steps = self.voicebox.diff_estimator, self.dials.steps
+        given, turns = network.cond_mlp(condition), network.turns(frame, vectors.dtype)
         for index in range(steps):
-            t = torch.full((1,), (index + 0.5) / steps, device=vectors.device)
-            past = state.keys[:, index], state.values[:, index]
-            velocity, key, value = network.with_cache(mel, network.time_embedding(t), condition, mask, past)
+            time = network.time_embedding(torch.full((1,), (index + 0.5) / steps, device=vectors.device))
+            velocity = network.with_cache(mel, time, given, turns, mask, (keys[:, index], values[:, index]))
             mel = mel + velocity / steps
-            keys.append(self._newest(past[0], key))
-            values.append(self._newest(past[1], value))
-        new = FlowState(state.frames + frames, unmerge, torch.stack(keys, 1), torch.stack(values, 1))
+        new = FlowState(state.frames + frames, unmerge, keys[..., frames:, :], values[..., frames:, :])
         return mel, keep_inactive(new, state, active)
 
-    def _newest(self, past: Tensor, present: Tensor) -> Tensor:
-        return torch.cat((past, present), dim=3)[:, :, :, present.shape[3] :]
+    def _grown(self, past: Tensor, frames: int) -> Tensor:
+        """The cache with room for `frames` more at its end; the one copy of it that a step makes."""
+        grown = past.new_empty(*past.shape[:4], self.context + frames, past.shape[5])
+        grown[..., : self.context, :] = past
+        return grown
 
-    def _mask(self, real: Tensor, seen: Tensor) -> Tensor:
-        """[rows, 1, frames, context + frames]: cached frames that exist, and the chunk's real ones [rows, frames]."""
-        frames = real.shape[1]
-        age = torch.arange(self.context, 0, -1, device=real.device)
-        cached = (age <= seen[:, None]).unsqueeze(1).expand(-1, frames, -1)
-        own = torch.eye(frames, dtype=torch.bool, device=real.device)
-        return torch.cat((cached, real.unsqueeze(1) | own), dim=2).unsqueeze(1)
+    def _mask(self, x: FlowChunk, seen: Tensor) -> Tensor:
+        """[rows, 1, frames, context + frames]: of cached frames those that exist, of new ones the real ones, both as
+        far as the chunk of a frame reaches."""
+        start, end = (
+            edge.to(seen.device).repeat_interleave(UPSAMPLING, dim=1)[:, :, None] * UPSAMPLING
+            for edge in (x.layout.start, x.layout.end)
+        )
+        frames = start.shape[1]
+        real = x.real[:, : frames // UPSAMPLING].repeat_interleave(UPSAMPLING, dim=1)
+        key = torch.arange(-self.context, frames, device=seen.device)
+        exists = torch.cat((-key[: self.context] <= seen[:, None], real), dim=1)
+        within = (key >= start - self.context) & (key < end)
+        own = key == torch.arange(frames, device=seen.device)[:, None]
+        return (within & exists[:, None, :] | own).unsqueeze(1)

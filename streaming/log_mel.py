@@ -69,9 +69,7 @@ class StreamingWhisperMel(StreamingModule[WhisperMelState]):
 
     def initial_state(self, batch: int) -> WhisperMelState:
         samples = torch.zeros(batch, dtype=torch.int64, device=self.window.device)
-        return WhisperMelState(
-            self.window.new_zeros(batch, 0), samples, self.window.new_full((batch,), float("-inf"))
-        )
+        return WhisperMelState(self.window.new_zeros(batch, 0), samples, self.window.new_full((batch,), float("-inf")))
 
     def step(self, x: Tensor, state: WhisperMelState, active: Tensor | None = None) -> tuple[Tensor, WhisperMelState]:
         before = int(state.samples.max())

@@ -161,9 +161,7 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
         zeros = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         return TransformerState(zeros, zeros.clone(), torch.zeros(batch, dtype=torch.int64, device=weight.device))
 
-    def step(
-        self, x: Tensor, state: TransformerState, active: Tensor | None = None
-    ) -> tuple[Tensor, TransformerState]:
+    def step(self, x: Tensor, state: TransformerState, active: Tensor | None = None) -> tuple[Tensor, TransformerState]:
         """The next frames of every row: x [rows, frames, input_dim] -> [rows, frames, output_dim]."""
         frames, context = x.shape[1], self.config.context
         if frames == 0:

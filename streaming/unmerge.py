@@ -91,11 +91,7 @@ class Unmerge(StreamingModule[UnmergeState]):
     def forward(self, x: Frames, layout: Layout | None = None) -> Tensor:
         """With a `layout`, frames at the end of a chunk look no further than it says."""
         embedded = F.pad(self._embed(x), (1, self.config.look_ahead_frames))
-        if layout is None:
-            seen = self.look_ahead(embedded).transpose(1, 2)
-        else:
-            seen = self._look_ahead_within(embedded, layout)
-        y = self.unfold_frames(self.transformer(seen))
+        y = self.unfold_frames(self.transformer(self._look_ahead_within(embedded, layout)))
         for block in self.smoothing:
             y = block(y)
         return y
@@ -108,11 +104,17 @@ class Unmerge(StreamingModule[UnmergeState]):
             tuple(empty.clone() for _ in self.smoothing),
         )
 
-    def step(self, x: Frames, state: UnmergeState, active: Tensor | None = None) -> tuple[Tensor, UnmergeState]:
-        """Consumes all but the last `look_ahead_frames` of x; absent frames (after the end) have real = False."""
+    def step(
+        self, x: Frames, state: UnmergeState, active: Tensor | None = None, layout: Layout | None = None
+    ) -> tuple[Tensor, UnmergeState]:
+        """Consumes all but the last `look_ahead_frames` of x; absent frames (after the end) have real = False.
+
+        `layout` [rows, consumed] tells the chunks of the consumed frames; without one each looks as far as it can.
+        """
         embedded = torch.cat((state.previous, self._embed(x)), dim=2)
         consumed = x.real.shape[1] - self.config.look_ahead_frames
-        y, transformer = self.transformer.step(self.look_ahead(embedded).transpose(1, 2), state.transformer)
+        seen = self._look_ahead_within(embedded, layout)
+        y, transformer = self.transformer.step(seen, state.transformer)
         y = self.unfold_frames(y)
         pasts = []
         for block, past in zip(self.smoothing, state.smoothing, strict=True):
@@ -121,12 +123,14 @@ class Unmerge(StreamingModule[UnmergeState]):
         new = UnmergeState(embedded[:, :, consumed : consumed + 1], transformer, tuple(pasts))
         return y, keep_inactive(new, state, active)
 
-    def _look_ahead_within(self, embedded: Tensor, layout: Layout) -> Tensor:
+    def _look_ahead_within(self, embedded: Tensor, layout: Layout | None) -> Tensor:
         """The look-ahead convolution, [batch, frames, dim], on zeros wherever a chunk may not look."""
         width = self.look_ahead.kernel_size[0]
         windows = embedded.unfold(2, width, 1)
-        place = torch.arange(windows.shape[2])[:, None] - 1 + torch.arange(width)
-        windows = windows * (place < layout.visible[:, None]).to(embedded.device)
+        if layout is not None:
+            place = torch.arange(windows.shape[2])[:, None] - 1 + torch.arange(width)
+            seen = (place < layout.visible[..., None]).to(embedded.device)
+            windows = windows * seen if seen.dim() == 2 else windows * seen.unsqueeze(1)
         flat = windows.transpose(1, 2).flatten(2)
         return F.linear(flat, self.look_ahead.weight.flatten(1), self.look_ahead.bias)
 

@@ -16,6 +16,13 @@ from streaming.unmerge import UnmergeConfig, repeat_codes
 from streaming.vocos import Vocos, VocosConfig
 
 Code = tuple[int, int]
+PLANS = [
+    ((4,), (2,)),
+    ((4,), (2,), (1, 3)),
+    ((1, 1, 2, 4), (0, 0, 1, 2)),
+    ((1, 1, 2, 4), (0, 2, 1, 2, 0), (2, 1, 3)),
+    ((3, 1), (1,), (5,)),
+]
 CODES = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 8)), min_size=1, max_size=9)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -42,7 +49,7 @@ def decoder() -> FlowDecoder:
     return FlowDecoder(voicebox, FlowDials(steps=2, noise_scale=0.5)).eval()
 
 
-@pytest.fixture(scope="module", params=[((4,), (2,)), ((1, 1, 2, 4), (0, 0, 1, 2)), ((3, 1), (1,))], ids=str)
+@pytest.fixture(scope="module", params=PLANS, ids=str)
 def planned(decoder: FlowDecoder, request: pytest.FixtureRequest) -> FlowDecoder:
     """The decoder under several chunk plans."""
     return FlowDecoder(decoder.voicebox, decoder.dials, ChunkPlan(*request.param)).eval()
@@ -114,10 +121,26 @@ def test_short_first_chunks_let_sound_begin_after_one_code(decoder: FlowDecoder)
     assert not usual.ready
 
 
-@pytest.mark.parametrize(("lengths", "ahead"), [((), (1,)), ((0,), (1,)), ((4,), ()), ((4,), (-1,)), ((4,), (3,))])
-def test_impossible_plans_are_refused(decoder: FlowDecoder, lengths: tuple[int, ...], ahead: tuple[int, ...]) -> None:
+def test_later_calls_make_several_chunks_and_the_end_cuts_them_short() -> None:
+    frames, kept = CodeFrames(ChunkPlan((4,), (2,), (1, 2)), 2, 100), []
+    for _ in range(15):
+        frames.push(3, 1)
+        if (chunk := frames.take()) is not None:
+            kept.append((len(chunk.layout.start[0]), chunk.real_frames(2)[0]))
+    assert kept == [(4, 4), (8, 8)]
+    frames.end()
+    last = frames.take()
+    assert last is not None and (len(last.layout.start[0]), last.real_frames(2)) == (4, [3])
+    assert frames.take() is None
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [((), (1,)), ((0,), (1,)), ((4,), ()), ((4,), (-1,)), ((4,), (3,)), ((4,), (2,), ()), ((4,), (2,), (0,))],
+)
+def test_impossible_plans_are_refused(decoder: FlowDecoder, plan: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(ValueError, match=r"chunk|look"):
-        FlowDecoder(decoder.voicebox, decoder.dials, ChunkPlan(lengths, ahead))
+        FlowDecoder(decoder.voicebox, decoder.dials, ChunkPlan(*plan))
 
 
 def test_a_padded_batch_gives_what_each_item_gives(decoder: FlowDecoder) -> None:
@@ -134,7 +157,10 @@ def test_a_padded_batch_gives_what_each_item_gives(decoder: FlowDecoder) -> None
 def test_sessions_out_of_step_do_not_touch_each_other(
     decoder: FlowDecoder, rows: list[list[Code]], turns: list[int]
 ) -> None:
-    idle = FlowChunk(*(torch.zeros(1, 6, dtype=kind) for kind in (torch.int64, torch.int64, torch.int64, torch.bool)))
+    # Equal plans, but rows stand at different calls: one chunk a call keeps them equally long.
+    decoder = FlowDecoder(decoder.voicebox, decoder.dials, ChunkPlan((4,), (2,))).eval()
+    empty = (torch.zeros(1, 6, dtype=kind) for kind in (torch.int64, torch.int64, torch.int64, torch.bool))
+    idle = FlowChunk(*empty, decoder.plan.layout(4).as_row())
     sessions = []
     for codes in rows:
         frames = decoder.frames()
