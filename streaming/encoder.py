@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.rope import rope_angles, rotate_half
+from kernels.rope import half_turns, rope_angles, turn_half
 from streaming.module import StreamingModule, keep_inactive
 
 MEL_FRAMES_PER_FRAME = 4
+BLOCKS_TOGETHER = 8
+"""Blocks that a long piece is encoded by in one pass; more of them save nothing and take memory."""
 
 
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,12 +94,12 @@ class EncoderLayer(nn.Module):
         self.down = nn.Linear(config.feed_forward, d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, each [rows, heads, n, head_dim]."""
         rows, n, _ = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(rows, n, 3, self.config.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return rotate_half(q, angles), rotate_half(k, angles), v
+        return turn_half(q, turns), turn_half(k, turns), v
 
     def convolve(self, x: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
         """x plus its causal convolution given `left` [rows, kernel - 1, hidden] normalised frames; and the new left."""
@@ -105,7 +107,7 @@ class EncoderLayer(nn.Module):
         window = torch.cat((left, self.convolution_norm(x)), dim=1)
         mixed = window[:, :n] * self.depthwise[0]
         for tap in range(1, self.config.kernel):
-            mixed = mixed + window[:, tap : tap + n] * self.depthwise[tap]
+            mixed = torch.addcmul(mixed, window[:, tap : tap + n], self.depthwise[tap])
         return x + self.dropout(self.pointwise(F.silu(mixed))), window[:, n:]
 
     def feed(self, x: Tensor) -> Tensor:
@@ -166,11 +168,11 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         true_frames = torch.full((rows,), frames) if lengths is None else -(-lengths // MEL_FRAMES_PER_FRAME)
         mask = self._block_mask(blocks, true_frames.to(x.device))
         positions = torch.arange(x.shape[1], device=x.device)
-        angles = rope_angles(positions, x.shape[2] // self.config.heads, self.config.rope_base)[None]
+        turns = self._turns(positions[None], x)
         middle = x
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, EncoderLayer)
-            x = x + layer.dropout(layer.out(self._block_attention(*layer.project(x, angles), mask)))
+            x = x + layer.dropout(layer.out(self._block_attention(*layer.project(x, turns), mask)))
             x, _ = layer.convolve(x, x.new_zeros(rows, self.config.kernel - 1, x.shape[2]))
             x = layer.feed(x)
             if i + 1 == self.config.middle_layer:
@@ -181,6 +183,9 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
     def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Frames [rows, ceil(T / 4), hidden] of whole clips, see `encode`."""
         return self.encode(mel, lengths).frames
+
+    def _turns(self, positions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return half_turns(rope_angles(positions, x.shape[2] // self.config.heads, self.config.rope_base), x.dtype)
 
     def _block_mask(self, blocks: int, true_frames: Tensor) -> Tensor:
         """[rows, 1, blocks, 1, left + block] True where a block may look."""
@@ -211,7 +216,7 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         return torch.cat([blocks[:, :, i : i + count] for i in range(past + 1)], dim=3)
 
     def initial_state(self, batch: int) -> EncoderState:
-        c, like = self.config, self.halve_mel.weight
+        c, like = self.config, self.final_norm.weight
         head = c.hidden_size // c.heads
         layer = LayerState(
             like.new_zeros(batch, c.heads, c.left_frames, head),
@@ -235,9 +240,10 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         mel = torch.cat((state.pending, mel), dim=1)
         blocks = mel.shape[1] // self.block_mel_frames
         old, parts = state, []
-        for b in range(blocks):
-            encoded, state = self._block(mel[:, b * self.block_mel_frames : (b + 1) * self.block_mel_frames], state)
-            parts.append(encoded)
+        for piece in mel[:, : blocks * self.block_mel_frames].split(BLOCKS_TOGETHER * self.block_mel_frames, dim=1):
+            if piece.shape[1]:
+                encoded, state = self._blocks(piece, state)
+                parts.append(encoded)
         state = replace(state, pending=mel[:, blocks * self.block_mel_frames :])
         return self._join(parts, mel), keep_inactive(state, old, active)
 
@@ -251,7 +257,7 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         if not mel.shape[1]:
             return self._join([], mel), state
         mel = F.pad(mel, (0, 0, 0, -mel.shape[1] % MEL_FRAMES_PER_FRAME))
-        encoded, state = self._block(mel, state)
+        encoded, state = self._blocks(mel, state)
         return encoded, replace(state, pending=mel[:, :0])
 
     def flush(self, state: EncoderState) -> tuple[Tensor, EncoderState]:
@@ -259,29 +265,28 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         return encoded.frames, state
 
     def _join(self, parts: list[Encoded], like: Tensor) -> Encoded:
+        if len(parts) == 1:
+            return parts[0]
         if parts:
             return Encoded(*(torch.cat(pieces, dim=1) for pieces in zip(*(p.parts() for p in parts), strict=True)))
         c = self.config
         classes = (c.hidden_size, c.characters, c.characters, c.pieces)
         return Encoded(*(like.new_zeros(like.shape[0], 0, n) for n in classes))
 
-    def _block(self, mel: Tensor, state: EncoderState) -> tuple[Encoded, EncoderState]:
-        """One block, complete or (at the end) open: mel [rows, 4n, mel_bins], n at most `block_frames`."""
+    def _blocks(self, mel: Tensor, state: EncoderState) -> tuple[Encoded, EncoderState]:
+        """Some blocks, the last one complete or (at the end) open: mel [rows, 4n, mel_bins]."""
         x, mel_left = self._halve(mel, state.mel_left, self.halve_mel)
         x, half_left = self._halve(x, state.half_left, self.halve_hidden)
         rows, n, hidden = x.shape
         left = self.config.left_frames
-        positions = state.position[:, None] + torch.arange(n, device=x.device)
-        angles = rope_angles(positions, hidden // self.config.heads, self.config.rope_base)
-        age = torch.arange(left, 0, -1, device=x.device)
-        open_block = torch.ones(rows, n, dtype=torch.bool, device=x.device)
-        seen = torch.cat((age <= state.position[:, None], open_block), dim=1)
+        turns = self._turns(state.position[:, None] + torch.arange(n, device=x.device), x)
+        seen = self._seen(n, state.position)
         layers, middle = [], x
         for i, (layer, cache) in enumerate(zip(self.layers, state.layers, strict=True)):
             assert isinstance(layer, EncoderLayer)
-            q, k, v = layer.project(x, angles)
+            q, k, v = layer.project(x, turns)
             k, v = torch.cat((cache.keys, k), dim=2), torch.cat((cache.values, v), dim=2)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None, :])
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
             x = x + layer.out(mixed.transpose(1, 2).reshape(rows, n, hidden))
             x, convolution = layer.convolve(x, cache.convolution)
             x = layer.feed(x)
@@ -290,3 +295,13 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
                 x, middle = self._condition(x)
         new = EncoderState(state.pending[:, :0], mel_left, half_left, state.position + n, tuple(layers))
         return self._heads(x, middle), new
+
+    def _seen(self, n: int, position: Tensor) -> Tensor:
+        """bool [rows, 1, n or 1, left + n]: the cached frames that exist and the new ones, as each block may look."""
+        left, block = self.config.left_frames, self.config.block_frames
+        key = torch.arange(-left, n, device=position.device)
+        exists = (key >= -position[:, None])[:, None, None, :]
+        if n <= block:
+            return exists
+        start = torch.arange(n, device=position.device)[:, None] // block * block
+        return exists & (key >= start - left) & (key < start + block)
