@@ -49,7 +49,7 @@ class Frames:
 class UnmergeState:
     previous: Tensor  # [rows, dim, 1], the last frame's input to the look-ahead convolution
     transformer: TransformerState
-    smoothing: tuple[Tensor, ...]  # per block [rows, dim, HISTORY]
+    smoothing: tuple[Tensor, ...]  # per block [rows, HISTORY, dim]
 
 
 def repeat_codes(durations: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -97,11 +97,11 @@ class Unmerge(StreamingModule[UnmergeState]):
         return y
 
     def initial_state(self, batch: int) -> UnmergeState:
-        empty = self.unfold.weight.new_zeros(batch, self.config.dim, HISTORY)
+        zeros = self.position_embedding.weight.new_zeros
         return UnmergeState(
-            empty[:, :, :1].clone(),
+            zeros(batch, self.config.dim, 1),
             self.transformer.initial_state(batch),
-            tuple(empty.clone() for _ in self.smoothing),
+            tuple(zeros(batch, HISTORY, self.config.dim) for _ in self.smoothing),
         )
 
     def step(

@@ -37,7 +37,7 @@ class VocosConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class VocosState:
     frames: Tensor  # [rows] int64, mel frames seen
     mel: Tensor  # [rows, MEL_BINS, KERNEL - 1], the last inputs
-    blocks: tuple[Tensor, ...]  # per block [rows, dim, HISTORY]
+    blocks: tuple[Tensor, ...]  # per block [rows, HISTORY, dim]
     sound: Tensor  # [rows, 1440], overlap-added so far, not yet complete
     weight: Tensor  # [rows, 1440], squared windows added so far
 
@@ -116,11 +116,11 @@ class Vocos(StreamingModule[VocosState]):
     def initial_state(self, batch: int) -> VocosState:
         if not self.config.causal:
             raise ValueError("symmetric Vocos weights see the future; use forward with an overlap, or causal weights")
-        zeros = self.head.out.weight.new_zeros
+        zeros = self.backbone.norm.weight.new_zeros
         return VocosState(
             frames=torch.zeros(batch, dtype=torch.int64, device=self.head.out.weight.device),
             mel=zeros(batch, MEL_BINS, HISTORY),
-            blocks=tuple(zeros(batch, self.config.dim, HISTORY) for _ in self.backbone.convnext),
+            blocks=tuple(zeros(batch, HISTORY, self.config.dim) for _ in self.backbone.convnext),
             sound=zeros(batch, _OVERLAP_SAMPLES, dtype=torch.float32),
             weight=zeros(batch, _OVERLAP_SAMPLES, dtype=torch.float32),
         )
@@ -133,11 +133,11 @@ class Vocos(StreamingModule[VocosState]):
         number = state.frames[:, None] - self.config.look_ahead_frames + torch.arange(x.shape[1], device=x.device)
         # Frames before the first one must leave no trace: the blocks' padding is zeros, not what zeros become.
         real = (number >= 0).unsqueeze(2)
-        y = self.backbone.norm(self.backbone.embed(seen).transpose(1, 2)) * real
+        young = bool((state.frames < self.config.look_ahead_frames).any())
+        y = self.backbone.norm(self.backbone.embed(seen).transpose(1, 2))
         pasts = []
         for block, past in zip(self.backbone.convnext, state.blocks, strict=True):
-            y, past = block.step(y, past)
-            y = y * real
+            y, past = block.step(y * real if young else y, past)
             pasts.append(past)
         windowed = self.head.windowed(self.backbone.final_layer_norm(y)) * real
         squared = self.head.istft.window.float().square() * real
