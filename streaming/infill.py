@@ -6,8 +6,11 @@ The official Voicebox was trained to continue a clean prefix. A chunk's window i
 
 of which prompt and generated mel are given clean, the rest starts as noise and only the chunk is kept. The look-ahead
 is made again with the next chunk, and serves the vocoder as its own look-ahead until then. Noise belongs to the
-absolute frame, so that both times start from the same. With one chunk as long as the utterance this is the official
-decode.
+absolute frame, so that both times start from the same. With one chunk as long as the utterance, and the prefix made
+anew at every step, this is the official decode.
+
+Most of a window is prefix, which the steps of a chunk do not change, though they change what the network makes of it:
+`prefix_every` says how many steps go on with the same keys and values of the prefix.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streaming.flow import Voicebox
+from streaming.flow import Memory, Voicebox
 from streaming.flow_decoder import check_code
 from streaming.mel24k import MEL_BINS
 from streaming.unmerge import UPSAMPLING
@@ -31,7 +34,8 @@ class InfillDials:
     """Steps and guidance as in `Voicebox.solve`; frames are 12.5 Hz.
 
     `chunk_frames` are the lengths of the first chunks, the last repeats: short ones first, so that sound comes soon.
-    `context_frames` of generated mel are kept as prefix, besides the prompt.
+    `context_frames` of generated mel are kept as prefix, besides the prompt. The prefix goes through the network at
+    every `prefix_every`-th step; 1 is the official decode.
     """
 
     steps: int = 15
@@ -40,12 +44,15 @@ class InfillDials:
     chunk_frames: tuple[int, ...] = (4, 8, 16)
     look_ahead_frames: int = 4
     context_frames: int = 25
+    prefix_every: int = 3
 
     def __post_init__(self) -> None:
         if not self.chunk_frames or min(self.chunk_frames) < 1:
             raise ValueError(f"chunk_frames must be lengths of at least 1 frame, not {self.chunk_frames}")
         if self.steps < 1 or self.look_ahead_frames < 0 or self.context_frames < 0:
             raise ValueError("steps must be at least 1, look-ahead and context at least 0 frames")
+        if self.prefix_every < 1:
+            raise ValueError(f"prefix_every must be at least 1 step, not {self.prefix_every}")
 
 
 @dataclass(frozen=True)
@@ -173,38 +180,65 @@ class InfillDecoder:
         return chunks
 
     def _solve(self, windows: Sequence[Window]) -> list[Tensor]:
-        """The target of every window by Euler steps, rows padded on the right."""
+        """The target of every window by Euler steps; rows are [prefix, padded | target, padded]."""
         dials, network = self.dials, self.voicebox.diff_estimator
         prefix = [window.prefix.shape[0] for window in windows]
         target = [window.noise.shape[0] for window in windows]
         device = self.noise.device
-        # [rows, frames] of the conditional pass (prefix and target) and of the bare one (target alone)
-        whole_real = _real([p + t for p, t in zip(prefix, target, strict=True)], device)
-        bare_real = _real(target, device)
-        # Where each row's target stands in its sequence; past its end it points at padding, which nobody reads.
-        place = torch.tensor(prefix, device=device)[:, None] + torch.arange(bare_real.shape[1], device=device)
-        place = place.clamp_max(whole_real.shape[1] - 1)[:, :, None].expand(-1, -1, MEL_BINS)
-        codes = torch.nn.utils.rnn.pad_sequence([window.codes for window in windows], batch_first=True)
-        condition = self.voicebox.cond_emb(codes).repeat_interleave(UPSAMPLING, dim=1)
-        clean = torch.nn.utils.rnn.pad_sequence(
-            [torch.cat((window.prefix, torch.zeros_like(window.noise))) for window in windows], batch_first=True
+        # bool [rows, frames] of the two parts; the bare pass, without a prompt, sees the target alone
+        prefix_real, real = _real(prefix, device), _real(target, device)
+        held, frames = prefix_real.shape[1], real.shape[1]
+        own = torch.arange(frames, device=device)
+        positions = torch.cat(
+            (
+                torch.arange(held, device=device).expand(len(windows), -1),
+                torch.tensor(prefix, device=device)[:, None] + own,
+            ),
+            1,
         )
+        turns = network.turns(positions, self.noise.dtype)
+        target_turns = (turns[0][:, :, held:], turns[1][:, :, held:])
+        mask, bare_mask = self.voicebox.mask(torch.cat((prefix_real, real), 1)), self.voicebox.mask(real)
+        condition = torch.cat(
+            (
+                self._condition([w.codes[: n // UPSAMPLING] for w, n in zip(windows, prefix, strict=True)]),
+                self._condition([w.codes[n // UPSAMPLING :] for w, n in zip(windows, prefix, strict=True)]),
+            ),
+            1,
+        )
+        bare_turns = network.turns(own[None], self.noise.dtype)
+        nothing = network.cond_mlp(condition.new_zeros(1, 1, self.voicebox.config.hidden))
+        clean = torch.nn.utils.rnn.pad_sequence([window.prefix for window in windows], batch_first=True)
         x = torch.nn.utils.rnn.pad_sequence([window.noise for window in windows], batch_first=True)
-        whole_mask, bare_mask = self.voicebox.mask(whole_real), self.voicebox.mask(bare_real)
-        nothing = condition.new_zeros(*bare_real.shape, condition.shape[2])
+        memory = self._memory(len(windows), held + frames)
         for step in range(dials.steps):
-            t = torch.full((len(windows),), (step + 0.5) / dials.steps, device=device)
-            noisy = clean.clone()
-            for row, (start, count) in enumerate(zip(prefix, target, strict=True)):
-                noisy[row, start : start + count] = x[row, :count]
-            velocity = network(noisy, t, condition, whole_mask).gather(1, place)
+            time = network.time_embedding(torch.full((1,), (step + 0.5) / dials.steps, device=device))
+            if step % dials.prefix_every == 0:
+                whole = torch.cat((clean, x), dim=1)
+                velocity = network.with_cache(whole, time, condition, turns, mask, memory)[:, held:]
+            else:
+                velocity = network.with_cache(x, time, condition[:, held:], target_turns, mask, memory)
             if dials.guidance > 0:
-                bare = network(x, t, nothing, bare_mask)
+                bare = network.with_cache(x, time, nothing, bare_turns, bare_mask, None)
                 guided = velocity + dials.guidance * (velocity - bare)
-                ratio = _spread(velocity, bare_real) / _spread(guided, bare_real)
+                ratio = _spread(velocity, real) / _spread(guided, real)
                 velocity = dials.rescale * guided * ratio + (1 - dials.rescale) * guided
             x = x + velocity / dials.steps
         return [row[:frames] for row, frames in zip(x, target, strict=True)]
+
+    def _condition(self, codes: list[Tensor]) -> Tensor:
+        """Embedded condition [rows, 4 * longest, hidden] of rows of codes."""
+        padded = torch.nn.utils.rnn.pad_sequence(codes, batch_first=True)
+        vectors = self.voicebox.cond_emb(padded).repeat_interleave(UPSAMPLING, dim=1)
+        return self.voicebox.diff_estimator.cond_mlp(vectors)  # type: ignore[no-any-return]
+
+    def _memory(self, rows: int, frames: int) -> Memory | None:
+        """Room for the keys and values of whole windows, where later steps use them again."""
+        if self.dials.prefix_every == 1:
+            return None
+        config = self.voicebox.config
+        shape = (rows, config.num_layers, config.num_heads, frames, config.hidden // config.num_heads)
+        return self.noise.new_empty(shape), self.noise.new_empty(shape)
 
 
 def _real(lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -45,7 +45,7 @@ class VocoderStream:
 
     def __init__(self, vocoder: Vocos, dials: WindowDials) -> None:
         self._vocoder, self._dials = vocoder, dials
-        weight = vocoder.head.out.weight
+        weight = vocoder.backbone.norm.weight
         self._mel = weight.new_zeros(0, MEL_BINS)  # from frame `_first` on
         self._first = 0
         self._given = 0  # frames whose samples went out

@@ -39,7 +39,7 @@ def drain(decoder: InfillDecoder, stream: InfillStream) -> list[Tensor]:
 
 
 def test_one_chunk_is_the_official_decode(voicebox: Voicebox) -> None:
-    decoder = InfillDecoder(voicebox, InfillDials(steps=4, chunk_frames=(1000,)))
+    decoder = InfillDecoder(voicebox, InfillDials(steps=4, chunk_frames=(1000,), prefix_every=1))
     decoder.noise = torch.zeros(NOISE_FRAMES, 128)
     decoder.noise[:100] = FLOW["noise"][0]
     stream = decoder.begin(PROMPT)
@@ -105,6 +105,21 @@ def test_chunks_follow_the_schedule_and_memory_is_bounded(voicebox: Voicebox) ->
     assert len(window.codes) == len(PROMPT.codes) + 4
 
 
+def test_a_prefix_used_for_three_steps_hardly_changes_the_mel(voicebox: Voicebox) -> None:
+    def mel(prefix_every: int) -> Tensor:
+        decoder = InfillDecoder(voicebox, InfillDials(steps=6, prefix_every=prefix_every))
+        stream = decoder.begin(PROMPT)
+        for code in CODES:
+            stream.push(code, 1)
+        stream.end()
+        return torch.cat(drain(decoder, stream))
+
+    anew, reused, once = mel(1), mel(3), mel(6)
+    error, of_once = ((other - anew).norm() / anew.norm() for other in (reused, once))
+    assert 0 < error < of_once < 0.05
+    assert error < 0.015
+
+
 @pytest.mark.parametrize("prompt", [PROMPT, None])
 def test_nothing_waits_for_more_than_the_look_ahead(voicebox: Voicebox, prompt: PromptVoice | None) -> None:
     decoder = InfillDecoder(voicebox, QUICK)
@@ -139,6 +154,8 @@ def test_bad_codes_and_prompts_are_refused(voicebox: Voicebox) -> None:
         PromptVoice(PROMPT.codes, PROMPT.mel[:-1])
     with pytest.raises(ValueError, match="at least 1 frame"):
         InfillDials(chunk_frames=(0,))
+    with pytest.raises(ValueError, match="prefix_every"):
+        InfillDials(prefix_every=0)
 
 
 @pytest.fixture(scope="module")
