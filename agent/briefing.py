@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.captions import Captions
+from agent.config import SessionConfig
 from agent.conversation import Conversation, Item, UserMessage, context_of
 from agent.effects import Outbox
-from agent.listening import Listening
+from agent.listening import Listening, Utterance
 from agent.protocol.session_object import SessionSettings
 from agent.rates import RatePolicy
 from agent.response import Response
@@ -17,7 +18,11 @@ from agent.wire import ContextItem, DropUtterance, Respond, StartUtterance
 
 
 class Briefing:
-    """`settings` gives the session's settings as they are now."""
+    """`settings` gives the session's settings as they are now.
+
+    `config.opening` is what the model is told when it is to speak and nobody has said anything: in an empty
+    conversation, and after a silence that the client wants filled.
+    """
 
     def __init__(
         self,
@@ -26,7 +31,7 @@ class Briefing:
         listening: Listening,
         captions: Captions,
         settings: Callable[[], SessionSettings],
-        max_output_tokens: int,
+        config: SessionConfig,
     ) -> None:
         self.policy = RatePolicy()
         self._outbox = outbox
@@ -34,7 +39,8 @@ class Briefing:
         self._listening = listening
         self._captions = captions
         self._settings = settings
-        self._max_output_tokens = max_output_tokens
+        self._max_output_tokens = config.max_output_tokens
+        self._opening = config.opening
         self._slot: WorkerSlot | None = None
         self._held: set[int] = set()
 
@@ -44,7 +50,7 @@ class Briefing:
         self.policy = RatePolicy(slot.ready.min_rate_hz, slot.ready.max_rate_hz)
         self._listening.worker_session = slot.session
         if self._listening.open is not None:
-            self.start_utterance(self._listening.open.number)
+            self.start_utterance(self._listening.open)
             self._listening.replay()
         for item in self._captions.unfinished():
             self._hand_over(item, context_of(self._before(item)))
@@ -54,9 +60,11 @@ class Briefing:
         self._held.clear()
         self._listening.worker_session = None
 
-    def start_utterance(self, number: int) -> None:
-        """The user began to speak, after everything the conversation holds."""
-        self._start(number, context_of(self._conversation.items))
+    def start_utterance(self, utterance: Utterance) -> None:
+        """The user began to speak, after everything the conversation holds, or goes on with the turn before."""
+        continued = self._conversation.find(utterance.continues) if utterance.continues is not None else None
+        items = self._conversation.items if continued is None else self._before(continued)
+        self._start(utterance.number, context_of(items))
 
     def drop_utterance(self, number: int | None) -> None:
         if self._slot is not None and number in self._held:
@@ -70,10 +78,13 @@ class Briefing:
         if items and isinstance(items[-1], UserMessage):
             self._hand_over(items[-1], context_of(items[:-1]))
         limit = plan.max_output_tokens
+        context = context_of(items)
+        if not context or (isinstance(items[-1], UserMessage) and items[-1].silent):
+            context.append(ContextItem("user", self._opening))
         return Respond(
             session=slot.session,
             generation=response.generation,
-            context=context_of(items),
+            context=context,
             output_hz=plan.output_rate.hz,
             instructions=plan.instructions,
             speech=plan.modality == "audio",
@@ -83,7 +94,7 @@ class Briefing:
 
     def _hand_over(self, item: UserMessage, context: list[ContextItem]) -> None:
         """The sound of a committed item, if it is still kept and the worker does not have it."""
-        if self._slot is None or item.pcm is None or item.utterance in self._held:
+        if self._slot is None or item.silent or item.pcm is None or item.utterance in self._held:
             return
         if item.utterance is None:
             item.utterance = self._listening.next_number()
@@ -107,6 +118,6 @@ class Briefing:
             )
         )
 
-    def _before(self, item: UserMessage) -> list[Item]:
+    def _before(self, item: Item) -> list[Item]:
         items = self._conversation.items
         return items[: items.index(item)] if item in items else []

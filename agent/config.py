@@ -48,7 +48,10 @@ class SessionConfig(Section, frozen=True):
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] = 600
     input_frame_rate: Rate = "auto"
     output_frame_rate: Rate = "auto"
+    opening: Annotated[str, Meta(min_length=1)] = "hi"
     max_utterance_s: Positive = 60.0
+    max_idle_s: Positive = 1800.0
+    max_duration_s: Positive = 86_400.0
     max_sessions: Annotated[int, Meta(ge=1)] = 256
 
 

@@ -38,7 +38,11 @@ class SystemMessage:
 
 @dataclass
 class UserMessage:
-    """Typed or spoken. `pcm` is the sound at 16 kHz, `utterance` its number in the worker."""
+    """Typed or spoken. `pcm` is the sound at 16 kHz, `utterance` its number in the worker.
+
+    `parts` are ids of items that became part of this one, because the user went on speaking; `silent` is a turn in
+    which nobody was heard, committed so that an answer can follow.
+    """
 
     id: str
     texts: list[str] = field(default_factory=list)
@@ -47,13 +51,15 @@ class UserMessage:
     pcm: audio.Samples | None = None
     transcript: str | None = None
     status: Status = "completed"
+    parts: tuple[str, ...] = ()
+    silent: bool = False
 
     def as_dict(self) -> JsonObject:
-        return _message(self.id, "user", self.status, self._parts())
+        return _message(self.id, "user", self.status, self._content())
 
     def with_audio(self) -> JsonObject:
         """For `conversation.item.retrieved`: sound as 24 kHz s16, where it is still kept."""
-        parts = self._parts()
+        parts = self._content()
         if self.spoken and self.pcm is not None:
             resampler = audio.Resampler(SAMPLE_RATE_HZ, audio.RATE_HZ["pcm16"])
             sound = np.concatenate([resampler.push(self.pcm), resampler.flush()])
@@ -64,7 +70,7 @@ class UserMessage:
         words = [*self.texts, self.transcript or ""]
         return ContextItem("user", "\n".join(filter(None, words)), self.utterance)
 
-    def _parts(self) -> list[JsonObject]:
+    def _content(self) -> list[JsonObject]:
         parts: list[JsonObject] = [{"type": "input_text", "text": text} for text in self.texts]
         if self.spoken:
             parts.append({"type": "input_audio", "transcript": self.transcript})
@@ -73,7 +79,10 @@ class UserMessage:
 
 @dataclass
 class AssistantMessage:
-    """What the agent said. `words` carry their times; `heard_samples` is where the listener stopped it, if he did."""
+    """What the agent said. `words` carry their times; `heard_samples` is where the listener stopped it, if he did.
+
+    `withdrawn`: it answered half a turn and was taken back before anybody could have reacted to it.
+    """
 
     id: str
     modality: Literal["audio", "text"]
@@ -83,6 +92,7 @@ class AssistantMessage:
     audio_samples: int = 0
     heard_samples: int | None = None
     opened: bool = False
+    withdrawn: bool = False
     status: Status = "in_progress"
 
     @property
@@ -100,7 +110,7 @@ class AssistantMessage:
         return _message(self.id, "assistant", self.status, [content])
 
     def context(self) -> ContextItem:
-        return ContextItem("assistant", self.heard_text())
+        return ContextItem("assistant", "" if self.withdrawn else self.heard_text())
 
     def heard_text(self) -> str:
         """The words of which at least half was heard; everything where nobody interrupted."""
@@ -187,6 +197,10 @@ def _message(identity: str, role: str, status: Status, content: list[JsonObject]
     return head | {"status": status, "content": content}
 
 
+def _ids(item: Item) -> tuple[str, ...]:
+    return (item.id, *item.parts) if isinstance(item, UserMessage) else (item.id,)
+
+
 class Conversation:
     """Items by order and by id. Bound: `MAX_ITEMS`; then the oldest leave silently, as with a rolling context."""
 
@@ -195,7 +209,8 @@ class Conversation:
         self.items: list[Item] = []
 
     def find(self, item_id: str) -> Item | None:
-        return next((item for item in reversed(self.items) if item.id == item_id), None)
+        """The item, or the one that it became part of."""
+        return next((item for item in reversed(self.items) if item_id in _ids(item)), None)
 
     def previous_id(self, item: Item) -> str | None:
         """Id of the item before, None for the first."""
@@ -222,6 +237,9 @@ class Conversation:
             self.items.insert(0 if before is None else self.items.index(before) + 1, item)
         self._forget_old_audio()
         return self.previous_id(item)
+
+    def after(self, item: Item) -> list[Item]:
+        return self.items[self.items.index(item) + 1 :]
 
     def remove(self, item: Item) -> None:
         self.items.remove(item)

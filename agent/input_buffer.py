@@ -31,6 +31,11 @@ class InputBuffer:
     def samples(self, first: int, end: int) -> Samples:
         return np.frombuffer(self.read(first, end), dtype=np.int16)
 
+    def prepend(self, samples: Samples) -> None:
+        """Puts back what lay just before `start`."""
+        self._data[:0] = samples.tobytes()
+        self.start -= samples.size
+
     def trim(self, first: int) -> None:
         """Forgets what lies before `first`."""
         if first > self.start:

@@ -1,11 +1,14 @@
 """The ear of a session: the client's audio goes in, utterances come out, and the worker hears them while they last.
 
 With turn detection an utterance opens when the detector hears speech (with the padding before it) and closes after the
-silence. Without, it opens at the first sound after a commit or clear, and closes at the commit.
+silence. Without, it closes at the commit, and opens at the first sound after a commit or clear. On an open line
+(WebRTC) sound flows whether or not anybody talks, so there too it opens at speech: silence costs the worker nothing,
+however long no button is pressed, and what was said but not committed is forgotten after `_KEPT_QUIET_SAMPLES` of
+silence.
 
     closed ──(speech, or first append in push-to-talk)──► open ──(silence, commit, limit)──► ended: an item
        ▲                                                    │
-       └───────────────────────(clear)──────────────────────┘
+       └──────────────(clear, forgotten)────────────────────┘
 """
 
 from __future__ import annotations
@@ -20,15 +23,22 @@ from agent.ids import Ids
 from agent.input_buffer import InputBuffer
 from agent.protocol.errors import ProtocolError
 from agent.protocol.session_object import ServerVad, TurnDetection, silence_ms
-from agent.turn.detector import SpeechStarted, SpeechStopped, TurnDetector, TurnTiming
+from agent.turn.detector import Phase, SpeechStarted, SpeechStopped, TurnDetector, TurnTiming
 from agent.turn.silero import SAMPLE_RATE_HZ, WINDOW_SAMPLES, VoiceActivity
 from agent.wire import AudioIn, EndUtterance
 
 MIN_COMMIT_SAMPLES = SAMPLE_RATE_HZ // 10
 # What a manual commit finds when the detector heard no speech.
 _KEPT_QUIET_SAMPLES = 30 * SAMPLE_RATE_HZ
+# On an open line a commit takes less: silence is no news, and encoding it takes time that somebody waits for.
+_UNHEARD_SAMPLES = 10 * SAMPLE_RATE_HZ
+_TRAILING_SAMPLES = 2 * SAMPLE_RATE_HZ
 # A push-to-talk buffer never holds more than this.
 MAX_BUFFER_SAMPLES = 600 * SAMPLE_RATE_HZ
+_MAX_OPEN_LINE_SAMPLES = MAX_BUFFER_SAMPLES - _KEPT_QUIET_SAMPLES
+_OPEN_LINE_TIMING = TurnTiming(
+    threshold=0.5, prefix_padding_samples=3 * SAMPLE_RATE_HZ // 10, silence_samples=SAMPLE_RATE_HZ // 2
+)
 _PIECE_SAMPLES = SAMPLE_RATE_HZ
 _SLICE_S = 0.5
 
@@ -37,7 +47,8 @@ _SLICE_S = 0.5
 class Utterance:
     """A stretch of the user's speech. Positions are samples at 16 kHz since the session began.
 
-    `detected` is False in push-to-talk, where the client knows of it and no event tells it.
+    `detected` is False in push-to-talk, where the client knows of it and no event tells it. `continues` names the item
+    of the turn that goes on in this utterance, whose sound it then begins with.
     """
 
     number: int
@@ -47,6 +58,7 @@ class Utterance:
     sent: int
     spoken_end: int
     transcript: str = ""
+    continues: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,23 +77,54 @@ class TurnEnded:
     by_client: bool
 
 
-Happening = TurnOpened | TurnEnded
+@dataclass(frozen=True)
+class TurnForgotten:
+    """Nobody committed it on an open line, and it grew old or too long."""
+
+    utterance: Utterance
+
+
+Happening = TurnOpened | TurnEnded | TurnForgotten
+
+
+@dataclass(frozen=True)
+class Silence:
+    """A stretch in which nobody was heard to speak: samples [start, end) and their sound."""
+
+    item_id: str
+    start: int
+    end: int
+    pcm: audio.Samples
 
 
 class Listening:
-    def __init__(self, outbox: Outbox, ids: Ids, vad: VoiceActivity, input_hz: int, max_utterance_s: float) -> None:
+    """`open_line`: sound flows by itself, and not only while the client wants to be heard."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        ids: Ids,
+        vad: VoiceActivity,
+        input_hz: int,
+        *,
+        max_utterance_s: float,
+        open_line: bool,
+    ) -> None:
         self.open: Utterance | None = None
         self.worker_session: int | None = None
         self._outbox = outbox
         self._ids = ids
         self._vad = vad
         self._max_utterance_samples = int(max_utterance_s * SAMPLE_RATE_HZ)
+        self._open_line = open_line
         self._buffer = InputBuffer()
         self._pending: deque[audio.Samples] = deque()
         self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
         self._detection: TurnDetection | None = None
         self._detector: TurnDetector | None = None
         self._uncommitted_from = 0
+        self._last_end = 0
+        self._voiced_until = 0
         self._count = 0
 
     # --- settings ---
@@ -90,23 +133,26 @@ class Listening:
         if input_hz != self._resampler.from_hz:
             self._buffer.append(self._resampler.flush())
             self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
-        if detection == self._detection:
-            return
         self._detection = detection
-        if detection is None:
+        timing = self._timing(detection)
+        if timing is None:
             self._detector = None
-            return
-        padding_ms = detection.prefix_padding_ms if isinstance(detection, ServerVad) else 300
-        timing = TurnTiming(
-            threshold=detection.threshold if isinstance(detection, ServerVad) else 0.5,
-            prefix_padding_samples=padding_ms * SAMPLE_RATE_HZ // 1000,
-            silence_samples=silence_ms(detection) * SAMPLE_RATE_HZ // 1000,
-        )
-        if self._detector is None:
+        elif self._detector is None:
             self._vad.reset()
             self._detector = TurnDetector(timing, self._buffer.end)
         else:
             self._detector.timing = timing
+
+    def _timing(self, detection: TurnDetection | None) -> TurnTiming | None:
+        """None where nothing need be detected."""
+        if detection is None:
+            return _OPEN_LINE_TIMING if self._open_line else None
+        padding_ms = detection.prefix_padding_ms if isinstance(detection, ServerVad) else 300
+        return TurnTiming(
+            threshold=detection.threshold if isinstance(detection, ServerVad) else 0.5,
+            prefix_padding_samples=padding_ms * SAMPLE_RATE_HZ // 1000,
+            silence_samples=silence_ms(detection) * SAMPLE_RATE_HZ // 1000,
+        )
 
     # --- sound ---
 
@@ -138,6 +184,8 @@ class Listening:
         self._buffer.append(self._resampler.push(head))
         if self._detector is None:
             yield from self._without_detector()
+        elif self._detection is None:
+            yield from self._on_open_line(self._detector)
         else:
             yield from self._with_detector(self._detector)
 
@@ -159,10 +207,60 @@ class Listening:
                 detector.stop()
                 yield self._end(detector.position, by_client=False)
         self._forward(detector.position)
+        self._forget_quiet(detector.position)
+
+    def _on_open_line(self, detector: TurnDetector) -> Iterator[Happening]:
+        while detector.position + WINDOW_SAMPLES <= self._buffer.end:
+            window = self._buffer.samples(detector.position, detector.position + WINDOW_SAMPLES)
+            event = detector.push(self._vad.probability(window))
+            if isinstance(event, SpeechStarted) and self.open is None:
+                yield TurnOpened(self._start(event.start_sample, detected=False))
+            if detector.phase is not Phase.QUIET:
+                self._voiced_until = detector.position
+        if detector.phase is not Phase.QUIET:
+            self._forward(detector.position)
+        if self.open is not None and self._is_stale(self.open, detector.position):
+            forgotten, self.open = self.open, None
+            self._uncommitted_from = detector.position
+            self._buffer.trim(detector.position)
+            yield TurnForgotten(forgotten)
+            if detector.phase is not Phase.QUIET:
+                yield TurnOpened(self._start(detector.position, detected=False))
+        self._forget_quiet(detector.position)
+
+    def _is_stale(self, utterance: Utterance, position: int) -> bool:
+        silent_for = position - max(self._voiced_until, utterance.start)
+        return silent_for > _KEPT_QUIET_SAMPLES or position - utterance.start > _MAX_OPEN_LINE_SAMPLES
+
+    def _forget_quiet(self, position: int) -> None:
         if self.open is None:
-            keep_from = detector.position - _KEPT_QUIET_SAMPLES
-            self._uncommitted_from = max(self._uncommitted_from, keep_from)
+            self._uncommitted_from = max(self._uncommitted_from, position - _KEPT_QUIET_SAMPLES)
             self._buffer.trim(self._uncommitted_from)
+
+    def resume(self, item_id: str, pcm: audio.Samples) -> bool:
+        """The open utterance goes on with the turn of that item, which ended last and has this sound.
+
+        False where it cannot: together they are too long, or what lay between is forgotten.
+        """
+        assert self.open is not None
+        first = self._last_end - pcm.size
+        if self._buffer.start != self._last_end or self._buffer.end - first > self._max_utterance_samples:
+            return False
+        self._buffer.prepend(pcm)
+        self.open.start = self.open.sent = first
+        self.open.continues = item_id
+        return True
+
+    def take_silence(self, longest_samples: int) -> Silence:
+        """Commits the silence up to now, at most its last `longest_samples`; nothing may be open."""
+        assert self.open is None and self._detector is not None
+        end = self._detector.position
+        start = max(self._uncommitted_from, end - longest_samples)
+        silence = Silence(self._ids.new("item"), start, end, self._buffer.samples(start, end))
+        self._detector.stop()
+        self._uncommitted_from = self._last_end = end
+        self._buffer.trim(end)
+        return silence
 
     # --- the client's own commit and clear ---
 
@@ -171,16 +269,23 @@ class Listening:
         self._buffer.append(self._resampler.flush())
         end = self._buffer.end
         start = self.open.start if self.open is not None else self._uncommitted_from
+        if self._open_line and self._detection is None:
+            if self.open is None:
+                start = max(start, end - _UNHEARD_SAMPLES)
+            else:
+                end = min(end, max(self._voiced_until, start) + _TRAILING_SAMPLES)
         if end - start < MIN_COMMIT_SAMPLES:
             raise ProtocolError(
                 "input_audio_buffer_commit_empty", "The input audio buffer holds less than 100 ms of audio."
             )
-        self._restart_detector(end)
+        self._restart_detector(self._buffer.end)
         if self.open is None:
             yield TurnOpened(self._start(start, detected=False))
         if self.open is not None:
             self.open.spoken_end = end
             yield self._end(end, by_client=True)
+        self._uncommitted_from = self._buffer.end
+        self._buffer.trim(self._buffer.end)
 
     def clear(self) -> Utterance | None:
         """Forgets what was not committed; returns the utterance that ends thereby, if one was open."""
@@ -225,7 +330,7 @@ class Listening:
         self._forward(end)
         self.send_utterance(utterance.number, b"", ended=True)
         self.open = None
-        self._uncommitted_from = end
+        self._uncommitted_from = self._last_end = end
         pcm = self._buffer.samples(utterance.start, end)
         self._buffer.trim(end)
         waited_ms = (end - utterance.spoken_end) * 1000 / SAMPLE_RATE_HZ

@@ -120,6 +120,10 @@ class Playout:
         self._advance(now_s)
         return int(self._playhead)
 
+    def unheard_s(self, now_s: float) -> float:
+        """How long what was released goes on sounding."""
+        return self._ahead(now_s) / self.sample_rate_hz
+
     def _ahead(self, now_s: float) -> float:
         self._advance(now_s)
         return self.released_samples - self._playhead

@@ -25,7 +25,10 @@ FinalStatus = Literal["completed", "cancelled", "incomplete", "failed"]
 
 @dataclass(frozen=True)
 class ResponsePlan:
-    """Everything decided about a response before it starts. `items` are what to answer, None = the conversation."""
+    """Everything decided about a response before it starts. `items` are what to answer, None = the conversation.
+
+    `answers` is the id of the spoken turn whose end made the server ask for it, None where somebody else did.
+    """
 
     in_conversation: bool
     modality: Literal["audio", "text"]
@@ -39,6 +42,7 @@ class ResponsePlan:
     voice: str
     conversation_id: str | None
     turn_detection_ms: float | None = None
+    answers: str | None = None
 
 
 @dataclass

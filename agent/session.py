@@ -6,14 +6,13 @@
       │            barge-in: speech_started first, then the response is closed   ▼
       └──────────────────────────────────────────────────────────────────── speaking
 
-`Listening` holds the left half (buffer, detector, utterances), `Speaking` the right half (responses, playout); this
-class decides how they meet, and answers the client's events. Every call returns the effects it caused, in order.
+`Listening` holds the left half (buffer, detector, utterances), `Speaking` the right half (responses, playout), `Turns`
+how they meet; this class answers the client's events. Every call returns the effects it caused, in order.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from typing import Literal
 
 from agent import audio
@@ -26,16 +25,17 @@ from agent.config import ServerConfig
 from agent.conversation import AssistantMessage, Conversation, Item, UserMessage, item_from_client
 from agent.effects import Effect, Outbox
 from agent.ids import Ids
-from agent.listening import Happening, Listening, TurnEnded, TurnOpened, milliseconds
+from agent.listening import Listening
 from agent.protocol import client_events as client
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.protocol.formats import format_name
 from agent.protocol.items import MessageItem, parse_item
 from agent.protocol.session_object import SessionSettings, render, updated
-from agent.response import Response
+from agent.response import Response, ResponsePlan
 from agent.speaking import Speaking, WorkerSlot
 from agent.turn.silero import VoiceActivity
+from agent.turns import Turns
 from agent.wire import (
     AudioOut,
     FromWorker,
@@ -47,7 +47,6 @@ from agent.wire import (
 
 JsonObject = dict[str, object]
 Transport = Literal["websocket", "webrtc"]
-SESSION_LIFETIME_S = 24 * 3600
 
 
 class Session:
@@ -73,13 +72,19 @@ class Session:
         self._ids = ids
         self._clock = clock
         self._input_hz = input_hz
-        self._expires_at = clock.unix_s() + SESSION_LIFETIME_S
-        self._expires_s = clock.now_s() + SESSION_LIFETIME_S
+        self._expires_at = clock.unix_s() + int(config.session.max_duration_s)
+        self._expires_s = clock.now_s() + config.session.max_duration_s
+        self._active_s = clock.now_s()
         self._outbox = Outbox(ids)
         self._conversation = Conversation(ids.new("conv"))
         self._captions = Captions()
         self._listening = Listening(
-            self._outbox, ids, vad, self._microphone_hz(), max_utterance_s=config.session.max_utterance_s
+            self._outbox,
+            ids,
+            vad,
+            self._microphone_hz(),
+            max_utterance_s=config.session.max_utterance_s,
+            open_line=transport == "webrtc",
         )
         self._briefing = Briefing(
             self._outbox,
@@ -87,7 +92,7 @@ class Session:
             self._listening,
             self._captions,
             lambda: self.settings,
-            config.session.max_output_tokens,
+            config.session,
         )
         self._speaking = Speaking(
             self._outbox,
@@ -96,6 +101,17 @@ class Session:
             config.playout,
             self._briefing.question,
             server_plays=transport == "webrtc",
+        )
+        self._turns = Turns(
+            self._outbox,
+            clock,
+            self._conversation,
+            self._captions,
+            self._listening,
+            self._briefing,
+            self._speaking,
+            lambda: self.settings,
+            lambda: self._plan(client.ResponseParams()),
         )
         self._listening.configure(settings.audio.input.turn_detection, self._microphone_hz())
 
@@ -118,6 +134,8 @@ class Session:
         try:
             event = client.decode_client_event(data)
             event_id = event.event_id
+            if not isinstance(event, client.InputAudioAppend):
+                self._active_s = self._clock.now_s()
             self._answer(event)
         except ProtocolError as error:
             error.event_id = error.event_id or event_id
@@ -136,7 +154,7 @@ class Session:
     def process_audio(self) -> list[Effect]:
         """Works off at most half a second of sound; call again while `has_pending_audio`."""
         for happening in self._listening.process():
-            self._turn(happening)
+            self._turns.take(happening)
         return self._outbox.take()
 
     def pull_audio(self, count: int) -> tuple[audio.Samples | None, list[Effect]]:
@@ -147,16 +165,18 @@ class Session:
     def tick(self) -> list[Effect]:
         """To be called when `next_deadline_s` has come."""
         self._speaking.on_tick()
+        self._turns.on_tick()
+        idle_s = self._idle_at_s()
         if self._clock.now_s() >= self._expires_s:
-            error = ProtocolError("session_expired", "The session has reached its maximum age; open a new one.")
-            self._outbox.send(events.Error(error=error.as_dict()))
-            self._outbox.close(1008, "session expired")
+            self._expire(f"The session has reached its maximum age of {self._config.session.max_duration_s:g} s")
+        elif idle_s is not None and self._clock.now_s() >= idle_s:
+            self._expire(f"Nobody has said or sent anything for {self._config.session.max_idle_s:g} s")
         return self._outbox.take()
 
     def next_deadline_s(self) -> float:
         """Moment of the session's clock at which `tick` has something to do, if nothing else happens."""
-        due_s = self._speaking.next_deadline_s()
-        return self._expires_s if due_s is None else min(due_s, self._expires_s)
+        due_s = (self._speaking.next_deadline_s(), self._turns.next_deadline_s(), self._idle_at_s(), self._expires_s)
+        return min(due for due in due_s if due is not None)
 
     def worker_ready(self, slot: WorkerSlot) -> list[Effect]:
         """A worker holds a slot for us, and nothing else: whatever it must know is sent again."""
@@ -202,7 +222,7 @@ class Session:
                 self._update(event)
             case client.InputAudioCommit():
                 for happening in self._listening.commit():
-                    self._turn(happening)
+                    self._turns.take(happening)
             case client.InputAudioClear():
                 self._clear_input()
             case client.OutputAudioClear():
@@ -216,9 +236,7 @@ class Session:
             case client.ItemDelete():
                 self._delete(event)
             case client.ResponseCreate():
-                params = event.response or client.ResponseParams()
-                plan = plan_response(params, self.settings, self._conversation, self._briefing.policy, self._ids)
-                self._speaking.request(plan)
+                self._speaking.request(self._plan(event.response or client.ResponseParams()))
             case client.ResponseCancel():
                 if not self._speaking.cancel("client_cancelled", event.response_id):
                     raise ProtocolError("response_cancel_not_active", "Cancellation failed: no active response found")
@@ -287,41 +305,6 @@ class Session:
             self._briefing.drop_utterance(item.utterance)
         self._outbox.send(events.ItemDeleted(item_id=item.id))
 
-    # --- turns ---
-
-    def _turn(self, happening: Happening) -> None:
-        if isinstance(happening, TurnOpened):
-            self._turn_opened(happening)
-        else:
-            self._turn_ended(happening)
-
-    def _turn_opened(self, turn: TurnOpened) -> None:
-        detection = self.settings.audio.input.turn_detection
-        if turn.utterance.detected:
-            start_ms = milliseconds(turn.utterance.start)
-            self._outbox.send(events.SpeechStarted(item_id=turn.utterance.item_id, audio_start_ms=start_ms))
-            if detection is not None and detection.interrupt_response:
-                self._speaking.cancel("turn_detected")
-        self._briefing.start_utterance(turn.utterance.number)
-
-    def _turn_ended(self, turn: TurnEnded) -> None:
-        utterance = turn.utterance
-        if utterance.detected:
-            self._outbox.send(events.SpeechStopped(item_id=utterance.item_id, audio_end_ms=milliseconds(turn.end)))
-        item = UserMessage(utterance.item_id, spoken=True, utterance=utterance.number, pcm=turn.pcm)
-        previous = self._conversation.add(item)
-        self._outbox.send(events.InputCommitted(item_id=item.id, previous_item_id=previous))
-        self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous))
-        self._outbox.send(events.ItemDone(item=item.as_dict(), previous_item_id=previous))
-        source = self.settings.audio.input
-        self._captions.committed(utterance.number, item, wanted=source.transcription is not None)
-        for event in self._captions.heard(utterance.number, utterance.transcript, final=False):
-            self._outbox.send(event)
-        if not turn.by_client and source.turn_detection is not None and source.turn_detection.create_response:
-            params = client.ResponseParams()
-            plan = plan_response(params, self.settings, self._conversation, self._briefing.policy, self._ids)
-            self._speaking.request_turn(replace(plan, turn_detection_ms=turn.waited_ms))
-
     # --- the worker ---
 
     def _heard(self, message: Transcript) -> None:
@@ -341,6 +324,21 @@ class Session:
             self._speaking.fail(message.code, message.message)
 
     # --- small things ---
+
+    def _plan(self, params: client.ResponseParams) -> ResponsePlan:
+        return plan_response(params, self.settings, self._conversation, self._briefing.policy, self._ids)
+
+    def _idle_at_s(self) -> float | None:
+        """When the session ends if nothing happens; None while an answer is being given."""
+        if not self._speaking.idle:
+            return None
+        last_s = max(self._active_s, self._turns.changed_s, self._speaking.quiet_since_s or 0.0)
+        return last_s + self._config.session.max_idle_s
+
+    def _expire(self, why: str) -> None:
+        error = ProtocolError("session_expired", f"{why}; open a new one.")
+        self._outbox.send(events.Error(error=error.as_dict()))
+        self._outbox.close(1008, "session expired")
 
     def _find(self, item_id: str, verb: str) -> Item:
         item = self._conversation.find(item_id)

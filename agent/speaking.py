@@ -36,7 +36,10 @@ class WorkerSlot:
 
 
 class Speaking:
-    """`ask` builds the message for the worker at the moment the response starts, so that it sees the newest history."""
+    """`ask` builds the message for the worker at the moment the response starts, so that it sees the newest history.
+
+    `quiet_since_s` is when the last answer of the conversation has been played to its end, as far as one can know.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class Speaking:
     ) -> None:
         self.active: Response | None = None
         self.last_response_id = ""
-        self.underruns = 0
+        self.quiet_since_s: float | None = None
         self._outbox = outbox
         self._clock = clock
         self._conversation = conversation
@@ -136,7 +139,7 @@ class Speaking:
         response = self.active
         if response is None or not self._asked or response.done is not None:
             return False
-        if not response.item.opened and not self._asked_again:
+        if not response.item.opened and not response.playout.queued_samples and not self._asked_again:
             self._asked, self._asked_again = False, True
             self._waiting_since_s = self._clock.now_s()
             return False
@@ -152,7 +155,8 @@ class Speaking:
             return
         if response.clocked.first_text_s is None:
             response.clocked.first_text_s = self._clock.now_s()
-        self._open(response)
+        if response.plan.modality == "text":
+            self._open(response)
         for event in response.text(message.text):
             self._outbox.send(event)
 
@@ -166,7 +170,6 @@ class Speaking:
             clocked.first_token_s = now_s
         if message.pcm and clocked.first_audio_s is None:
             clocked.first_audio_s = now_s
-        self._open(response)
         response.playout.push(message)
         if response.playout.is_full:
             self._cancel_generation(response)
@@ -187,8 +190,6 @@ class Speaking:
                 error={"type": "server_error", "code": "worker_error", "message": message.error or "failed"},
             )
             return
-        if message.text and not response.item.opened:
-            self._open(response)
         response.done = message
         response.playout.end()
         self.on_tick()
@@ -244,8 +245,18 @@ class Speaking:
         self._close("cancelled", reason)
         return True
 
+    @property
+    def idle(self) -> bool:
+        return self.active is None and not self._waiting
+
+    def heard_ms(self, response: Response) -> float:
+        """How much of its sound has been heard."""
+        return response.playout.heard_samples(self._clock.now_s()) * 1000 / response.playout.sample_rate_hz
+
     def _finish(self, response: Response) -> None:
         assert response.done is not None
+        if response.done.text:
+            self._open(response)
         if response.done.reason == "completed":
             self._close("completed", None)
         elif response.done.reason == "max_output_tokens":
@@ -265,7 +276,8 @@ class Speaking:
             self._cut(response, now_s, interrupted=status == "cancelled")
         for event in response.closing(status, reason, error):
             self._outbox.send(event)
-        self.underruns += response.playout.underruns
+        if response.plan.in_conversation:
+            self.quiet_since_s = now_s + response.playout.unheard_s(now_s)
         self.active = None
         self._finished.append(response)
         self._after_close(response, cut=cut)
@@ -299,6 +311,7 @@ class Speaking:
             self._outbox.worker(Cancel(self._slot.session, response.generation))
 
     def _open(self, response: Response) -> None:
+        """The answer appears with the first of it that is heard or read: what is withdrawn before never was."""
         if response.item.opened:
             return
         if response.plan.in_conversation:
@@ -309,6 +322,7 @@ class Speaking:
     def _release(self, response: Response, piece: Slice, now_s: float) -> None:
         if response.clocked.first_audio_out_s is None:
             response.clocked.first_audio_out_s = now_s
+        self._open(response)
         for event in response.release(piece):
             self._outbox.send(event)
 

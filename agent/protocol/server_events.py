@@ -91,6 +91,13 @@ class InputCleared(ServerEvent, frozen=True, kw_only=True, tag="input_audio_buff
 class SpeechStarted(ServerEvent, frozen=True, kw_only=True, tag="input_audio_buffer.speech_started"):
     item_id: str
     audio_start_ms: int
+    x_agogic: JsonObject | UnsetType = UNSET
+
+
+class TimeoutTriggered(ServerEvent, frozen=True, kw_only=True, tag="input_audio_buffer.timeout_triggered"):
+    item_id: str
+    audio_start_ms: int
+    audio_end_ms: int
 
 
 class SpeechStopped(ServerEvent, frozen=True, kw_only=True, tag="input_audio_buffer.speech_stopped"):

@@ -38,6 +38,7 @@ class ServerVad(msgspec.Struct, frozen=True, tag_field="type", tag="server_vad")
     silence_duration_ms: Annotated[int, Meta(ge=32, le=10_000)] = 500
     create_response: bool = True
     interrupt_response: bool = True
+    idle_timeout_ms: Annotated[int, Meta(ge=5000, le=30_000)] | UnsetType | None = UNSET
 
 
 class SemanticVad(msgspec.Struct, frozen=True, tag_field="type", tag="semantic_vad"):
@@ -113,6 +114,7 @@ _NULLABLE = {
     "audio.input.noise_reduction",
     "audio.input.transcription",
     "audio.input.turn_detection",
+    "audio.input.turn_detection.idle_timeout_ms",
     "tracing",
     "prompt",
     "include",
@@ -184,11 +186,15 @@ def _in_effect(wanted: SessionSettings, voice: str) -> SessionSettings:
         )
     replace = msgspec.structs.replace
     source, sink = wanted.audio.input, wanted.audio.output
+    detection = source.turn_detection
+    if isinstance(detection, ServerVad) and detection.idle_timeout_ms is None:
+        # Clients that check what they get allow no null there.
+        detection = replace(detection, idle_timeout_ms=UNSET)
     transcription = source.transcription and replace(source.transcription, model=TRANSCRIPTION_MODEL)
     return replace(
         wanted,
         audio=SessionAudio(
-            input=replace(source, noise_reduction=None, transcription=transcription),
+            input=replace(source, noise_reduction=None, transcription=transcription, turn_detection=detection),
             output=replace(sink, voice=voice, speed=1.0),
         ),
         tools=[tool for tool in wanted.tools if isinstance(tool, FunctionTool)],
@@ -214,6 +220,12 @@ def render(settings: SessionSettings, *, session_id: str, model: str, expires_at
     }
     body: JsonObject = msgspec.to_builtins(settings)
     return head | body
+
+
+def idle_timeout_ms(detection: TurnDetection | None) -> int | None:
+    """After how much silence the agent speaks by itself; None = never."""
+    wanted = detection.idle_timeout_ms if isinstance(detection, ServerVad) else None
+    return None if isinstance(wanted, UnsetType) else wanted
 
 
 def silence_ms(detection: TurnDetection) -> int:

@@ -47,6 +47,7 @@ SESSION = st.fixed_dictionaries(
                 {"input": {"turn_detection": None}},
                 {"input": {"turn_detection": {"type": "server_vad", "silence_duration_ms": 200}}},
                 {"input": {"turn_detection": {"type": "semantic_vad", "interrupt_response": False}}},
+                {"input": {"turn_detection": {"type": "server_vad", "idle_timeout_ms": 5000}}},
                 {"input": {"format": {"type": "audio/pcmu"}}, "output": {"format": {"type": "audio/pcma"}}},
                 {"input": {"format": {"type": "audio/pcm", "rate": 24000}, "transcription": None}},
                 {"input": {"format": {"type": "audio/opus"}}},
@@ -107,7 +108,9 @@ STEP = st.one_of(
     st.tuples(st.just("raw"), st.binary(max_size=20)),
     st.tuples(st.just("speak"), st.sampled_from([0.06, 0.3, 0.6])),
     st.tuples(st.just("hush"), st.sampled_from([0.1, 0.7])),
-    st.tuples(st.just("wait"), st.sampled_from([0.05, 0.5, 3.0])),
+    st.tuples(st.just("hush"), st.sampled_from([0.1, 0.7])),
+    st.tuples(st.just("wait"), st.sampled_from([0.05, 0.5, 3.0, 7.0])),
+    st.tuples(st.just("tongue"), st.sampled_from(["slow", "quick"])),
     st.tuples(st.just("worker"), st.sampled_from(["lost", "ready"])),
 )
 
@@ -139,15 +142,21 @@ def test_random_conversations_stay_within_the_protocol(transport: Any, steps: li
             driver.hush(value)
         elif kind == "wait":
             driver.advance(value)
+        elif kind == "tongue":
+            # A slow worker has said nothing yet when the user goes on.
+            driver.reply = None if value == "slow" else "Yes, of course."
         elif value == "lost" and has_worker:
             has_worker = False
             driver.do(driver.session.worker_lost())
         elif value == "ready" and not has_worker:
             has_worker = True
             driver.do(driver.session.worker_ready(WorkerSlot(2, READY)))
-    if not has_worker:
-        driver.do(driver.session.worker_ready(WorkerSlot(3, READY)))
-    driver.advance(20.0)
+    driver.reply = "Yes, of course."
+    if has_worker:
+        # What a slow worker was asked is asked again of the next.
+        driver.do(driver.session.worker_lost())
+    driver.do(driver.session.worker_ready(WorkerSlot(3, READY)))
+    driver.advance(60.0)
     check(driver.events)
     assert len(driver.of("response.created")) == len(driver.of("response.done"))
     assert all(error["error"].get("code") != "internal_error" for error in driver.of("error"))

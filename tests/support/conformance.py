@@ -84,6 +84,10 @@ class _Order:
                 previous = event["previous_item_id"]
                 assert previous is None or previous in self.item_ids, f"{kind}: unknown predecessor {previous}"
                 self.item_ids.add(event["item"]["id"])
+            elif kind == "conversation.item.deleted":
+                assert event["item_id"] in self.item_ids, f"{kind} of an item nobody was told of"
+            elif kind == "input_audio_buffer.committed":
+                assert event["item_id"] not in self.item_ids, f"{kind} of an item that exists already"
             elif kind == "conversation.item.done":
                 assert event["item"]["id"] in self.item_ids, f"{kind} before added"
             elif kind == "input_audio_buffer.speech_started":
