@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.packed_linear import pack_linears
 from models.code_file import CodeFileError, CodeHeader
 from models.flexicodec_checkpoint import CodecFiles, load_flexicodec
 from models.hub import EMBEDDED, EMBEDDED_CODEC, EMBEDDED_DIRECTORY, resolve_codec
@@ -45,7 +46,7 @@ class Coder(Protocol):
 
 
 class OfficialCoder:
-    """FlexiCodec with released weights."""
+    """FlexiCodec with released weights, which it packs."""
 
     output_hz = INPUT_HZ
 
@@ -56,6 +57,7 @@ class OfficialCoder:
         self.semantic_bits = _bits(codec.semantic_vq.fsq.codebook_size)
         self.acoustic_bits = _bits(codec.config.codebook_size)
         self.max_quantizers = 1 + codec.config.n_codebooks
+        pack_linears(codec)
 
     def encode(self, audio: Tensor, target: float | None, quantizers: int) -> SpeechCodes:
         with torch.inference_mode():

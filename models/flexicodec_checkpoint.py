@@ -79,9 +79,7 @@ def load_flexicodec(files: CodecFiles, config: FlexiCodecConfig | None = None) -
     codec, semantic = parts.codec, parts.semantic
     # The quantiser's tables are no weights and must be real.
     codec.semantic_vq = SemanticQuantizer(codec.config)
-    fill(
-        semantic, parts.semantic_source, parts.semantic_path, prefix=parts.semantic_prefix, unused=SENSEVOICE_UNUSED
-    )
+    fill(semantic, parts.semantic_source, parts.semantic_path, prefix=parts.semantic_prefix, unused=SENSEVOICE_UNUSED)
     del codec.semantic_model
     fill(codec, parts.source, files.codec, prefix=parts.prefix, unused=CODEC_UNUSED)
     codec.semantic_model = semantic

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kernels.packed_linear import pack_linears
 from models.errors import CheckpointError
 from models.flexicodec_checkpoint import load_flexicodec, load_vocos, load_voicebox
 from models.hub import Companions
@@ -141,7 +142,10 @@ def load_official_voice(
             key = torch.from_numpy(_key(prompt_audio))
             save_file({"audio": key, "codes": prompt.codes, "mel": prompt.mel}, prompt_cache)
     flow = load_voicebox(companions.flow, dtype=dtype).to(device)
-    return OfficialVoice(InfillDecoder(flow, dials), load_vocos(companions.vocoder).to(device), prompt)
+    vocoder = load_vocos(companions.vocoder).to(device)
+    pack_linears(flow)
+    pack_linears(vocoder)
+    return OfficialVoice(InfillDecoder(flow, dials), vocoder, prompt)
 
 
 def _cached(path: Path | None, audio: Tensor) -> PromptVoice | None:

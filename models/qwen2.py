@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kernels.attention import attend, attention_probabilities
 from kernels.kv_cache import Append, KVCache
-from kernels.rope import rope_angles, rotate_half
+from kernels.rope import half_turns, rope_angles, turn_half
 from streaming.gated_mlp import GatedMLP
 
 
@@ -31,6 +31,10 @@ class DecoderConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+
+Turns = tuple[Tensor, Tensor]
+"""Cosines and sines of a step's positions, made once for all layers."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
 
-    def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [batch, heads, positions, head_dim], rotated keys and values [batch, kv_heads, ...]."""
         query, key, value = (
             layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return rotate_half(query, angles), rotate_half(key, angles), value
+        cosine, sine = (turn.to(query.dtype) for turn in turns)  # autocast may have changed it
+        return turn_half(query, (cosine, sine)), turn_half(key, (cosine, sine)), value
 
     def merge(self, heads: Tensor) -> Tensor:
         return self.o_proj(heads.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -86,20 +91,20 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, angles: Tensor, mask: Tensor | None, watched_head: int | None
+        self, x: Tensor, turns: Turns, mask: Tensor | None, watched_head: int | None
     ) -> tuple[Tensor, Tensor | None]:
         """Whole sequences; `watched_head`'s weights [batch, positions, positions] come back as well."""
-        query, key, value = self.self_attn.project(self.input_layernorm(x), angles)
+        query, key, value = self.self_attn.project(self.input_layernorm(x), turns)
         seen = attend(query, key, value, mask, causal=mask is None)
         watched = _watch(query, key, mask, mask is None, watched_head)
         return self._feed_forward(x + self.self_attn.merge(seen)), watched
 
     def step(
-        self, x: Tensor, angles: Tensor, cache: KVCache, layer: int, append: Append, watched_head: int | None
+        self, x: Tensor, turns: Turns, cache: KVCache, layer: int, append: Append, watched_head: int | None
     ) -> tuple[Tensor, Tensor | None]:
-        query, key, value = self.self_attn.project(self.input_layernorm(x), angles)
+        query, key, value = self.self_attn.project(self.input_layernorm(x), turns)
         keys, values = cache.write(layer, append, key, value)
-        seen = attend(query, keys, values, append.mask, causal=append.causal)
+        seen = _attend_cached(query, keys, values, append)
         watched = _watch(query, keys, append.mask, append.causal, watched_head)
         return self._feed_forward(x + self.self_attn.merge(seen)), watched
 
@@ -127,7 +132,7 @@ class Qwen2Model(nn.Module):
         nothing real comes after padding. Others give `valid` [batch, positions] bool, True at real positions.
         """
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)
-        angles = rope_angles(positions[None], self.config.head_dim, self.config.rope_theta)
+        turns = self._turns(positions[None], embeddings.dtype)
         mask = None
         if valid is not None:
             causal = positions[:, None] >= positions[None, :]
@@ -135,7 +140,7 @@ class Qwen2Model(nn.Module):
             mask = (causal & valid[:, None, None, :]) | own
         x, watched = embeddings, None
         for index, layer in enumerate(self._layers()):
-            x, seen = layer(x, angles, mask, watch.head if watch is not None and watch.layer == index else None)
+            x, seen = layer(x, turns, mask, watch.head if watch is not None and watch.layer == index else None)
             watched = seen if seen is not None else watched
         return self.norm(x), watched
 
@@ -148,14 +153,17 @@ class Qwen2Model(nn.Module):
         [rows, positions, cached + positions].
         """
         append = cache.plan(slots, embeddings.shape[1])
-        angles = rope_angles(append.positions, self.config.head_dim, self.config.rope_theta)
+        turns = self._turns(append.positions, embeddings.dtype)
         x, watched = embeddings, None
         for index, layer in enumerate(self._layers()):
             head = watch.head if watch is not None and watch.layer == index else None
-            x, seen = layer.step(x, angles, cache, index, append, head)
+            x, seen = layer.step(x, turns, cache, index, append, head)
             watched = seen if seen is not None else watched
         cache.commit(append)
         return self.norm(x), watched
+
+    def _turns(self, positions: Tensor, dtype: torch.dtype) -> Turns:
+        return half_turns(rope_angles(positions, self.config.head_dim, self.config.rope_theta), dtype)
 
     def _layers(self) -> list[DecoderLayer]:
         return cast(list[DecoderLayer], list(self.layers))
@@ -166,6 +174,16 @@ class Qwen2Model(nn.Module):
         return KVCache(
             config.num_layers, slots, max_positions, config.num_kv_heads, config.head_dim, weight.dtype, weight.device
         )
+
+
+def _attend_cached(query: Tensor, keys: Tensor, values: Tensor, append: Append) -> Tensor:
+    """Attention of new positions over a cache: query [rows, heads, count, head_dim] -> the same shape."""
+    if append.mask is not None or append.causal:
+        return attend(query, keys, values, append.mask, causal=append.causal)
+    # A single position that sees everything: heads that share keys are queries of one head, and keys are read once.
+    rows, heads, count, head_dim = query.shape
+    shared = query.reshape(rows, keys.shape[1], -1, head_dim)
+    return attend(shared, keys, values).reshape(rows, heads, count, head_dim)
 
 
 def _watch(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, head: int | None) -> Tensor | None:

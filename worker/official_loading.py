@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from kernels.packed_linear import pack_linears
 from models.checkpoint import load_flexislm, load_tokenizer
 from models.errors import CheckpointError
 from models.expected_speed import Work, free_memory, needed_bytes, official_work
@@ -62,6 +63,8 @@ def load_official(
         )  # fmt: skip
     slm = load_flexislm(directory, dtype=dtype, device=device)
     encoder = load_omni_encoder(companions.audio_encoder, dtype=dtype, device=device)
+    pack_linears(slm)
+    pack_linears(encoder)
     tokenizer = load_tokenizer(directory, slm.config)
     return Networks(name, slm, tokenizer, OmniEar(encoder, slm), voice, uniform=random.Random(0).random)
 

@@ -1,0 +1,69 @@
+"""Packed weights give what plain ones give, wherever a network multiplies by them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.packed_linear import PackedWeight, pack_linears
+from models.qwen2 import DecoderConfig, Qwen2Model
+from streaming.transformer import ProjectedTransformer, TransformerConfig
+
+ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
+
+
+def error(ours: Tensor, exact: Tensor) -> float:
+    return float((ours.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [(1,), (7,), (2, 5), (1, 3, 2)])
+@pytest.mark.parametrize("bias", [False, True])
+@torch.inference_mode()
+def test_product_equals_the_plain_one_within_rounding(dtype: torch.dtype, rows: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(*rows, 48).to(dtype), torch.randn(72, 48).to(dtype)
+    shift = torch.randn(72).to(dtype) if bias else None
+    product = F.linear(x, PackedWeight(weight), shift)  # type: ignore[arg-type]
+    exact = F.linear(x.double(), weight.double(), None if shift is None else shift.double())
+    assert product.dtype == dtype and product.shape == (*rows, 72)
+    assert error(product, exact) < ROUNDING[dtype]
+
+
+@torch.inference_mode()
+def test_inputs_may_lie_anyhow_in_memory_and_be_none() -> None:
+    weight = torch.randn(6, 8)
+    packed = PackedWeight(weight)
+    for x in (torch.randn(8, 5).T, torch.randn(3, 8, 4).transpose(1, 2), torch.randn(9, 8)[::2], torch.randn(0, 8)):
+        torch.testing.assert_close(F.linear(x, packed), F.linear(x, weight))  # type: ignore[arg-type]
+
+
+def test_nothing_but_a_linear_layer_takes_a_packed_weight() -> None:
+    with pytest.raises(TypeError, match=r"F\.linear alone"):
+        torch.matmul(torch.randn(2, 8), PackedWeight(torch.randn(8, 8)))  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def test_packed_networks_compute_the_same() -> None:
+    torch.manual_seed(1)
+    decoder = Qwen2Model(DecoderConfig(32, 64, 96, 2, 4, 2)).eval()
+    attending = ProjectedTransformer(TransformerConfig(24, 32, 4, 2, 48, 24)).eval()
+    x, frames = torch.randn(2, 9, 64), torch.randn(1, 11, 24)
+    expected, also = decoder(x)[0], attending(frames)
+    pack_linears(decoder)
+    pack_linears(attending)
+    torch.testing.assert_close(decoder(x)[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attending(frames), also, rtol=1e-4, atol=1e-5)
+    left = {name for network in (decoder, attending) for name, value in network.named_parameters() if value.dim() > 1}
+    assert left == {"embed_tokens.weight"}, "every matrix that is multiplied by is packed, and no table"
+
+
+def test_a_head_tied_to_a_table_leaves_the_table_alone() -> None:
+    table, head = nn.Embedding(10, 8), nn.Linear(8, 10, bias=False)
+    head.weight = table.weight
+    pack_linears(head)
+    with torch.inference_mode():
+        scores = head(table(torch.tensor([3])))
+        torch.testing.assert_close(scores, table.weight[3:4] @ table.weight.T)
