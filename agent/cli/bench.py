@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -12,6 +13,14 @@ import typer
 app = typer.Typer(no_args_is_help=True, help="Measure speed and exactness.")
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+class Released(StrEnum):
+    """Sizes of the released FlexiSLM."""
+
+    HALF_B = "0.5B"
+    SEVEN_B = "7B"
+
 
 Model = Annotated[str, typer.Option(help="'embedded' or a checkpoint directory")]
 Threads = Annotated[int, typer.Option(min=1, help="torch threads")]
@@ -156,6 +165,35 @@ def thinker(
     from benchmarks import thinker as benchmark
 
     _print(benchmark.run(steps, rounds), json)
+
+
+@app.command()
+def load(
+    size: Annotated[Released, typer.Option(help="released size")] = Released.HALF_B,
+    adapters: Annotated[bool, typer.Option(help="with LoRA adapters apart, as Stage 2 was trained")] = False,
+    json: Json = False,
+) -> None:
+    """What loading a FlexiSLM checkpoint takes in memory, over its bytes; writes one into a temporary folder."""
+    from benchmarks import load as benchmark
+
+    try:
+        report = benchmark.run(size.value, adapters=adapters)
+    except (benchmark.LoadBenchError, OSError) as error:
+        _fail(error)
+    _print(report, json)
+
+
+@app.command()
+def roofline(
+    size: Annotated[Released, typer.Option(help="released size")] = Released.SEVEN_B,
+    gigabytes_per_s: Annotated[float, typer.Option(min=1.0, help="what the memory delivers")] = 4300.0,
+    teraflops: Annotated[float, typer.Option(min=0.01, help="what matrix products reach in bfloat16")] = 790.0,
+    json: Json = False,
+) -> None:
+    """The least time a GPU can take, by arithmetic alone; the defaults are an H200's. Measures nothing."""
+    from benchmarks import roofline as arithmetic
+
+    _print(arithmetic.run(size.value, gigabytes_per_s * 1e9, teraflops * 1e12), json)
 
 
 @app.command()
