@@ -69,6 +69,7 @@ def talk(
     if json:
         print(msgspec.json.encode(report(turn, loaded.output_sample_rate, input_rate)).decode())
         return
-    print(f"you:    {turn.transcript}\nagogic: {turn.text}")
+    # Where the answer is what was said, the transcript says it all.
+    print(f"you:    {turn.transcript}" + ("" if task is Task.ASR else f"\nagogic: {turn.text}"))
     if output is not None and speech:
         print(f"{len(turn.pcm) / loaded.output_sample_rate:.1f} s of speech in {output}")

@@ -75,9 +75,15 @@ def test_any_sound_file_is_a_question(
     assert sum(frames for _, frames in report["tokens"]) * 0.08 == pytest.approx(report["answer_s"])
 
 
-def test_question_without_a_file_to_answer_into_is_printed(model: str, tmp_path: Path) -> None:
+def test_question_and_answer_are_printed(model: str, tmp_path: Path) -> None:
+    result = run("talk", tone(tmp_path / "q.wav", 16_000), "--model", model, "--task", "s2t")
+    assert result.exit_code == 0 and [line[:8] for line in result.output.splitlines()][:2] == ["you:    ", "agogic: "]
+
+
+def test_what_was_said_is_printed_once(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.hearing.BlockHearing.transcript", "one latte please", raising=False)
     result = run("talk", tone(tmp_path / "q.wav", 16_000), "--model", model, "--task", "asr")
-    assert result.exit_code == 0 and result.output.startswith("you: ")
+    assert result.exit_code == 0 and result.output == "you:    one latte please\n"
 
 
 @pytest.mark.parametrize("task", ["t2t", "t2s", "tts"])
