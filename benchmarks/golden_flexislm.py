@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.golden_files import Check, Computed, Golden, TensorResult, run_fixture
 from kernels.sampling import filtered_probabilities
 from models.checkpoint import load_flexislm
-from models.flexislm import FlexiSLM
+from models.flexislm import AudioMlp, FlexiSLM
 from models.frame_rate import frame_rate_embedding
 from models.generation import Answer, AnswerOptions, Runner, Step
 from models.omni_checkpoint import load_omni_encoder
@@ -103,6 +103,15 @@ def prompt_results(folder: Path) -> list[TensorResult]:
             same = text == case[part] and tokenizer.encode(text) == case[f"{part}_ids"]
             results.append(TensorResult("prompts", f"{case['task']}.{part}", 0.0, int(not same)))
     return results
+
+
+def check_audio_mlp(golden: Golden) -> Computed:
+    """What brings encoder frames to the width of the 0.5B's Thinker; in the full set a part of stage2-mlp."""
+    state, frames = golden.weights("audio_mlp"), golden["audio_encoder_outputs"]["enc80.clip_a.frames"]
+    between, before = state["fc1.weight"].shape
+    module = AudioMlp(before, between, state["fc2.weight"].shape[0])
+    module.load_state_dict(state)
+    yield "transformed_frames", module(frames)
 
 
 def check_input(variant: str) -> Check:
@@ -242,6 +251,7 @@ def checks(folder: Path) -> dict[str, Check]:
         "audio_encoder_outputs": check_encoders,
         "frame_rate_embedding": check_frame_rate,
         "grouping_cases": check_grouping,
+        "audio_mlp": check_audio_mlp,
     }
     found: dict[str, Check] = {name: check for name, check in shared.items() if Golden(folder).has(name)}
     for variant in VARIANTS:

@@ -65,10 +65,12 @@ def test_loads_a_codec_with_sensevoice_inside(
     other = {"voicebox_model.cond_emb.weight": torch.zeros(1)} if prefix else {}
     save_file({prefix + key: value.contiguous() for key, value in official.items()} | other, path)
     loaded = load_flexicodec(CodecFiles(path, cmvn), TINY_CODEC)
-    audio = golden_tensors("flexicodec", "audio.safetensors")["b_16k"]
-    ours, theirs = codec.encode(audio, 6.25, 3), loaded.encode(audio, 6.25, 3)
-    assert torch.equal(ours.semantic, theirs.semantic)
-    torch.testing.assert_close(codec.decode(ours), loaded.decode(theirs), rtol=1e-3, atol=1e-5)
+    # Folding the gains back in rounds the weights. Codes of these random ones hang on less than that, so the weights are
+    # compared, and the sound of equal codes.
+    torch.testing.assert_close(loaded.state_dict(), codec.state_dict(), rtol=1e-5, atol=1e-7)
+    codes = loaded.encode(golden_tensors("flexicodec", "audio.safetensors")["b_16k"], 6.25, 3)
+    assert int(codes.durations.sum()) == 23 and len(codes.semantic) == 12
+    torch.testing.assert_close(loaded.decode(codes), codec.decode(codes), rtol=1e-3, atol=1e-5)
 
 
 def test_loads_half_precision_with_sensevoice_apart(official: dict[str, Tensor], cmvn: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_the_committed_subset_covers_every_stage() -> None:
         "audio_encoder_outputs",
         "frame_rate_embedding",
         "grouping_cases",
+        "audio_mlp",
         "stage2/input",
         "stage2/traces/s2s_12.5hz_greedy",
         "stage3/traces/tts_8.0hz_forced",
