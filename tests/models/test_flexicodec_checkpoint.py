@@ -65,7 +65,7 @@ def test_loads_a_codec_with_sensevoice_inside(
     other = {"voicebox_model.cond_emb.weight": torch.zeros(1)} if prefix else {}
     save_file({prefix + key: value.contiguous() for key, value in official.items()} | other, path)
     loaded = load_flexicodec(CodecFiles(path, cmvn), TINY_CODEC)
-    # Folding the gains back in rounds the weights. Codes of these random ones hang on less than that, so the weights are
+    # Folding the gains back in rounds the weights, and codes of random ones hang on less than that: the weights are
     # compared, and the sound of equal codes.
     torch.testing.assert_close(loaded.state_dict(), codec.state_dict(), rtol=1e-5, atol=1e-7)
     codes = loaded.encode(golden_tensors("flexicodec", "audio.safetensors")["b_16k"], 6.25, 3)
