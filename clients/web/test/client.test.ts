@@ -136,11 +136,34 @@ it("a lost connection is reported once and leaves nothing open", async () => {
   expect(track.stop).toHaveBeenCalledOnce();
 });
 
-it("closing while connecting leaves no connection behind", async () => {
+it("says why the server ended the session", async () => {
+  const { client, made } = setUp();
+  const errors: string[] = [];
+  client.on("error", (error) => errors.push(error.message));
+  await client.connect();
+  const error = { type: "invalid_request_error", code: "session_expired", message: "Nobody has said anything." };
+  made[0]!.options.onEvent({ type: "error", error });
+  made[0]!.options.onLost(new ConnectionError("gone", "lost"));
+  expect(errors).toEqual(["Nobody has said anything."]);
+});
+
+it("leaves the microphone open when the button came up just before the mode was changed", async () => {
+  const { client, made } = setUp({ mode: "push" });
+  await client.connect();
+  client.startTalking();
+  client.stopTalking();
+  client.setMode("open");
+  vi.advanceTimersByTime(200);
+  expect(made[0]!.microphone).toBe(true);
+  expect(made[0]!.types()).not.toContain("input_audio_buffer.commit");
+});
+
+it("closing while connecting leaves no connection and no microphone behind", async () => {
   const { client, made } = setUp();
   const connecting = client.connect();
   client.close();
   await connecting;
+  expect(track.stop).toHaveBeenCalledOnce();
   expect(made.every((connection) => connection.closed)).toBe(true);
   expect(client.state).toBe("idle");
 });

@@ -36,6 +36,34 @@ describe("Conversation", () => {
     expect(conversation.turns[0]).toMatchObject({ text: "a large latte please", status: "done" });
   });
 
+  it("keeps a turn that goes on after a pause in one line, without unsaying its beginning", () => {
+    const conversation = apply(
+      { type: "input_audio_buffer.speech_started", item_id: "u1" },
+      { type: "input_audio_buffer.committed", item_id: "u1" },
+      {
+        type: "conversation.item.input_audio_transcription.completed", item_id: "u1", transcript: "a large latte",
+      },
+      { type: "input_audio_buffer.speech_started", item_id: "u2", x_agogic: { continues: "u1" } },
+      { type: "x_agogic.input_transcript", item_id: "u2", transcript: "a large" },
+    );
+    expect(conversation.turns).toMatchObject([{ id: "u2", text: "a large latte", status: "open" }]);
+    for (const event of [
+      { type: "x_agogic.input_transcript", item_id: "u2", transcript: "a large latte with milk" },
+      { type: "conversation.item.deleted", item_id: "u1" },
+      { type: "input_audio_buffer.committed", item_id: "u2" },
+    ]) conversation.apply(event);
+    expect(conversation.turns).toMatchObject([{ id: "u2", text: "a large latte with milk", status: "open" }]);
+  });
+
+  it("does not say twice what was already on the screen when the turn is committed", () => {
+    const conversation = apply(
+      { type: "x_agogic.input_transcript", item_id: "u", transcript: "a large" },
+      { type: "conversation.item.input_audio_transcription.delta", item_id: "u", delta: "a large" },
+      { type: "conversation.item.input_audio_transcription.delta", item_id: "u", delta: " latte" },
+    );
+    expect(conversation.turns[0]!.text).toBe("a large latte");
+  });
+
   it("does not let a late partial transcript undo the final one", () => {
     const conversation = apply(
       { type: "conversation.item.input_audio_transcription.completed", item_id: "u", transcript: "final" },

@@ -46,6 +46,7 @@ export class AgogicClient extends Emitter<ClientEvents> {
   #rates: { input: RateSetting; output: RateSetting } = { input: "auto", output: "auto" };
   #talking = false;
   #attempt = 0;
+  #farewell: string | undefined;
 
   constructor(
     private readonly options: AgogicOptions,
@@ -80,7 +81,14 @@ export class AgogicClient extends Emitter<ClientEvents> {
     const attempt = ++this.#attempt;
     this.#setState("connecting");
     try {
-      if (this.#mode !== "text") this.#microphone = await openMicrophone();
+      if (this.#mode !== "text") {
+        const microphone = await openMicrophone();
+        if (attempt !== this.#attempt) {
+          for (const track of microphone.getTracks()) track.stop();
+          return;
+        }
+        this.#microphone = microphone;
+      }
       const connection = await this.#reach();
       if (attempt !== this.#attempt) {
         connection.close();
@@ -102,6 +110,7 @@ export class AgogicClient extends Emitter<ClientEvents> {
     for (const track of this.#microphone?.getTracks() ?? []) track.stop();
     this.#microphone = undefined;
     this.#talking = false;
+    this.#farewell = undefined;
     this.#setState("idle");
   }
 
@@ -136,7 +145,7 @@ export class AgogicClient extends Emitter<ClientEvents> {
     if (connection === undefined || !this.#talking) return;
     this.#talking = false;
     setTimeout(() => {
-      if (this.#talking || connection !== this.#connection) return;
+      if (this.#talking || this.#mode !== "push" || connection !== this.#connection) return;
       connection.setMicrophone(false);
       this.send({ type: "input_audio_buffer.commit" });
       this.send({ type: "response.create" });
@@ -171,8 +180,9 @@ export class AgogicClient extends Emitter<ClientEvents> {
       microphone: this.#microphone,
       onEvent: (event) => this.#receive(event),
       onLost: (error) => {
+        const why = this.#farewell;
         this.close();
-        this.emit("error", error);
+        this.emit("error", why === undefined ? error : new ConnectionError(why, "lost"));
       },
     };
     const wanted = this.options.transport ?? "auto";
@@ -211,6 +221,7 @@ export class AgogicClient extends Emitter<ClientEvents> {
     this.emit("event", event);
     // The button is up: whatever the server hears in the meantime will be cleared when it goes down.
     if (this.#mode === "push" && !this.#talking && event.type === "x_agogic.input_transcript") return;
+    if (event.type === "error" && event.error?.code === "session_expired") this.#farewell = event.error.message;
     if (event.type === "error" && !HARMLESS_CODES.has(event.error?.code ?? "")) {
       this.emit("warning", event.error?.message ?? "The server reported an error.");
     }

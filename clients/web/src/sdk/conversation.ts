@@ -14,6 +14,10 @@ export interface Turn {
   text: string;
   words: Word[];
   tokens: TokenPair[];
+  /** The user's words as deltas brought them: they begin anew when the turn is committed. */
+  recognised?: string;
+  /** What it said before a pause that looked like its end. */
+  continued?: string;
   /** Seconds of it that were heard, where an interruption fixed them. */
   heardS?: number;
   responseId?: string;
@@ -40,6 +44,7 @@ export class Conversation {
     switch (event.type) {
       case "input_audio_buffer.speech_started":
         this.userSpeaking = true;
+        this.#goOn(event.x_agogic?.continues, event.item_id);
         this.#turn(event.item_id, "user");
         return true;
       case "input_audio_buffer.speech_stopped":
@@ -54,7 +59,7 @@ export class Conversation {
         return this.#heardFromUser(event.item_id, event.transcript ?? "", "open");
       case "conversation.item.input_audio_transcription.delta": {
         const turn = this.#turn(event.item_id, "user");
-        if (turn) turn.text += event.delta ?? "";
+        if (turn) turn.text = turn.recognised = (turn.recognised ?? "") + (event.delta ?? "");
         return true;
       }
       case "conversation.item.input_audio_transcription.completed":
@@ -112,6 +117,15 @@ export class Conversation {
     return turn;
   }
 
+  /** What looked like the end of a turn was a pause: its line goes on under the new turn's id. */
+  #goOn(earlierId: string | undefined, id: string | undefined): void {
+    const turn = this.find(earlierId);
+    if (turn === undefined || id === undefined) return;
+    turn.id = id;
+    turn.status = "open";
+    turn.continued = turn.text;
+  }
+
   #added(item: Item | undefined): boolean {
     if (item?.type !== "message" || (item.role !== "user" && item.role !== "assistant")) return false;
     const turn = this.#turn(item.id, item.role);
@@ -126,6 +140,8 @@ export class Conversation {
   #heardFromUser(id: string | undefined, transcript: string, status: Turn["status"]): boolean {
     const turn = this.#turn(id, "user");
     if (turn === undefined || turn.status === "done") return false;
+    // The first half is heard once more from its beginning; what is known of it stays on the screen.
+    if (status === "open" && turn.continued?.startsWith(transcript)) return false;
     turn.text = transcript;
     turn.status = status;
     return true;

@@ -72,7 +72,7 @@ export interface ServerEvent {
   response?: ResponseObject;
   session?: SessionObject;
   error?: { type: string; code?: string; message: string };
-  x_agogic?: { tokens?: TokenPair[]; start_time?: number };
+  x_agogic?: { tokens?: TokenPair[]; start_time?: number; continues?: string };
 }
 
 export type ClientEvent = { type: string } & Record<string, unknown>;
