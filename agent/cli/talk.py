@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -57,6 +58,7 @@ def talk(
         loaded = load_model(model, voice_prompt=voice, speaks=speech)
         if pcm is None:
             turn = ask_by_text(loaded, loaded.repetition(question) if task is Task.TTS else question, settings)
+            turn = dataclasses.replace(turn, transcript=question)
         elif task is Task.ASR:
             turn = write_down(loaded, pcm, settings)
         else:
@@ -69,7 +71,9 @@ def talk(
     if json:
         print(msgspec.json.encode(report(turn, loaded.output_sample_rate, input_rate)).decode())
         return
-    # Where the answer is what was said, the transcript says it all.
-    print(f"you:    {turn.transcript}" + ("" if task is Task.ASR else f"\nagogic: {turn.text}"))
+    if turn.transcript:  # official models write none of a question that they answer
+        print(f"you:    {turn.transcript}")
+    if task is not Task.ASR:
+        print(f"agogic: {turn.text}")
     if output is not None and speech:
         print(f"{len(turn.pcm) / loaded.output_sample_rate:.1f} s of speech in {output}")

@@ -75,15 +75,27 @@ def test_any_sound_file_is_a_question(
     assert sum(frames for _, frames in report["tokens"]) * 0.08 == pytest.approx(report["answer_s"])
 
 
-def test_question_and_answer_are_printed(model: str, tmp_path: Path) -> None:
-    result = run("talk", tone(tmp_path / "q.wav", 16_000), "--model", model, "--task", "s2t")
-    assert result.exit_code == 0 and [line[:8] for line in result.output.splitlines()][:2] == ["you:    ", "agogic: "]
+@pytest.mark.parametrize(
+    ("task", "heard", "printed"),
+    [
+        ("s2t", "one latte please", ["you:    one latte please", "agogic: "]),
+        ("s2t", "", ["agogic: "]),
+        ("asr", "one latte please", ["you:    one latte please"]),
+    ],
+)
+def test_what_was_said_is_printed_once(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, heard: str, printed: list[str]
+) -> None:
+    monkeypatch.setattr("worker.hearing.BlockHearing.transcript", heard)
+    result = run("talk", tone(tmp_path / "q.wav", 16_000), "--model", model, "--task", task)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert [line[: len(start)] for line, start in zip(lines, printed, strict=True)] == printed
 
 
-def test_what_was_said_is_printed_once(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.hearing.BlockHearing.transcript", "one latte please", raising=False)
-    result = run("talk", tone(tmp_path / "q.wav", 16_000), "--model", model, "--task", "asr")
-    assert result.exit_code == 0 and result.output == "you:    one latte please\n"
+def test_a_sentence_to_be_spoken_is_printed_as_it_was_written(model: str) -> None:
+    result = run("talk", "one latte", "--model", model, "--task", "tts")
+    assert result.output.splitlines()[0] == "you:    one latte"
 
 
 @pytest.mark.parametrize("task", ["t2t", "t2s", "tts"])
