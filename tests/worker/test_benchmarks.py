@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import controllers, rates, streaming, turn
+from benchmarks import controllers, look_ahead, rates, stream_costs, streaming, turn
+from streaming.flow import FlowConfig
+from streaming.infill import InfillDials
+from streaming.sensevoice_chunks import ChunkDials
+from streaming.vocoder_window import WindowDials
 from tests.worker.tiny import pipeline
 from worker.turn import TurnSettings
 
@@ -57,14 +61,34 @@ def test_agreement_counts_boundaries_within_one_frame() -> None:
     assert rates.agreement(exact, found) == pytest.approx(2 / 3)
 
 
-def test_streamed_voice_has_no_seams_and_look_ahead_is_what_the_networks_were_built_with() -> None:
+def test_streamed_voice_has_no_seams_and_every_network_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_costs, "INFILL_SIZE", FlowConfig(32, 1, 2, 32, 32, 256))
     report = streaming.run(pipeline(), CLIPS, sentences=1, rounds=1)
-    assert report["clicks"] == 0 and report["seam_distance"] < 1e-3
+    assert report["clicks"] == report["infill_clicks"] == 0 and report["seam_distance"] < 1e-3
+    assert set(report["cost_ratio"]) == {"features", "encoder", "merger", "flow", "vocoder", "infill"}
+    assert all(ratio > 0.3 for ratio in report["cost_ratio"].values())
+    assert set(report["cost_ratio_by_piece_ms"]["encoder"]) == {str(320 * n) for n in (1, 2, 4, 8)}
+    reuse = report["prefix_reuse"]
+    errors = [row["mel_error"] for row in reuse["rows"]]
+    assert errors[0] == 0 < errors[1] < errors[2] < reuse["chunks_mel_error"]
     ahead = report["lookahead_ms"]
-    assert ahead["features"] == pytest.approx(12.5, abs=1.5)
-    assert 0 < ahead["encoder"] <= 320, "a frame sees the end of its block"
-    assert 0 < ahead["flow"] <= 160 + 160, "its chunk of 160 ms and two code frames"
+    assert ahead["encoder"] == 310, "a frame sees the end of its block of 320 ms"
+    assert ahead["merger"] == 40
+    assert ahead["flow"] == 160 + 160 - 80, "from a chunk's first frame to the last of two code frames behind it"
     assert 40 <= ahead["vocoder"] <= 100
+
+
+def test_look_ahead_of_every_network_is_what_it_was_built_with() -> None:
+    ahead = look_ahead.official()
+    assert ahead["whisper_mel"] == pytest.approx(12.5, abs=1.5)
+    assert ahead["omni_encoder"] == pytest.approx(1990, abs=190), "blocks of 2 s"
+    # Three raw frames to the right of the middle one, 10 ms each, and the window of 25 ms that begins there.
+    assert ahead["sensevoice_features"] == pytest.approx(55, abs=3)
+    dials = ChunkDials()
+    assert ahead["sensevoice_chunks"] == 60 * (dials.chunk_frames + dials.look_ahead_frames - 1)
+    infill = InfillDials()
+    assert ahead["infill"] == 80 * (infill.chunk_frames[-1] + infill.look_ahead_frames - 1)
+    assert ahead["vocoder_window"] == pytest.approx(20 * WindowDials().right_frames, abs=40)
 
 
 def test_look_ahead_of_a_network_that_sees_three_steps_ahead() -> None:
@@ -72,4 +96,4 @@ def test_look_ahead_of_a_network_that_sees_three_steps_ahead() -> None:
         return torch.nn.functional.pad(x, (0, 0, 0, 3))[:, 3:]
 
     x = torch.randn(1, 50, 4, generator=torch.Generator().manual_seed(0))
-    assert streaming._look_ahead(sees_three, x, 10.0, 10.0, range(20, 24)) == 30.0
+    assert look_ahead.look_ahead_ms(sees_three, x, 10.0, 10.0, range(20, 24)) == 30.0

@@ -1,0 +1,226 @@
+"""What working piece by piece costs: the time of each network's stream over the time of its `forward` on the whole.
+
+Both do the same work in the same run, in turns, and the least time of each counts. `service` takes pieces as the
+service does: sound as `UNIT_SAMPLES` of the worker, blocks of the encoder, calls of the flow decoder's plan. Larger
+pieces and eight sessions at once show where the price comes from: a product of few rows reads all weights for them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from streaming.causal_merger import CausalMerger
+from streaming.chunk_plan import ChunkPlan
+from streaming.encoder import BlockCausalEncoder
+from streaming.flow import FlowConfig, Voicebox
+from streaming.flow_decoder import FlowChunk, FlowDecoder
+from streaming.infill import InfillDecoder, InfillDials, PromptVoice
+from streaming.mel24k import MEL_BINS
+from streaming.speech_mel import SAMPLE_RATE, SpeechMel
+from streaming.unmerge import UPSAMPLING
+from streaming.vocos import Vocos
+from worker.hearing import BlockEar
+from worker.parts import UNIT_SAMPLES
+from worker.voice import EmbeddedVoice
+
+ROWS = 8
+MEL_HZ, OUTPUT_MEL_HZ = 100, 50
+MERGER_HZ = 8.0
+TOGETHER = (1, 2, 4, 8)
+INFILL_SIZE = FlowConfig(hidden=256, num_layers=2, num_heads=4, ffn_dim=1024, mlp_dim=256, codebook_size=256)
+INFILL_PROMPT_FRAMES, INFILL_FRAMES = 40, 48
+"""12.5 Hz: a prompt of 3.2 s and an answer of 3.8 s."""
+WHOLE_FRAMES = 100_000
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What is measured with: samples [1, n] at 16 kHz, and codes and durations int64 [1, G]."""
+
+    samples: Tensor
+    codes: Tensor
+    durations: Tensor
+
+
+def ratios(rounds: int, whole: Work, streams: Mapping[str, Work]) -> dict[str, float]:
+    """Least time of each stream over that of the whole."""
+    works = [whole, *streams.values()]
+    least = [float("inf")] * len(works)
+    for work in works:
+        work()
+    for _ in range(rounds):
+        for index, work in enumerate(works):
+            started = time.perf_counter()
+            work()
+            least[index] = min(least[index], time.perf_counter() - started)
+    return {name: round(seconds / least[0], 3) for name, seconds in zip(streams, least[1:], strict=True)}
+
+
+def measure(ear: BlockEar, voice: EmbeddedVoice, spoken: Spoken, rounds: int) -> dict[str, object]:
+    """cost_ratio by network as the service works; the same for 8 rows at once; and by length of the pieces in ms."""
+    mel = ear.mel(spoken.samples)
+    frames = ear.encoder(mel)[0]
+    sound = voice.flow(spoken.codes, spoken.durations)
+    calls = _calls(voice.flow, spoken, 1)
+    sizes = [call.layout.start.shape[1] * UPSAMPLING for call in calls]
+    block, block_frames = ear.encoder.block_mel_frames, ear.encoder.config.block_frames
+    unit_ms, block_ms = 1000 * UNIT_SAMPLES // SAMPLE_RATE, 1000 * block // MEL_HZ
+    chunk = voice.flow.voicebox.config.chunk_frames
+    chunk_ms = 1000 * chunk // OUTPUT_MEL_HZ
+    by_piece = {
+        "features": ratios(
+            rounds,
+            lambda: ear.mel(spoken.samples),
+            {str(unit_ms // n): partial(_hear, ear.mel, spoken.samples, UNIT_SAMPLES // n) for n in (10, 1)},
+        ),
+        "encoder": ratios(
+            rounds,
+            lambda: ear.encoder(mel),
+            {str(n * block_ms): partial(_encode, ear.encoder, mel, n * block) for n in TOGETHER},
+        ),
+        "merger": ratios(
+            rounds,
+            lambda: ear.merger.forward(frames, MERGER_HZ),
+            {str(n * block_ms): partial(_merge, ear.merger, frames, n * block_frames) for n in TOGETHER},
+        ),
+        "flow": ratios(
+            rounds,
+            lambda: voice.flow(spoken.codes, spoken.durations),
+            {"plan": partial(_decode, voice.flow, calls)}
+            | {str(n * chunk_ms): partial(_decode, *_together(voice.flow, spoken, n)) for n in TOGETHER},
+        ),
+        "vocoder": ratios(
+            rounds,
+            lambda: voice.vocoder(sound),
+            {"plan": partial(_vocode, voice.vocoder, sound, sizes)}
+            | {str(n * chunk_ms): partial(_vocode, voice.vocoder, sound, n * chunk) for n in TOGETHER},
+        ),
+    }  # fmt: skip
+    service = {
+        "features": by_piece["features"][str(unit_ms)],
+        "encoder": by_piece["encoder"][str(block_ms)],
+        "merger": by_piece["merger"][str(block_ms)],
+        "flow": by_piece["flow"]["plan"],
+        "vocoder": by_piece["vocoder"]["plan"],
+        "infill": infill_cost(max(1, rounds // 3)),
+    }
+    return {
+        "cost_ratio": service,
+        "cost_ratio_8_rows": _eight_rows(ear, voice, spoken, rounds),
+        "cost_ratio_by_piece_ms": by_piece,
+    }
+
+
+def _eight_rows(ear: BlockEar, voice: EmbeddedVoice, spoken: Spoken, rounds: int) -> dict[str, float]:
+    """The same of eight sessions in step; the merger's groups close at their own times, so it has no batch."""
+    samples, codes, durations = (
+        part.expand(ROWS, -1).contiguous() for part in (spoken.samples, spoken.codes, spoken.durations)
+    )
+    batch = Spoken(samples, codes, durations)
+    mel, calls = ear.mel(samples), _calls(voice.flow, spoken, ROWS)
+    sound = voice.flow(codes, durations)
+    block, sizes = ear.encoder.block_mel_frames, [call.layout.start.shape[1] * UPSAMPLING for call in calls]
+    pairs: dict[str, tuple[Work, Work]] = {
+        "features": (lambda: ear.mel(samples), lambda: _hear(ear.mel, samples, UNIT_SAMPLES)),
+        "encoder": (lambda: ear.encoder(mel), lambda: _encode(ear.encoder, mel, block)),
+        "flow": (lambda: voice.flow(batch.codes, batch.durations), lambda: _decode(voice.flow, calls)),
+        "vocoder": (lambda: voice.vocoder(sound), lambda: _vocode(voice.vocoder, sound, sizes)),
+    }
+    return {name: ratios(rounds, whole, {name: stream})[name] for name, (whole, stream) in pairs.items()}
+
+
+def infill_subject() -> tuple[Voicebox, PromptVoice, list[int]]:
+    """Untrained full-attention weights, of which only the sizes matter here, a prompt, and codes to say."""
+    generator = torch.Generator().manual_seed(0)
+    mel = torch.randn(UPSAMPLING * INFILL_PROMPT_FRAMES, MEL_BINS, generator=generator)
+    prompt = PromptVoice(torch.randint(256, (INFILL_PROMPT_FRAMES,), generator=generator), mel)
+    codes = torch.randint(256, (INFILL_FRAMES,), generator=generator).tolist()
+    return Voicebox(INFILL_SIZE).eval(), prompt, codes
+
+
+def infill_cost(rounds: int) -> float:
+    """Mode (a) as shipped against the official one-shot decode."""
+    voicebox, prompt, codes = infill_subject()
+    at_once = InfillDecoder(voicebox, InfillDials(chunk_frames=(WHOLE_FRAMES,), prefix_every=1))
+    chunked = InfillDecoder(voicebox, InfillDials())
+    stream: Mapping[str, Work] = {"infill": lambda: infill(chunked, prompt, codes)}
+    return ratios(rounds, lambda: infill(at_once, prompt, codes), stream)["infill"]
+
+
+def infill(decoder: InfillDecoder, prompt: PromptVoice, codes: list[int]) -> Tensor:
+    """Mel [4 n, 128] of codes that last one frame each, made as they come."""
+    stream, parts = decoder.begin(prompt), []
+    for code in codes:
+        stream.push(code, 1)
+        while stream.ready:
+            parts.append(decoder.render([stream])[0].mel)
+    stream.end()
+    while stream.ready:
+        parts.append(decoder.render([stream])[0].mel)
+    return torch.cat(parts)
+
+
+def _hear(mel: SpeechMel, samples: Tensor, piece_samples: int) -> None:
+    state = mel.initial_state(samples.shape[0])
+    for piece in samples.split(piece_samples, dim=1):
+        _, state = mel.step(piece, state)
+    mel.flush(state)
+
+
+def _encode(encoder: BlockCausalEncoder, mel: Tensor, piece_frames: int) -> None:
+    state = encoder.initial_state(mel.shape[0])
+    for piece in mel.split(piece_frames, dim=1):
+        _, state = encoder.step_heads(piece, state)
+    encoder.flush_heads(state)
+
+
+def _merge(merger: CausalMerger, frames: Tensor, piece_frames: int) -> None:
+    state = merger.initial_state(frames.shape[1])
+    for piece in frames.split(piece_frames):
+        _, state = merger.step(piece, state, MERGER_HZ)
+    merger.flush(state)
+
+
+def _calls(flow: FlowDecoder, spoken: Spoken, rows: int) -> list[FlowChunk]:
+    """The decoder's calls, as its plan has them, for `rows` sessions that say the same."""
+    frames, calls = flow.frames(), []
+    for code, duration in zip(spoken.codes[0].tolist(), spoken.durations[0].tolist(), strict=True):
+        frames.push(code, duration)
+    frames.end()
+    while (call := frames.take()) is not None:
+        calls.append(FlowChunk.stack([call] * rows))
+    return calls
+
+
+def _together(flow: FlowDecoder, spoken: Spoken, chunks: int) -> tuple[FlowDecoder, list[FlowChunk]]:
+    """A decoder that always makes so many chunks at once, and its calls."""
+    plan = ChunkPlan(flow.plan.lengths, flow.plan.look_ahead, (chunks,))
+    decoder = FlowDecoder(flow.voicebox, flow.dials, plan).eval()
+    return decoder, _calls(decoder, spoken, 1)
+
+
+def _decode(flow: FlowDecoder, calls: list[FlowChunk]) -> None:
+    state = flow.initial_state(calls[0].codes.shape[0])
+    for call in calls:
+        _, state = flow.step(call, state)
+
+
+def _vocode(vocoder: Vocos, mel: Tensor, piece_frames: int | list[int]) -> None:
+    """A list names the lengths of the first pieces; what is left is the last one."""
+    state = vocoder.initial_state(mel.shape[0])
+    if isinstance(piece_frames, list):
+        ends = torch.tensor(piece_frames).cumsum(0)
+        pieces = torch.tensor_split(mel, ends[ends < mel.shape[1]], dim=1)
+    else:
+        pieces = mel.split(piece_frames, dim=1)
+    for piece in pieces:
+        _, state = vocoder.step(piece, state)
+    vocoder.flush(state)
