@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from streaming.module import StreamingModule, keep_inactive
+from streaming.samples import audible
 
 SAMPLE_RATE = 16_000
 WINDOW_SAMPLES = 400
@@ -135,7 +136,7 @@ class SenseVoiceFrontEnd(StreamingModule[FrontEndState]):
         """[..., samples] -> [..., 100 Hz frames, 80]; `dither` is the noise's deviation in int16 steps."""
         if audio.shape[-1] < WINDOW_SAMPLES:
             return audio.new_zeros(*audio.shape[:-1], 0, MEL_BINS)
-        return log_mel_frames(audio.unfold(-1, WINDOW_SAMPLES, HOP_SAMPLES), self.filters, dither, generator)
+        return log_mel_frames(audible(audio).unfold(-1, WINDOW_SAMPLES, HOP_SAMPLES), self.filters, dither, generator)
 
     def normalise(self, stacked: Tensor) -> Tensor:
         return (stacked + self.shift) * self.scale
@@ -151,7 +152,7 @@ class SenseVoiceFrontEnd(StreamingModule[FrontEndState]):
 
     def step(self, x: Tensor, state: FrontEndState, active: Tensor | None = None) -> tuple[Tensor, FrontEndState]:
         """The LFR frames that the new samples x [rows, samples] complete: [rows, frames, 560]."""
-        buffer = torch.cat((state.history, x), dim=1)
+        buffer = torch.cat((state.history, audible(x)), dim=1)
         new = FrontEndState(buffer[:, -HISTORY_SAMPLES:].contiguous(), state.samples + x.shape[1])
         first, last = _frames_complete(state.samples), _frames_complete(new.samples)
         count = _common_count(last - first, active, f"feed a multiple of {LFR_HOP_SAMPLES} samples")

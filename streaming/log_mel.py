@@ -14,6 +14,7 @@ from torch import Tensor
 
 from streaming.mel_filters import mel_filters
 from streaming.module import StreamingModule, keep_inactive
+from streaming.samples import audible
 
 SAMPLE_RATE = 16_000
 HOP_SAMPLES = 160
@@ -31,7 +32,7 @@ def whisper_log_mel(samples: Tensor, mel_bins: int = MEL_BINS) -> Tensor:
     frames = -(-samples.shape[0] // HOP_SAMPLES)
     device = samples.device
     missing = (frames + FRAMES_REACHED_BEHIND) * HOP_SAMPLES + HALF_WINDOW - samples.shape[0]
-    padded = _reflect_left(F.pad(samples[None], (0, missing)))
+    padded = _reflect_left(F.pad(audible(samples)[None], (0, missing)))
     window = torch.hann_window(WINDOW_SAMPLES, device=device)
     log_power = _log_power(padded, window, mel_filters(WINDOW_SAMPLES, mel_bins, SAMPLE_RATE).to(device))[0]
     floored = torch.maximum(log_power, log_power.max() - DYNAMIC_RANGE)
@@ -73,7 +74,7 @@ class StreamingWhisperMel(StreamingModule[WhisperMelState]):
 
     def step(self, x: Tensor, state: WhisperMelState, active: Tensor | None = None) -> tuple[Tensor, WhisperMelState]:
         before = int(state.samples.max())
-        pending, count = torch.cat((state.pending, x), dim=1), 0
+        pending, count = torch.cat((state.pending, audible(x)), dim=1), 0
         if before + x.shape[1] > HALF_WINDOW:
             pending = pending if before > HALF_WINDOW else _reflect_left(pending)
             count = max(0, (pending.shape[1] - WINDOW_SAMPLES) // HOP_SAMPLES + 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from streaming.mel_filters import mel_filters
 from streaming.module import StreamingModule, keep_inactive
+from streaming.samples import audible
 
 SAMPLE_RATE = 16_000
 HOP_SAMPLES = 160
@@ -36,7 +37,7 @@ class SpeechMel(StreamingModule[SpeechMelState]):
     """Samples [rows, n] in [-1, 1] to features float32 [rows, frames, mel_bins]; floor(n / 160) frames in all.
 
     Rows stepped together must have seen equally many samples, unless all are past their first 201 and each piece is a
-    whole number of hops. Fewer than 201 samples count as followed by silence.
+    whole number of hops. Fewer than 201 samples count as followed by silence, those that are no numbers as silence.
     """
 
     window: Tensor
@@ -50,7 +51,7 @@ class SpeechMel(StreamingModule[SpeechMelState]):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] <= HALF_WINDOW:
             return self.flush(self.step(x, self.initial_state(x.shape[0]))[1])[0]
-        padded = F.pad(x[:, None], (HALF_WINDOW, HALF_WINDOW), mode="reflect")[:, 0]
+        padded = F.pad(audible(x)[:, None], (HALF_WINDOW, HALF_WINDOW), mode="reflect")[:, 0]
         return self._frames(padded, x.shape[1] // HOP_SAMPLES)
 
     def initial_state(self, batch: int) -> SpeechMelState:
@@ -58,7 +59,7 @@ class SpeechMel(StreamingModule[SpeechMelState]):
         return SpeechMelState(self.window.new_zeros(batch, 0), samples)
 
     def step(self, x: Tensor, state: SpeechMelState, active: Tensor | None = None) -> tuple[Tensor, SpeechMelState]:
-        pending, samples = torch.cat((state.pending, x), dim=1), state.samples + x.shape[1]
+        pending, samples = torch.cat((state.pending, audible(x)), dim=1), state.samples + x.shape[1]
         seen = int(state.samples.max())
         count = 0
         if seen + x.shape[1] > HALF_WINDOW:
