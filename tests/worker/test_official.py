@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from agent.wire import ContextItem
 from models.config import parse_config
 from models.flexislm import FlexiSLM
 from models.hub import EMBEDDED_DIRECTORY
 from models.official_voice import OfficialVoice
+from models.prompts import block
 from models.tokenizer import TextTokenizer
 from streaming.flow import FlowConfig, Voicebox
 from streaming.infill import InfillDecoder, InfillDials, PromptVoice
@@ -74,3 +76,18 @@ def test_silence_of_no_length_is_answered(networks: Networks) -> None:
     assert turn.stats.text_tokens
 
 
+@pytest.mark.parametrize("spoken", [False, True])
+def test_earlier_turns_stand_in_the_prompt_as_far_as_there_is_room(networks: Networks, spoken: bool) -> None:
+    model = Pipeline(networks, 1)
+
+    def prompt_positions(*history: ContextItem) -> int:
+        settings = TurnSettings(speech=False, max_output_tokens=3, history=history)
+        turn = ask_by_voice(model, noise(1), settings) if spoken else ask_by_text(model, "hello", settings)
+        return turn.stats.prompt_positions
+
+    alone = prompt_positions()
+    past = ContextItem("user", "one latte"), ContextItem("assistant", "sure")
+    positions = len(networks.tokenizer.encode(block("user", "one latte") + block("assistant", "sure")))
+    assert prompt_positions(*past) == alone + positions > alone + 10
+    assert prompt_positions(*(500 * past)) == alone + 512 // positions * positions
+    assert prompt_positions(ContextItem("user", "", 7), past[1]) < alone + positions
