@@ -25,7 +25,7 @@ from streaming.encoder import BlockCausalEncoder, Encoded, EncoderConfig
 from training.features import Augmenter, load_recordings, load_store, noise_bank, scale
 from training.recogniser import Example as CtcExample
 from training.recogniser import character_ids, loss_of
-from training.slm_data import IGNORE, PROMPTS, Examples, Item, speech_streams, speech_targets, word_of_tokens
+from training.slm_data import IGNORE, PROMPTS, Examples, Item, Shares, speech_streams, speech_targets, word_of_tokens
 from training.slm_model import (
     ALIGNMENT_HEAD,
     MAX_GROUP,
@@ -65,6 +65,7 @@ class SlmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     codes: str
     output: str
     start_from: str = ""
+    shares: Shares = Shares()
     text_minutes: float = 0.0
     minutes: float = 45.0
     finetune_encoder_from: float = 1.0
@@ -360,6 +361,7 @@ def load_examples(config: SlmConfig) -> Examples:
         load_recordings(Path(config.clips), Path(config.labels)),
         load_codes(Path(config.codes)) if config.codes else [],
         random.Random(config.seed),
+        config.shares,
     )
 
 

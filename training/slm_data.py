@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import torch
 from tokenizers import Tokenizer
@@ -47,6 +48,13 @@ PROMPTS = PromptTexts(
     history="last_two_answers",
     instructable=False,
 )
+
+
+class Shares(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of what is drawn: spoken turns and sentences to repeat; the rest are written turns."""
+
+    spoken: float = 0.66
+    repeated: float = 0.15
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,10 @@ class Examples:
         recordings: list[tuple[Clip, dict[str, str]]],
         spoken: list[SpokenText],
         rng: random.Random,
+        shares: Shares,
     ) -> None:
         self.rng = rng
+        self.shares = shares
         self.tokenizer = tokenizer
         self.prompts = Prompts(tokenizer)
         self.synthetic = synthetic
@@ -114,9 +124,9 @@ class Examples:
 
     def draw(self, with_audio: bool) -> Item:
         draw = self.rng.random()
-        if with_audio and draw < 0.66:
+        if with_audio and draw < self.shares.spoken:
             return self._spoken_turn()
-        if draw < 0.81 and self.spoken:
+        if draw < self.shares.spoken + self.shares.repeated and self.spoken:
             return self._repeat()
         return self._written_turn()
 

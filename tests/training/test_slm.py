@@ -17,7 +17,7 @@ from streaming.encoder import BlockCausalEncoder, EncoderConfig
 from training.conversations import kind
 from training.features import Clip
 from training.slm import SlmConfig, SlmTraining
-from training.slm_data import IGNORE, Examples, Item, speech_streams, speech_targets, word_of_tokens
+from training.slm_data import IGNORE, Examples, Item, Shares, speech_streams, speech_targets, word_of_tokens
 from training.slm_model import MAX_GROUP, group_lengths
 from training.speech_codes import SpokenText
 from training.voice_codes import RATES_HZ
@@ -59,7 +59,7 @@ def examples() -> Examples:
     recordings = [(Clip(noise_mel(80, 200 + i), "", None, name), slots) for i, (name, slots) in enumerate(ORDERS)]
     texts = [pool_turn(seed).reply for seed in POOL] + ["The river is cold."]
     spoken = [recording(text) for text in dict.fromkeys(texts)]
-    return Examples(Tokenizer.from_file(str(TOKENIZER)), synthetic, recordings, spoken, random.Random(0))
+    return Examples(Tokenizer.from_file(str(TOKENIZER)), synthetic, recordings, spoken, random.Random(0), Shares())
 
 
 def test_streams_stand_as_flexislm_defines_them() -> None:
