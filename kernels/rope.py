@@ -16,7 +16,7 @@ def rope_angles(positions: Tensor, head_dim: int, base: float) -> Tensor:
 def rotate_interleaved(x: Tensor, angles: Tensor) -> Tensor:
     """Rotate adjacent pairs (2j, 2j + 1), the convention of Moshi/Mimi.
 
-    x [batch, heads, frames, head_dim]; angles [batch or 1, frames, head_dim / 2].
+    x [..., batch, heads, frames, head_dim]; angles [batch or 1, frames, head_dim / 2].
     Computed in float32, returned in x's dtype.
     """
     cosine, sine = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
@@ -41,7 +41,7 @@ def half_turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def turn_half(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """`rotate_half` by what `half_turns` made of the angles."""
+    """`rotate_half` of x [..., batch, heads, frames, head_dim] by what `half_turns` made of the angles."""
     cosine, sine = turns
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)

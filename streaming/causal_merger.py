@@ -65,6 +65,8 @@ class CausalMerger:
 
     def step(self, frames: Tensor, state: StreamState, target_hz: float) -> tuple[Merged, StreamState]:
         """frames [n, H], n may be 0. Raises RateError where the rate cannot be met."""
+        if not len(frames):
+            return Merged(self.nothing(frames), ()), state
         rate, seen = self.controller.copy(state.rate), torch.cat((state.open_frames, frames))
         held = state.open_frames.shape[0]
         similarity = F.cosine_similarity(seen[:-1].float(), seen[1:].float(), dim=-1).tolist()

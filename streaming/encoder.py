@@ -98,8 +98,9 @@ class EncoderLayer(nn.Module):
         """Rotated queries and keys, and values, each [rows, heads, n, head_dim]."""
         rows, n, _ = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(rows, n, 3, self.config.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return turn_half(q, turns), turn_half(k, turns), v
+        qkv = qkv.permute(2, 0, 3, 1, 4)
+        q, k = turn_half(qkv[:2], turns)
+        return q, k, qkv[2]
 
     def convolve(self, x: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
         """x plus its causal convolution given `left` [rows, kernel - 1, hidden] normalised frames; and the new left."""

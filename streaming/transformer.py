@@ -51,7 +51,7 @@ class TransformerConfig:
 
 @dataclass
 class TransformerState:
-    """Ring caches of a causal transformer: slot `position % context` holds the key and value of that position."""
+    """Caches of a causal transformer: the newest `context` positions, newest last, zeros where there were none."""
 
     keys: Tensor  # [rows, layers, heads, context, head_dim], already rotated
     values: Tensor  # [rows, layers, heads, context, head_dim]
@@ -80,8 +80,9 @@ class SelfAttention(nn.Module):
     def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values [batch, heads, frames, head_dim]; x is [batch, frames, d_model]."""
         stacked = F.linear(x, self.in_proj_weight).view(*x.shape[:2], 3, self.num_heads, -1)
-        query, key, value = stacked.permute(2, 0, 3, 1, 4).unbind(0)
-        return rotate_interleaved(query, angles), rotate_interleaved(key, angles), value
+        stacked = stacked.permute(2, 0, 3, 1, 4)
+        query, key = rotate_interleaved(stacked[:2], angles)
+        return query, key, stacked[2]
 
     def merge(self, heads: Tensor) -> Tensor:
         return self.out_proj(heads.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -102,13 +103,12 @@ class TransformerLayer(nn.Module):
         query, key, value = self.self_attn.project(self.norm1(x), angles)
         return self.feed_forward(x + self.layer_scale_1(self.self_attn.merge(attend(query, key, value, mask))))
 
-    def step(
-        self, x: Tensor, angles: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Output and the new keys and values; `past` = cached keys and values, `mask` over [past | new] keys."""
+    def step(self, x: Tensor, angles: Tensor, mask: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """`keys` and `values` [rows, heads, past + new, head_dim] hold the past; this call fills in its own frames."""
         query, key, value = self.self_attn.project(self.norm1(x), angles)
-        seen = attend(query, torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2), mask)
-        return self.feed_forward(x + self.layer_scale_1(self.self_attn.merge(seen))), key, value
+        keys[:, :, -x.shape[1] :] = key
+        values[:, :, -x.shape[1] :] = value
+        return self.feed_forward(x + self.layer_scale_1(self.self_attn.merge(attend(query, keys, values, mask))))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)))))  # type: ignore[no-any-return]
@@ -167,24 +167,19 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
         if frames == 0:
             return x.new_zeros(x.shape[0], 0, self.config.output_dim), state
         positions = state.position[:, None] + torch.arange(frames, device=x.device)
-        slot = torch.arange(context, device=x.device)
-        # The newest position before this step that lives in each ring slot; negative where the slot is still empty.
-        cached = state.position[:, None] - 1 - (state.position[:, None] - 1 - slot) % context
-        key_positions = torch.cat((cached, positions), dim=1)
-        distance = positions[:, :, None] - key_positions[:, None, :]
-        mask = ((distance >= 0) & (distance < context) & (key_positions >= 0)[:, None, :]).unsqueeze(1)
+        past = min(context, int(state.position.max()))  # what no row has needs no attention
+        distance = torch.arange(past, past + frames, device=x.device)[:, None] - torch.arange(
+            past + frames, device=x.device
+        )
+        age = torch.arange(past, -frames, -1, device=x.device)
+        near = (distance >= 0) & (distance < context)
+        mask = (near & (age <= state.position[:, None])[:, None, :]).unsqueeze(1)
         angles = self._angles(positions)
-        kept = min(frames, context)  # of a chunk longer than the ring only the tail can still be seen later
-        slots = (positions[:, -kept:] % context)[:, None, :, None]
+        keys, values = _grown(state.keys, frames), _grown(state.values, frames)
         x = self._project_in(x)
-        keys, values = [], []
         for index, layer in enumerate(self.transformer):
-            past = state.keys[:, index], state.values[:, index]
-            x, key, value = layer.step(x, angles, mask, past)
-            target = slots.expand(-1, key.shape[1], -1, key.shape[3])
-            keys.append(past[0].scatter(2, target, key[:, :, -kept:]))
-            values.append(past[1].scatter(2, target, value[:, :, -kept:]))
-        new = TransformerState(torch.stack(keys, 1), torch.stack(values, 1), state.position + frames)
+            x = layer.step(x, angles, mask, keys[:, index, :, context - past :], values[:, index, :, context - past :])
+        new = TransformerState(keys[..., frames:, :], values[..., frames:, :], state.position + frames)
         return self._project_out(x), keep_inactive(new, state, active)
 
     def _mask(self, positions: Tensor) -> Tensor | None:
@@ -203,3 +198,11 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
 
     def _project_out(self, x: Tensor) -> Tensor:
         return self.output_projs[0](x) if self.config.output_dim != self.config.d_model else x
+
+
+def _grown(past: Tensor, frames: int) -> Tensor:
+    """A cache [..., context, head_dim] with room for `frames` more at its end: the one copy of it that a step makes."""
+    context = past.shape[-2]
+    grown = past.new_empty(*past.shape[:-2], context + frames, past.shape[-1])
+    grown[..., :context, :] = past
+    return grown
