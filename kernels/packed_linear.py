@@ -8,6 +8,7 @@ float32 a library tuned for other processors needs twice the time. The numbers d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -45,18 +46,24 @@ class PackedWeight:
 
 
 def pack_linears(network: nn.Module) -> None:
-    """Packs the weights of all linear layers in `network` on a CPU, in place; does nothing elsewhere.
+    """Packs the weights of all linear layers in `network` on a CPU, in place; leaves alone what oneDNN cannot take.
 
     They are no parameters any more: the network can compute, and not be trained, moved or saved. Each plain matrix is
     released before the next is packed, unless somebody else holds it, as an embedding table does.
     """
-    if not torch.backends.mkldnn.is_available():
-        return
     for module in network.modules():
         name = "weight" if isinstance(module, nn.Linear) else STACKED
         weight = module._parameters.get(name)
-        if weight is not None and weight.device.type == "cpu":
+        if weight is not None and weight.device.type == "cpu" and _takes(weight.dtype):
             packed = PackedWeight(weight)
             delattr(module, name)
             del weight
             setattr(module, name, packed)
+
+
+@cache
+def _takes(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies packed weights of the type."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

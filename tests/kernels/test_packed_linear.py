@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.packed_linear import PackedWeight, pack_linears
+from kernels.packed_linear import PackedWeight, _takes, pack_linears
 from models.qwen2 import DecoderConfig, Qwen2Model
 from streaming.transformer import ProjectedTransformer, TransformerConfig
 
@@ -18,7 +18,7 @@ def error(ours: Tensor, exact: Tensor) -> float:
     return float((ours.double() - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [dtype for dtype in ROUNDING if _takes(dtype)])
 @pytest.mark.parametrize("rows", [(1,), (7,), (2, 5), (1, 3, 2)])
 @pytest.mark.parametrize("bias", [False, True])
 @torch.inference_mode()
@@ -67,3 +67,11 @@ def test_a_head_tied_to_a_table_leaves_the_table_alone() -> None:
     with torch.inference_mode():
         scores = head(table(torch.tensor([3])))
         torch.testing.assert_close(scores, table.weight[3:4] @ table.weight.T)
+
+
+@torch.inference_mode()
+def test_what_cannot_be_packed_stays_plain() -> None:
+    half = nn.Linear(8, 6).half()
+    weight = half.weight
+    pack_linears(half)
+    assert half.weight is weight and half(torch.ones(2, 8).half()).shape == (2, 6)
