@@ -19,8 +19,6 @@ from agent.audio import Samples
 SAMPLE_RATE_HZ = 16_000
 WINDOW_SAMPLES = 512
 _CONTEXT_SAMPLES = 64
-# Named, because onnxruntime loses the memory of the names that it has to look up itself: 1 kB per second of sound.
-_OUTPUTS = ["output", "stateN"]
 
 
 class VadError(Exception):
@@ -76,5 +74,5 @@ class SileroVad:
     def probability(self, window: Samples) -> float:
         self._input[0, :_CONTEXT_SAMPLES] = self._input[0, -_CONTEXT_SAMPLES:]
         np.multiply(window, 1 / 32768, out=self._input[0, _CONTEXT_SAMPLES:], casting="unsafe")
-        output, self._state = self._run(_OUTPUTS, {"input": self._input, "state": self._state, "sr": self._rate})
+        output, self._state = self._run(None, {"input": self._input, "state": self._state, "sr": self._rate})
         return float(output[0, 0])
