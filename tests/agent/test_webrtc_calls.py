@@ -231,6 +231,63 @@ async def test_a_side_band_observes_steers_and_ends_with_the_call(server: Server
     await settled(server)
 
 
+async def test_bad_events_get_one_error_each_and_the_call_goes_on(server: Server) -> None:
+    async with RtcClient(server.url) as client:
+        await client.wait_for("session.created")
+        sent: list[tuple[str | bytes, str]] = [
+            ("{", "invalid_event"),
+            ("[]", "invalid_event"),
+            (b"\x00\xff", "invalid_event"),
+            ('{"type": "no.such.event"}', "invalid_event"),
+            ('{"type": 7}', "invalid_value"),
+            ('{"type": "input_audio_buffer.append", "audio": "AAAA"}', "invalid_event_for_transport"),
+            (
+                '{"type": "conversation.item.truncate", "item_id": "x", "audio_end_ms": 1}',
+                "item_truncate_invalid_item_id",
+            ),
+            (
+                '{"type": "session.update", "session": {"audio": {"input": {"format": {"type": "mp3"}}}}}',
+                "invalid_value",
+            ),
+            (
+                '{"type": "conversation.item.create", "item": {"pad": "' + "x" * 60_000 + '"}}',
+                "missing_required_parameter",
+            ),
+        ]
+        for count, (data, code) in enumerate(sent, start=1):
+            client._channel.send(data)
+            error = (await client.wait_for("error", count=count))["error"]
+            assert isinstance(error, dict) and error["code"] == code, (data, error)
+            assert "Invalid value for ''" not in str(error["message"])
+        ask(client, "A latte, please.")
+        await client.wait_for("output_audio_buffer.started")
+        assert len(client.of_type("error")) == len(sent)
+    await settled(server)
+
+
+async def test_an_order_with_the_button_held_on_an_open_line(server: Server) -> None:
+    """A stock client in push-to-talk leaves its microphone on; only what is said between clear and commit counts."""
+    session = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
+    speech = order(RATE_HZ, before_s=1.0)
+    async with RtcClient(server.url, speech, session=session) as client:
+        await client.wait_for("session.created")
+        client.send(type="input_audio_buffer.clear")
+        await client.wait_for("input_audio_buffer.cleared")
+        await asyncio.sleep(len(speech) / RATE_HZ)
+        client.send(type="input_audio_buffer.commit")
+        client.send(type="response.create")
+        committed = await client.wait_for("input_audio_buffer.committed")
+        heard = await client.wait_for("conversation.item.input_audio_transcription.completed")
+        assert heard["item_id"] == committed["item_id"]
+        usage = heard["usage"]
+        assert isinstance(usage, dict)
+        # The second of silence before it is not part of it.
+        assert 1.0 < usage["seconds"] < len(speech) / RATE_HZ - 0.4
+        assert not client.of_type("input_audio_buffer.speech_started")
+        await client.wait_for("output_audio_buffer.started")
+    await settled(server)
+
+
 # --- signalling ---
 
 
