@@ -127,3 +127,17 @@ async def test_an_order_with_a_pause_in_the_middle_is_one_order(service: Service
         assert len(heard[whole].split()) > len(heard.get(first, "").split())
         accepted.append(parse_order(said(events)) == labels[name]["slots"])
     assert any(accepted)
+
+
+async def test_the_barista_speaks_first_when_asked_to(service: ServiceProcess) -> None:
+    client = AsyncOpenAI(api_key="any", base_url=f"{service.base_url}/v1")
+    async with client.realtime.connect(model="agogic") as connection:
+        await connection.response.create()
+        async with asyncio.timeout(TIMEOUT_S):
+            async for event in connection:
+                if event.type == "response.done":
+                    break
+    assert event.type == "response.done"
+    assert event.response.status == "completed"
+    assert event.response.output is not None
+    assert event.response.output[0].content[0].transcript  # type: ignore[union-attr,index]
