@@ -61,7 +61,7 @@ def _times(rounds: int) -> dict[int, float]:
     for _ in range(rounds):
         for every in EVERY:
             decoder = InfillDecoder(voicebox, InfillDials(prefix_every=every))
-            started = time.perf_counter()
+            started = time.process_time()
             infill(decoder, prompt, codes)
-            least[every] = min(least[every], time.perf_counter() - started)
+            least[every] = min(least[every], time.process_time() - started)
     return least

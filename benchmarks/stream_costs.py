@@ -1,8 +1,9 @@
 """What working piece by piece costs: the time of each network's stream over the time of its `forward` on the whole.
 
-Both do the same work in the same run, in turns, and the least time of each counts. `service` takes pieces as the
-service does: sound as `UNIT_SAMPLES` of the worker, blocks of the encoder, calls of the flow decoder's plan. Larger
-pieces and eight sessions at once show where the price comes from: a product of few rows reads all weights for them.
+Both do the same work in the same run, in turns, and the least processor time of each counts, so that other work on the
+machine does not. `cost_ratio` is that of one session with pieces as the worker feeds them: `UNIT_SAMPLES` of sound,
+blocks of the encoder, calls of the flow decoder's plan. Larger pieces and eight sessions at once show where the price
+comes from: a product of few rows reads all weights for them.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ def ratios(rounds: int, whole: Work, streams: Mapping[str, Work]) -> dict[str, f
         work()
     for _ in range(rounds):
         for index, work in enumerate(works):
-            started = time.perf_counter()
+            started = time.process_time()
             work()
-            least[index] = min(least[index], time.perf_counter() - started)
+            least[index] = min(least[index], time.process_time() - started)
     return {name: round(seconds / least[0], 3) for name, seconds in zip(streams, least[1:], strict=True)}
 
 
