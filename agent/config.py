@@ -39,6 +39,7 @@ class ModelConfig(Section, frozen=True):
     voice: str = ""
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     threads: Annotated[int, Meta(ge=0)] = 0
+    latency: Literal["usual", "low"] = "usual"
     start_timeout_s: Positive = 120.0
 
 

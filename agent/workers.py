@@ -35,7 +35,9 @@ def worker_command(model: ModelConfig, log_level: str) -> list[str]:
     command = [sys.executable, "-m", "worker", "--model", model.spec, "--log-level", log_level, "--exit-with-parent"]
     if model.voice:
         command += ["--voice", model.voice]
-    return [*command, "--threads", str(model.threads)] if model.threads else command
+    if model.threads:
+        command += ["--threads", str(model.threads)]
+    return [*command, "--latency", model.latency]
 
 
 class WorkerUnusable(Exception):

@@ -20,8 +20,10 @@ from benchmarks.golden_speech import TINY_FLOW
 from benchmarks.stream_costs import infill
 from models.omni_checkpoint import load_omni_encoder
 from streaming.causal_merger import CausalMerger
+from streaming.chunk_plan import ChunkPlan
 from streaming.fbank import FEATURES
 from streaming.flow import Voicebox
+from streaming.flow_decoder import FlowDecoder
 from streaming.infill import InfillDecoder, InfillDials, PromptVoice
 from streaming.log_mel import StreamingWhisperMel
 from streaming.mel24k import HOP_SAMPLES
@@ -30,7 +32,7 @@ from streaming.sensevoice_chunks import ChunkDials, ChunkedSenseVoice
 from streaming.vocoder_window import VocoderStream, WindowDials
 from streaming.vocos import Vocos, VocosConfig
 from worker.hearing import BlockEar
-from worker.voice import EmbeddedVoice
+from worker.voice import CHUNKS, EmbeddedVoice, Latency
 
 SAMPLE_MS, MEL_MS, FRAME_MS, LFR_MS, OUTPUT_MEL_MS, CODE_MS = 1 / 16.0, 10.0, 40.0, 60.0, 20.0, 80.0
 CODES = 64
@@ -94,6 +96,27 @@ def embedded(ear: BlockEar, voice: EmbeddedVoice, samples: Tensor) -> dict[str, 
         ),
         "vocoder": look_ahead_ms(voice.vocoder, sound, OUTPUT_MEL_MS, OUTPUT_MEL_MS / HOP_SAMPLES, range(40, 44)),
     }
+
+
+@torch.inference_mode()
+def first_sound_ms(voice: EmbeddedVoice) -> dict[Latency, float]:
+    """Speech that the Talker must have made before the first sample is heard, in each profile of latency.
+
+    That is all an answer waits for: when a turn ends, hearing flushes what its look-ahead had held back.
+    """
+    return {latency: _sound_begins_ms(voice, plan) for latency, plan in CHUNKS.items()}
+
+
+def _sound_begins_ms(voice: EmbeddedVoice, plan: ChunkPlan) -> float:
+    decoder = FlowDecoder(voice.flow.voicebox, voice.flow.dials, plan).eval()
+    stream = EmbeddedVoice(decoder, voice.vocoder).begin()
+    pushed = 0
+    while not stream.samples:
+        stream.push(0, 1)
+        pushed += 1
+        while stream.ready:
+            stream.render()
+    return pushed * CODE_MS
 
 
 def merger_wait_ms(merger: CausalMerger, frames: Tensor) -> float:

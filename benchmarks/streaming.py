@@ -41,6 +41,7 @@ def run(model: Pipeline, clips: list[Path], sentences: int = 4, rounds: int = 5)
     infilled = seams.run()
     return {
         "lookahead_ms": look_ahead.embedded(ear, voice, samples) | look_ahead.official(),
+        "first_sound_ms": look_ahead.first_sound_ms(voice),
         **stream_costs.measure(ear, voice, stream_costs.Spoken(samples, codes, durations), rounds),
         "prefix_reuse": prefix_reuse.run(max(1, rounds // 3)),
         "seam_ratio": round((border + 1e-6) / (inside + 1e-6), 3),

@@ -29,7 +29,7 @@ from streaming.voice_files import VoiceFileError, load_flow, load_vocoder
 from worker.audio_files import AudioFileError
 from worker.hearing import BlockEar, Spelling
 from worker.pipeline import Networks, Pipeline
-from worker.voice import EmbeddedVoice
+from worker.voice import CHUNKS, EmbeddedVoice, Latency
 
 EMBEDDED = "embedded"
 
@@ -45,22 +45,23 @@ def load_model(
     *,
     speaks: bool = True,
     exact_at_end: bool = False,
+    latency: Latency = "usual",
 ) -> Pipeline:
     """'embedded', a checkpoint directory or a hub id, for `sessions` callers at once. Raises ModelError.
 
     voice_prompt: the recording that an official model is to sound like; without one it takes `prompt.wav` of its
     directory. speaks: False where only written answers are wanted, which need no recording. exact_at_end: see
-    `BlockEar`; official models always are.
+    `BlockEar`; official models always are. latency: how soon an answer is heard, against how well it begins.
     """
     try:
         files = resolve_model(spec)
         with _without_first_weights():
             if files.companions is None:
-                return Pipeline(_embedded(files.directory, spec, exact_at_end), sessions)
+                return Pipeline(_embedded(files.directory, spec, exact_at_end, latency), sessions)
             from worker.official_loading import load_official  # the embedded model starts sooner without it
 
             networks = load_official(
-                files.directory, files.name, files.companions, sessions, voice_prompt, speaks=speaks
+                files.directory, files.name, files.companions, sessions, voice_prompt, speaks=speaks, latency=latency
             )
             return Pipeline(networks, sessions)
     except (CheckpointError, VoiceFileError, AudioFileError) as error:
@@ -79,7 +80,7 @@ def _without_first_weights() -> Iterator[None]:
         setattr(nn.Embedding, "reset_parameters", draw)  # noqa: B010
 
 
-def _embedded(directory: Path, name: str, exact_at_end: bool) -> Networks:
+def _embedded(directory: Path, name: str, exact_at_end: bool, latency: Latency) -> Networks:
     slm = load_flexislm(directory, dtype=torch.float32)
     config = slm.config
     tokenizer = load_tokenizer(directory, config)
@@ -90,7 +91,7 @@ def _embedded(directory: Path, name: str, exact_at_end: bool) -> Networks:
     encoder = _encoder(directory, config.agogic.encoder)
     merger = CausalMerger(merging, slm.audio_embed_transform, controller)
     ear = BlockEar(encoder, merger, _spelling(tokenizer), exact_at_end)
-    flow = FlowDecoder(load_flow(directory / "flow.safetensors"), FlowDials()).eval()
+    flow = FlowDecoder(load_flow(directory / "flow.safetensors"), FlowDials(), CHUNKS[latency]).eval()
     voice = EmbeddedVoice(flow, load_vocoder(directory / "vocoder.safetensors"))
     return Networks(name, slm, tokenizer, ear, voice, uniform=None)
 

@@ -32,6 +32,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--socket", required=True, help="path of a Unix socket, or HOST:PORT")
     parser.add_argument("--model", default="embedded", help="'embedded', a checkpoint directory, or a hub id")
     parser.add_argument("--voice", type=Path, help="recording that an official model is to sound like, 3 to 10 s")
+    parser.add_argument("--latency", choices=["usual", "low"], default="usual", help="how soon an answer is heard")
     parser.add_argument("--slots", type=int, default=DEFAULT_SLOTS, help="sessions open at once")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
@@ -46,7 +47,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
     from worker.server import Server
 
     try:
-        model = load_model(arguments.model, arguments.slots, arguments.voice)
+        model = load_model(arguments.model, arguments.slots, arguments.voice, latency=arguments.latency)
     except ModelError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 2

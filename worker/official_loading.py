@@ -22,11 +22,15 @@ from streaming.infill import InfillDials
 from worker.audio_files import read_question
 from worker.official_ear import OmniEar
 from worker.pipeline import Networks
-from worker.voice import Voice
+from worker.voice import Latency, Voice
 
 PROMPT_FILE = "prompt.wav"
 """A recording of this name in the checkpoint's directory is its voice where the caller names none."""
 
+INFILL: dict[Latency, InfillDials] = {
+    "usual": InfillDials(),
+    "low": InfillDials(chunk_frames=(1, 2, 4, 8, 16), look_ahead_frames=1),
+}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -36,7 +40,14 @@ class _StatedDtype(msgspec.Struct, frozen=True):
 
 
 def load_official(
-    directory: Path, name: str, companions: Companions, sessions: int, prompt: Path | None, *, speaks: bool
+    directory: Path,
+    name: str,
+    companions: Companions,
+    sessions: int,
+    prompt: Path | None,
+    *,
+    speaks: bool,
+    latency: Latency,
 ) -> Networks:
     """The networks of an official checkpoint, on the first GPU where there is one.
 
@@ -58,7 +69,7 @@ def load_official(
     if audio is not None:
         # First, because the codec that it needs for a moment is larger than what stays of it.
         voice = load_official_voice(
-            companions, audio, InfillDials(), prompt_cache=_cache_file(companions, audio), device=device,
+            companions, audio, INFILL[latency], prompt_cache=_cache_file(companions, audio), device=device,
             dtype=voice_dtype,
         )  # fmt: skip
     slm = load_flexislm(directory, dtype=dtype, device=device)

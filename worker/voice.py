@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 from agent.wire import TokenSpan
+from streaming.chunk_plan import ChunkPlan
 from streaming.flow_decoder import FlowDecoder
 from streaming.mel24k import HOP_SAMPLES, SAMPLE_RATE_HZ
 from streaming.unmerge import MAX_DURATION_FRAMES, UPSAMPLING
 from streaming.vocos import Vocos
 from worker.parts import Pcm
 
+Latency = Literal["usual", "low"]
+CHUNKS: dict[Latency, ChunkPlan] = {
+    "usual": ChunkPlan(lengths=(2, 4), look_ahead=(1, 2), together=(1, 1, 1, 2, 4)),
+    "low": ChunkPlan(lengths=(1, 1, 2, 4), look_ahead=(0, 0, 1, 2), together=(1, 1, 1, 1, 2, 4)),
+}
+"""How an answer is cut: it is heard after three 12.5 Hz frames of speech, or after one. Calls make more chunks at once
+as the sound in hand grows."""
 FRAME_SAMPLES = UPSAMPLING * HOP_SAMPLES
 """Output samples of one 12.5 Hz frame."""
 OUTPUT_SAMPLE_RATE = SAMPLE_RATE_HZ

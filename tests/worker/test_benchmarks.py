@@ -15,6 +15,7 @@ from streaming.sensevoice_chunks import ChunkDials
 from streaming.vocoder_window import WindowDials
 from tests.worker.tiny import pipeline
 from worker.turn import TurnSettings
+from worker.voice import EmbeddedVoice
 
 CLIPS = sorted((Path(__file__).resolve().parents[1] / "speech").glob("*.opus"))[:2]
 
@@ -89,6 +90,12 @@ def test_look_ahead_of_every_network_is_what_it_was_built_with() -> None:
     infill = InfillDials()
     assert ahead["infill"] == 80 * (infill.chunk_frames[-1] + infill.look_ahead_frames - 1)
     assert ahead["vocoder_window"] == pytest.approx(20 * WindowDials().right_frames, abs=40)
+
+
+def test_answers_are_heard_after_three_frames_of_speech_or_after_one() -> None:
+    voice = pipeline().networks.voice
+    assert isinstance(voice, EmbeddedVoice)
+    assert look_ahead.first_sound_ms(voice) == {"usual": 240.0, "low": 80.0}
 
 
 def test_look_ahead_of_a_network_that_sees_three_steps_ahead() -> None:
