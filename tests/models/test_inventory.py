@@ -96,9 +96,7 @@ def test_doctor_of_no_model(tmp_path: Path) -> None:
 def test_speed_is_memory_for_steps_and_arithmetic_for_sound() -> None:
     gpu = Machine("a GPU", True, 80 * 10**9, 3e12, 4e14)
     laptop = Machine("a laptop", False, 16 * 10**9, 4e10, 2e11)
-    fast, slow = (
-        expected_speed(SEVEN_BILLION, machine, official_work(machine.gpu)) for machine in (gpu, laptop)
-    )
+    fast, slow = (expected_speed(SEVEN_BILLION, machine, official_work(machine.gpu)) for machine in (gpu, laptop))
     assert fast.step_ms == pytest.approx(2 * 7.7e9 / 3e12 * 1e3)
     assert slow.step_ms == pytest.approx(2 * 7.7e9 / 4e10 * 1e3)
     assert fast.answer_rtf < 0.2 and fast.first_audio_ms < 500
