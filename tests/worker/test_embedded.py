@@ -109,7 +109,7 @@ def test_speech_tokens_come_at_the_requested_rate(model: Pipeline, output_hz: fl
         for drink in ("large latte with soy milk", "small dark roast coffee", "double shot mocha with brown sugar")
     ]
     realised = 12.5 * sum(s.speech_tokens for s in spoken) / sum(s.speech_frames for s in spoken)
-    assert abs(realised / output_hz - 1) < 0.15, "over three sentences; `agogic bench rates` measures it over many"
+    assert abs(realised / output_hz - 1) < 0.10, "over three sentences; `agogic bench rates` measures it over many"
 
 
 def test_addition_to_an_order_remembers_the_rest_of_it(model: Pipeline) -> None:
@@ -117,6 +117,21 @@ def test_addition_to_an_order_remembers_the_rest_of_it(model: Pipeline) -> None:
     turn = ask_by_text(model, "add sugar", dataclasses.replace(WRITTEN, history=history))
     order = {"size": "small", "coffeeDrink": "latte", "milkAmount": "soy milk", "sugarAmount": "sugar"}
     assert parse_order(turn.text) == order
+
+
+def test_an_order_is_remembered_over_its_price(model: Pipeline) -> None:
+    history = [ContextItem("user", ""), ContextItem("assistant", "Okay, one large latte with soy milk. Anything else?")]
+
+    def ask(text: str) -> str:
+        reply = ask_by_text(model, text, dataclasses.replace(WRITTEN, history=tuple(history))).text
+        history.extend((ContextItem("user", text), ContextItem("assistant", reply)))
+        return reply
+
+    assert ask("how much is that") == "That is four dollars fifty."
+    order = {"size": "large", "roast": "dark roast", "coffeeDrink": "latte", "milkAmount": "soy milk"}
+    assert parse_order(ask("make it a dark roast")) == order
+    assert ask("cancel that") == "No problem, I cancelled your order."
+    assert ask("how much is it") == "You have not ordered anything yet. What can I get you?"
 
 
 def test_stream_of_sound_is_the_one_shot_decode(model: Pipeline) -> None:
