@@ -35,6 +35,7 @@ def turn(
     output_rate: Annotated[float, typer.Option(min=4.0, max=12.5)] = 12.5,
     repeat: Annotated[int, typer.Option(min=1, help="turns per clip")] = 2,
     realtime: Annotated[bool, typer.Option(help="feed the questions at the speed they were spoken")] = False,
+    low_latency: Annotated[bool, typer.Option("--low-latency", help="first sound after a single speech token")] = False,
     model: Model = "embedded",
     threads: Threads = 1,
     json: Json = False,
@@ -51,7 +52,8 @@ def turn(
     try:
         files = _recordings(clips)
         settings = TurnSettings(input_rate, output_rate, realtime=realtime)
-        report = benchmark.run(load_model(model), files, settings, repeat, None if json else _progress)
+        loaded = load_model(model, latency="low" if low_latency else "usual")
+        report = benchmark.run(loaded, files, settings, repeat, None if json else _progress)
     except (AudioFileError, ModelError) as error:
         _fail(error)
     _print({**report, "threads": threads}, json)

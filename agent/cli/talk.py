@@ -38,6 +38,7 @@ def talk(
     output_rate: Rate = 12.5,
     instructions: Annotated[str, typer.Option(help="system instructions")] = "",
     realtime: Annotated[bool, typer.Option(help="feed the question at the speed it was spoken")] = False,
+    low_latency: Annotated[bool, typer.Option("--low-latency", help="first sound after a single speech token")] = False,
     threads: Annotated[int, typer.Option(min=1, help="torch threads")] = 1,
     json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
@@ -55,7 +56,7 @@ def talk(
     try:
         spoken = task in (Task.S2S, Task.S2T, Task.ASR)
         pcm = read_question(Path(question)) if spoken else None
-        loaded = load_model(model, voice_prompt=voice, speaks=speech)
+        loaded = load_model(model, voice_prompt=voice, speaks=speech, latency="low" if low_latency else "usual")
         if pcm is None:
             turn = ask_by_text(loaded, loaded.repetition(question) if task is Task.TTS else question, settings)
             turn = dataclasses.replace(turn, transcript=question)
