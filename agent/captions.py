@@ -1,7 +1,8 @@
 """What the user was understood to say, as the protocol's transcription events.
 
 The recogniser may revise what it wrote, the protocol's deltas only append: so a delta is sent only while the new text
-continues the old, and `completed` carries the truth. Nothing is sent before the utterance is committed.
+continues the old, and `completed` carries the truth. Nothing is sent before the utterance is committed. A model
+without a recogniser writes down what it has heard later, after its answer: `completed` waits for it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class _Caption:
     item: UserMessage
     seconds: float
     wanted: bool
+    encoded: bool = False
     sent: str = ""
 
 
@@ -51,16 +53,27 @@ class Captions:
             happened.append(events.TranscriptionCompleted(item_id=caption.item.id, transcript=text, usage=usage))
         return happened
 
+    def encoded(self, utterance: int) -> None:
+        """The worker has heard all of it; what is still open then is written down when the worker finds the time."""
+        if utterance in self._open:
+            self._open[utterance].encoded = True
+
     def failed(self, message: str) -> list[ServerEvent]:
         """The worker will not say any more about what is open."""
+        return self._fail(list(self._open), message)
+
+    def worker_lost(self) -> list[ServerEvent]:
+        """The next worker hears again what this one had not; of what was to be written down later only the newest,
+        for it has no room to hear many at once."""
+        late = [number for number, caption in list(self._open.items())[:-1] if caption.encoded]
+        return self._fail(late, "The worker was lost before it wrote this down.")
+
+    def _fail(self, utterances: list[int], message: str) -> list[ServerEvent]:
         error: dict[str, object] = {"type": "server_error", "code": "transcription_failed", "message": message}
-        failed = [
-            events.TranscriptionFailed(item_id=caption.item.id, error=error)
-            for caption in self._open.values()
-            if caption.wanted
+        failed = [self._open.pop(number) for number in utterances]
+        return [
+            events.TranscriptionFailed(item_id=caption.item.id, error=error) for caption in failed if caption.wanted
         ]
-        self._open.clear()
-        return list(failed)
 
     def unfinished(self) -> list[UserMessage]:
         return [caption.item for caption in self._open.values()]

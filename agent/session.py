@@ -42,6 +42,7 @@ from agent.wire import (
     ResponseDone,
     TextDelta,
     Transcript,
+    UtteranceEncoded,
     WorkerError,
 )
 
@@ -187,6 +188,8 @@ class Session:
     def worker_lost(self) -> list[Effect]:
         """The client hears of it only if an answer died; everything else is sent again to the next worker."""
         self._briefing.worker_lost()
+        for event in self._captions.worker_lost():
+            self._outbox.send(event)
         if self._speaking.worker_lost():
             error = ProtocolError("worker_lost", "The worker died while it answered; ask again.", kind="server_error")
             self._outbox.send(events.Error(error=error.as_dict()))
@@ -202,6 +205,8 @@ class Session:
                 self._speaking.on_done(message)
             case Transcript():
                 self._heard(message)
+            case UtteranceEncoded():
+                self._captions.encoded(message.utterance)
             case WorkerError():
                 self._worker_error(message)
             case _:

@@ -101,7 +101,8 @@ class AudioIn(Message, frozen=True):
 
 
 class EndUtterance(Message, frozen=True):
-    """No more audio for this utterance. Answered by a final `Transcript` and `UtteranceEncoded`."""
+    """No more audio for this utterance. Answered by a final `Transcript` and `UtteranceEncoded`; by a model without a
+    recogniser the other way round, the `Transcript` when it has time to write one."""
 
     session: int
     utterance: int
@@ -160,7 +161,7 @@ class Refused(Message, frozen=True):
 
 
 class Transcript(Message, frozen=True):
-    """What the recogniser head hears so far; `text` is the whole transcript of the utterance, not a delta."""
+    """What was understood so far; `text` is the whole transcript of the utterance, not a delta."""
 
     session: int
     utterance: int

@@ -26,11 +26,14 @@ Spelling = Callable[[list[int]], str]
 
 
 class Hearing(Protocol):
-    """One utterance so far: samples taken in, encoder frames, groups, and its words ("" without a CTC head)."""
+    """One utterance so far: samples taken in, encoder frames, groups, and its words where it `transcribes`."""
 
     samples: int
     frames: int
     groups: int
+
+    @property
+    def transcribes(self) -> bool: ...
 
     @property
     def transcript(self) -> str: ...
@@ -67,6 +70,8 @@ class BlockEar:
 
 
 class BlockHearing:
+    transcribes = True
+
     def __init__(self, ear: BlockEar, target_hz: float, previous: BlockHearing | None) -> None:
         self.samples = self.frames = self.groups = 0
         self._ear = ear

@@ -60,6 +60,7 @@ class OmniHearing:
     """One utterance, whose embeddings come when it has ended."""
 
     transcript = ""
+    transcribes = False
 
     def __init__(self, ear: OmniEar, target_hz: float) -> None:
         self.samples = self.frames = self.groups = 0
@@ -109,6 +110,7 @@ class CausalOmniHearing:
     """One utterance, merged block by block with a causal merger."""
 
     transcript = ""
+    transcribes = False
 
     def __init__(self, ear: OmniEar, merger: CausalMerger, target_hz: float, previous: object | None) -> None:
         self.samples = self.frames = self.groups = 0

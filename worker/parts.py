@@ -73,6 +73,10 @@ class Listener(Protocol):
     @property
     def transcript(self) -> str: ...
 
+    @property
+    def transcribes(self) -> bool:
+        """Whether `transcript` follows what is heard; where not, the model can be asked (`transcription_of`)."""
+
     def feed(self, pcm: Pcm) -> None:
         """Takes the next [samples] of 16 kHz audio in [-1, 1], at most `UNIT_SAMPLES` at a time."""
 
@@ -115,6 +119,14 @@ class Question:
     speech: bool
     max_output_tokens: int
     transcribe: bool = False
+
+
+def transcription_of(
+    listener: Listener, max_output_tokens: int, input_hz: float = 12.5, output_hz: float = 12.5
+) -> Question:
+    """Asks for what the finished utterance says, whatever came before it."""
+    said = Conversation("", (ContextItem("user", "", 0),))
+    return Question(said, {0: listener}, input_hz, output_hz, False, max_output_tokens, transcribe=True)
 
 
 class SpeechModel(Protocol):

@@ -154,6 +154,10 @@ class Utterance:
         return self.hearing.transcript
 
     @property
+    def transcribes(self) -> bool:
+        return self.hearing.transcribes
+
+    @property
     def groups(self) -> int:
         return self.hearing.groups
 

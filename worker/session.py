@@ -4,7 +4,8 @@
     Respond ─► waiting (until its utterance is heard) ─► speaking ─► done | cancelled | failed
 
 A session does nothing by itself: `handle` takes a message, `deadline` says by when its next unit of work should be
-done, `work` does that unit. Whatever goes wrong stays within the session.
+done, `work` does that unit. Whatever goes wrong stays within the session. What was heard by a listener that does not
+transcribe is written down when there is nothing else to do (`worker.dictation`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from agent.wire import (
     UtteranceEncoded,
     WorkerError,
 )
+from worker.dictation import Dictation
 from worker.parts import (
     UNIT_SAMPLES,
     Conversation,
@@ -101,6 +103,7 @@ class Session:
         self._response: Response | None = None
         self._generation = -1
         self._output_hz = FIRST_OUTPUT_HZ
+        self._dictation = Dictation(model, lambda utterance, text: send(Transcript(number, utterance, text, True)))
 
     # --- messages ---
 
@@ -125,6 +128,7 @@ class Session:
 
     def _drop(self, number: int) -> None:
         utterance = self._utterances.pop(number, None)
+        self._dictation.drop(number)
         if utterance is not None:
             utterance.listener.close()
 
@@ -139,9 +143,11 @@ class Session:
             raise RequestError("duplicate_utterance", f"utterance {message.utterance} exists; number each one anew")
         finished = [utterance.number for utterance in self._utterances.values() if utterance.heard]
         for number in finished[: max(0, len(self._utterances) + 1 - MAX_HEARD)]:
+            self._dictation.give_up(number)
             self._drop(number)
         if len(self._utterances) >= MAX_HEARD:
             raise RequestError("too_many_utterances", f"{MAX_HEARD} utterances are open; end or drop one first")
+        self._dictation.give_way()
         conversation = Conversation(message.instructions, tuple(message.context))
         previous = next(reversed(self._utterances.values()), None)
         listener = self._model.listen(
@@ -173,6 +179,7 @@ class Session:
             raise RequestError("stale_generation", f"generation {message.generation} is not after {self._generation}")
         if self._response:
             self._finish("cancelled")
+        self._dictation.give_way()
         self._generation = message.generation
         self._output_hz = message.output_hz
         self._response = Response(message, self._clock())
@@ -181,9 +188,10 @@ class Session:
 
     def deadline(self) -> float | None:
         """By when (clock seconds) the next unit should be done: the time the caller's buffer runs dry while we speak,
-        the arrival of the request before the first sound, some slack for listening. None: there is nothing to do."""
+        the arrival of the request before the first sound, some slack for listening, much for what is only to be
+        written down. None: there is nothing to do."""
         times = [time for time in (self._listening_deadline(), self._speaking_deadline()) if time is not None]
-        return min(times, default=None)
+        return min(times) if times else self._dictation_deadline()
 
     def work(self) -> None:
         """Does the unit that `deadline` spoke of. Never raises: an error ends the utterance or the answer it struck."""
@@ -192,6 +200,8 @@ class Session:
             self._listen(next(utterance for utterance in self._utterances.values() if _has_work(utterance)))
         elif speaking is not None:
             self._speak()
+        elif self._dictation_deadline() is not None:
+            self._dictation.work()
 
     def joining(self) -> Speaker | None:
         """The speaker at work, if its next unit is due now and may be made together with those of other sessions."""
@@ -246,6 +256,11 @@ class Session:
             return response.arrived_at
         return response.first_audio_at + response.samples / self._model.output_sample_rate
 
+    def _dictation_deadline(self) -> float | None:
+        """None while the caller speaks or an answer is at hand: they have the model's places."""
+        free = self._response is None and all(utterance.heard for utterance in self._utterances.values())
+        return self._dictation.deadline() if free else None
+
     def _listen(self, utterance: Utterance) -> None:
         try:
             if utterance.waiting:
@@ -255,7 +270,10 @@ class Session:
             else:
                 encoded = utterance.listener.finish()
                 utterance.heard = True
-                self._report_transcript(utterance, final=True)
+                if utterance.listener.transcribes:
+                    self._report_transcript(utterance, final=True)
+                else:
+                    self._dictation.add(utterance.number, utterance.listener, encoded, self._clock())
                 self._send(
                     UtteranceEncoded(
                         self.number,

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from agent.wire import INPUT_SAMPLE_RATE, ContextItem, ResponseStats, TokenSpan, WordSpan
-from worker.parts import Conversation, Encoded, Finished, Pcm, Question, Sound, SpeechModel, TextPiece
+from worker.parts import Conversation, Encoded, Finished, Pcm, Question, Sound, SpeechModel, TextPiece, transcription_of
 
 PIECE_SAMPLES = 320
 """Audio is fed in pieces of 20 ms, as a call brings it."""
@@ -120,16 +120,7 @@ def write_down(model: SpeechModel, question: Pcm, settings: TurnSettings) -> Tur
         ms = (time.perf_counter() - ended) * 1e3
         nothing = np.zeros(0, np.float32)
         return Turn(text, text, "completed", nothing, [], [], encoded, ResponseStats(total_ms=ms), 0.0, ms, ms)
-    context = (ContextItem("user", "", 0),)
-    asked = Question(
-        Conversation("", context),
-        {0: listener},
-        settings.input_hz,
-        settings.output_hz,
-        speech=False,
-        max_output_tokens=settings.max_output_tokens,
-        transcribe=True,
-    )
+    asked = transcription_of(listener, settings.max_output_tokens, settings.input_hz, settings.output_hz)
     turn = _answer(model, asked, "", encoded, ended, stopwatch)
     return dataclasses.replace(turn, transcript=turn.text)
 

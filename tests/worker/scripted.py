@@ -26,9 +26,10 @@ SOUND_SAMPLES = 1920
 
 
 class ScriptedListener:
-    """Hears one word for every 1,600 samples; a sample of exactly 0.5 is a fault."""
+    """Hears one word for every 1,600 samples, and tells if it `transcribes`; a sample of exactly 0.5 is a fault."""
 
-    def __init__(self, conversation: Conversation, input_hz: float) -> None:
+    def __init__(self, conversation: Conversation, input_hz: float, transcribes: bool = True) -> None:
+        self.transcribes = transcribes
         self.conversation = conversation
         self.input_hz = input_hz
         self.samples = 0
@@ -36,7 +37,7 @@ class ScriptedListener:
 
     @property
     def transcript(self) -> str:
-        return " ".join(["word"] * (self.samples // 1600))
+        return " ".join(["word"] * (self.samples // 1600)) if self.transcribes else ""
 
     def feed(self, pcm: Pcm) -> None:
         if (pcm == 0.5).any():
@@ -92,12 +93,15 @@ class ScriptedSpeaker:
 
 @dataclass
 class ScriptedModel:
-    """`units` records the order in which answers did their work; `questions` what was asked."""
+    """`units` records the order in which answers did their work; `questions` what was asked. Without
+    `transcribes` it writes down when asked, in words that begin with w; `speakers` are all that it made."""
 
     words: int = 5
     units: list[str] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     joins: bool = False
+    transcribes: bool = True
+    speakers: list[ScriptedSpeaker] = field(default_factory=list)
     joint_steps: list[str] = field(default_factory=list)
     name: str = "scripted"
     output_sample_rate: int = 24_000
@@ -108,7 +112,7 @@ class ScriptedModel:
     ) -> ScriptedListener:
         if not 4.0 <= input_hz <= 12.5:
             raise RequestError("bad_rate", f"{input_hz} Hz is out of range: 4 to 12.5 Hz")
-        return ScriptedListener(conversation, input_hz)
+        return ScriptedListener(conversation, input_hz, self.transcribes)
 
     def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
         self.joint_steps.append("".join(speaker.name for speaker in speakers if isinstance(speaker, ScriptedSpeaker)))
@@ -119,9 +123,11 @@ class ScriptedModel:
 
     def respond(self, question: Question) -> ScriptedSpeaker:
         self.questions.append(question)
-        text = question.conversation.items[-1].text
+        text = "w" if question.transcribe else question.conversation.items[-1].text
         fail_at = 2 if text == "fail" else -1
-        return ScriptedSpeaker(self.words, fail_at=fail_at, units=self.units, name=text or "a", joins=self.joins)
+        speaker = ScriptedSpeaker(self.words, fail_at=fail_at, units=self.units, name=text or "a", joins=self.joins)
+        self.speakers.append(speaker)
+        return speaker
 
 
 class Ear:
