@@ -269,10 +269,11 @@ async def test_two_hundred_callers_leave_nothing_behind(service: ServiceProcess)
                 await asyncio.sleep(0.05)
         return service.rss_mb()
 
-    warm = await calls(60)
+    # The heap spreads for two or three hundred calls and then levels; what a caller left behind would go on adding up.
+    warm = await calls(240)
     after = await calls(200)
     assert 'agogic_sessions{transport="websocket"} 0.0' in service.get("/metrics")[1]
-    assert after - warm < 12
+    assert after - warm < 8
 
 
 async def test_client_that_does_not_read_is_cut_off(service: ServiceProcess) -> None:
