@@ -204,6 +204,8 @@ def _size(count: int) -> str:
 
 def _port(port: int) -> list[Finding]:
     with socket.socket() as probe:
+        # As the service binds: connections that have just been closed do not occupy a port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
