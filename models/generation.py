@@ -266,6 +266,7 @@ class Runner:
         for answer, choice in zip(answers, choices, strict=True):
             if answer.options.speech and self._in_given_delay(answer):
                 choice.speech, choice.length = AUDIO_START, 0
+                answer.starts_sampled += 1
             elif answer.options.speech:
                 rows.append((answer, choice))
         if not rows:

@@ -1,7 +1,7 @@
 """Synthesised customers: espeak-ng, flite and festival voices with varied rate and pitch, written as one int16 store.
 
 A store is a folder with `audio.i16` (mono 16 kHz samples, clips end to end) and `index.jsonl` (one object per clip:
-first sample, sample count, text, seed of the pool turn or null, voice). `agogic train speech-data --config ...` makes
+first sample, sample count, text, seed of the pool turn or null, voice). `agogic train speech_data --config ...` makes
 it.
 """
 
@@ -189,7 +189,7 @@ def synthesise(config: SpeechDataConfig) -> int:
 
 
 def main(config_path: Path) -> None:
-    """`agogic train speech-data --config FILE`."""
+    """`agogic train speech_data --config FILE`."""
     config = msgspec.toml.decode(config_path.read_bytes(), type=SpeechDataConfig)
     samples = synthesise(config)
     print(f"{samples / SAMPLE_RATE / 3600:.2f} h of speech in {config.output}")

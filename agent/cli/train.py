@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-STAGES = ("speech_data", "recogniser", "slm", "voice_data", "codec", "flow", "vocoder")
+STAGES = ("speech_data", "recogniser", "slm", "voice_data", "codec", "flow", "vocoder", "talker", "assemble")
 
 
 def train(

@@ -16,7 +16,7 @@ from models.checkpoint import load_flexislm
 from models.flexislm import FlexiSLM
 from models.generation import AnswerOptions, Runner, Step
 from models.prompts import PastTurn, Prompts, chat_prompt, repeat_request
-from models.talker import AUDIO_START
+from models.talker import AUDIO_START, CODE_OFFSET
 from models.tokenizer import TextTokenizer
 from tests.support.golden import golden_dirs
 
@@ -167,6 +167,17 @@ def test_steps_equal_one_pass_over_the_whole_sequence(
     running = sum(step.text_token is not None for step in steps)
     expected = base[0, len(whole) - 1 :][:running]
     torch.testing.assert_close(torch.stack(text_hidden)[:running], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_forced_beginning_follows_a_given_delay(model: FlexiSLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    agogic = msgspec.structs.replace(model.config.agogic, delay_is_given=True)
+    monkeypatch.setattr(model, "config", msgspec.structs.replace(model.config, agogic=agogic))
+    runner = Runner(model, TOKENIZER.special, slots=1, max_positions=512)
+    runner.extend(0, prompt(model))
+    steps = finish(runner, 0, options(forced_speech=(5, 6)))
+    delay = model.config.speech_delay_tokens
+    spoken = [step.speech_token for step in steps[: delay + 2]]
+    assert spoken == [AUDIO_START] * delay + [CODE_OFFSET + 5, CODE_OFFSET + 6]
 
 
 def test_the_alignment_head_shows_which_text_a_speech_token_looks_at() -> None:
