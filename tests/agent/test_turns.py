@@ -11,9 +11,9 @@ from agent.config import ServerConfig, SessionConfig
 from agent.speaking import WorkerSlot
 from tests.support.conformance import check
 from tests.support.session_driver import READY, SessionDriver, answer
+from tests.support.situations import PUSH_TO_TALK
 
 LONG = " ".join(["word"] * 20)
-PUSH_TO_TALK = {"audio": {"input": {"turn_detection": None}}}
 TRANSPORTS: list[Literal["websocket", "webrtc"]] = ["websocket", "webrtc"]
 TYPED = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "And a muffin."}]}
 
