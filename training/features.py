@@ -108,11 +108,16 @@ def held_out(name: str) -> bool:
 
 
 class Augmenter:
-    """Turns clips into padded training batches. `noise` is a bank of log10-power features to take backgrounds from."""
+    """Turns clips into padded training batches.
 
-    def __init__(self, noise: list[np.ndarray], rng: random.Random) -> None:
+    noise: a bank of log10-power features to take backgrounds from; pauses: the share of clips in which the speaker
+    stops for 0.3 to 1.5 s.
+    """
+
+    def __init__(self, noise: list[np.ndarray], rng: random.Random, pauses: float = 0.0) -> None:
         self.noise = noise
         self.rng = rng
+        self.pauses = pauses
 
     def _warp(self, x: Tensor) -> Tensor:
         """Tempo 0.8..1.25 and a vocal-tract warp of +-15 % on [frames, 80]."""
@@ -122,6 +127,14 @@ class Augmenter:
         if bins >= MEL_BINS:
             return x[:, :MEL_BINS]
         return torch.cat((x, x[:, -1:].expand(-1, MEL_BINS - bins)), dim=1)
+
+    def _pause(self, x: Tensor) -> Tensor:
+        """[frames, 80] held for a while at one of the quietest moments of its inner part."""
+        inner = x[len(x) // 5 : -len(x) // 5].mean(dim=1)
+        quietest = inner.topk(max(1, len(inner) // 20), largest=False).indices
+        place = len(x) // 5 + int(quietest[self.rng.randrange(len(quietest))])
+        held = x[place].expand(self.rng.randrange(30, 150), -1) + 0.2 * torch.randn(1)
+        return torch.cat((x[:place], held, x[place:]))
 
     def _reverberate(self, power: Tensor) -> Tensor:
         """Adds a decaying tail: RT60 0.1..0.7 s, direct-to-reverberant ratio 0..12 dB."""
@@ -147,6 +160,8 @@ class Augmenter:
     def one(self, mel: np.ndarray, mild: bool) -> Tensor:
         """Augmented encoder input float32 [frames', 80]."""
         x = self._warp(torch.from_numpy(mel.astype(np.float32)))
+        if self.rng.random() < self.pauses:
+            x = self._pause(x)
         pad = torch.full((self.rng.randrange(5, 60), MEL_BINS), -9.0)
         x = torch.cat((pad, x, torch.full((self.rng.randrange(5, 80), MEL_BINS), -9.0)))
         x = self._equalise(x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from training.slm_model import (
     ALIGNMENT_HEAD,
     MAX_GROUP,
     SpeechLanguageModel,
+    exact_group_lengths,
     greedy_text,
     group_lengths,
     merger_config,
@@ -55,7 +57,8 @@ __all__ = [
 class SlmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`text_minutes` of training precede the spoken prompts; weights of losses as in FlexiSLM but for the alignment.
 
-    A run begins from the averaged weights of the checkpoint `start_from`, if one is named."""
+    `exact_groups` of the spoken turns are grouped by offline top-k instead of as they come, and into `pauses` of them a
+    pause is put. A run begins from the averaged weights of the checkpoint `start_from`, if one is named."""
 
     speech: str
     clips: str
@@ -66,6 +69,8 @@ class SlmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: str
     start_from: str = ""
     shares: Shares = Shares()
+    exact_groups: float = 0.0
+    pauses: float = 0.0
     text_minutes: float = 0.0
     minutes: float = 45.0
     finetune_encoder_from: float = 1.0
@@ -104,7 +109,8 @@ class SlmTraining:
         self.rng = self.data.rng
         self.model = SpeechLanguageModel(self.data.tokenizer.get_vocab_size(), config.codes_count)
         self.encoder = BlockCausalEncoder(EncoderConfig())
-        self.augment = Augmenter(noise_bank(self.data.synthetic[:2000], self.rng), self.rng)
+        noise = noise_bank(self.data.synthetic[:2000], self.rng)
+        self.augment = Augmenter(noise, self.rng, config.pauses)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
         )
@@ -169,9 +175,12 @@ class SlmTraining:
             encoded = self.encoder.encode(mel, lengths)
         frames = [encoded.frames[row, : -(-int(length) // 4)] for row, length in enumerate(lengths)]
         rates = [item.input_hz for item in items if item.clip is not None]
-        parts = [(x, group_lengths(x, hz)) for x, hz in zip(frames, rates, strict=True)]
+        parts = [(x, self._grouping()(x, hz)) for x, hz in zip(frames, rates, strict=True)]
         merged = iter(self.model.merger.forward_batch(parts))
         return [next(merged) if item.clip is not None else None for item in items], encoded, lengths
+
+    def _grouping(self) -> Callable[[Tensor, float], Tensor]:
+        return exact_group_lengths if self.rng.random() < self.config.exact_groups else group_lengths
 
     def losses(self, items: list[Item], train_encoder: bool) -> Losses:
         """Losses of one batch, see `Losses.total`."""
@@ -313,19 +322,21 @@ class SlmTraining:
         return model.eval(), encoder.eval()
 
     @torch.no_grad()
-    def test(self, input_hz: float = 12.5, limit: int = 77) -> float:
-        """Share of held-out recordings whose slots the answer restates exactly."""
+    def test(self, input_hz: float = 12.5, limit: int = 77, exact: bool = False) -> float:
+        """Share of held-out recordings whose slots the answer restates exactly; exact: grouped by offline top-k."""
         model, encoder = self.averaged()
         before, after = self.data.prompts.around([], "", audio=True)
+        grouping = exact_group_lengths if exact else group_lengths
         right, text = 0, ""
         for clip, slots in self.data.tests[:limit]:
             frames = encoder(scale(torch.from_numpy(clip.mel.astype(np.float32)))[None])[0]
-            merged = model.merger.forward(frames, group_lengths(frames, input_hz))
+            merged = model.merger.forward(frames, grouping(frames, input_hz))
             prompt = model.prompt(before, after, merged)
             text = self.data.tokenizer.decode(greedy_text(model.thinker, prompt, self.data.prompts.end[0]))
             right += parse_order(text) == slots
         share = right / len(self.data.tests[:limit])
-        print(f"  held out at {input_hz} Hz: {100 * share:.1f} % accepted; {text!r}", flush=True)
+        how = ", grouped offline" if exact else ""
+        print(f"  held out at {input_hz} Hz{how}: {100 * share:.1f} % accepted; {text!r}", flush=True)
         return share
 
     def run(self) -> None:
@@ -346,11 +357,13 @@ class SlmTraining:
             if self.minutes >= save_at:
                 self.save()
                 if self.minutes >= self.config.text_minutes:
-                    self.test()
+                    for exact in (False, True):
+                        self.test(exact=exact)
                 save_at = self.minutes + 4
         self.save()
         for hz in (12.5, 6.25):
-            self.test(hz)
+            for exact in (False, True):
+                self.test(hz, exact=exact)
 
 
 def load_examples(config: SlmConfig) -> Examples:

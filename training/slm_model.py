@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.qwen2 import DecoderConfig, HeadOfLayer
 from models.talker import CODE_OFFSET, Talker
 from models.thinker import Thinker
+from streaming.grouping import group_frames
 from streaming.merger import InterleavedMergingTransformer, merger_mode
 from streaming.rate_control import group_causal
 from streaming.transformer import LayerScale, TransformerConfig
@@ -77,6 +78,11 @@ def group_lengths(frames: Tensor, hz: float) -> Tensor:
     similarity = F.cosine_similarity(frames[:-1].float(), frames[1:].float(), dim=-1).detach().numpy()
     starts = np.flatnonzero(group_causal(similarity, hz, ENCODER_HZ, MAX_GROUP))
     return torch.from_numpy(np.diff(np.append(starts, frames.shape[0])))
+
+
+def exact_group_lengths(frames: Tensor, hz: float) -> Tensor:
+    """Lengths int64 [G] of the groups that offline top-k cuts frames [T, C] into."""
+    return group_frames(frames.detach().float(), hz, ENCODER_HZ, max_group=MAX_GROUP).lengths
 
 
 def greedy_text(thinker: Thinker, prompt: Tensor, stop: int, limit: int = 60) -> list[int]:

@@ -34,11 +34,11 @@ def spoken(index: int = 0) -> np.ndarray:
     return log_power(torch.from_numpy(read_mono(RECORDED[index]))).to(torch.float16).numpy()
 
 
-def augmenter(seed: int = 0) -> Augmenter:
+def augmenter(seed: int = 0, pauses: float = 0.0) -> Augmenter:
     torch.manual_seed(seed)
     rng = random.Random(seed)
     clips = [Clip(spoken(index), "", None, "") for index in range(5)]
-    return Augmenter(noise_bank(clips, rng, count=4), rng)
+    return Augmenter(noise_bank(clips, rng, count=4), rng, pauses)
 
 
 def test_training_and_live_features_are_the_same() -> None:
@@ -61,6 +61,23 @@ def test_augmented_clips_are_finite_and_of_like_length(mild: bool) -> None:
         assert 0.8 * len(mel) + 10 - 1 <= len(x) <= 1.25 * len(mel) + 140
         assert torch.isfinite(x).all() and float(x.min()) >= -1.0
         assert float(x.std()) > 0.05
+
+
+def test_a_pause_holds_a_quiet_moment_and_keeps_what_was_said() -> None:
+    loud = torch.linspace(-1.0, 0.0, 200)[:, None].expand(-1, MEL_BINS).clone()
+    loud[90:100] = -6.0
+    x = augmenter()._pause(loud)
+    added = len(x) - len(loud)
+    assert 30 <= added < 150
+    quiet = torch.nonzero(x.mean(dim=1) < -4.0)[:, 0]
+    assert len(quiet) == 10 + added and int(quiet[-1] - quiet[0]) == 9 + added
+    assert torch.equal(x[:90], loud[:90]) and torch.equal(x[-100:], loud[-100:])
+
+
+def test_pauses_make_clips_longer() -> None:
+    mel = spoken()
+    lengths = [[len(augmenter(seed, pauses).one(mel, True)) for seed in range(20)] for pauses in (0.0, 1.0)]
+    assert sum(lengths[1]) > sum(lengths[0]) + 20 * 30
 
 
 def test_no_two_augmentations_are_alike_but_a_seed_repeats_them() -> None:

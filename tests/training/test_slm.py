@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from models.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
 from streaming.encoder import BlockCausalEncoder, EncoderConfig
@@ -18,7 +21,7 @@ from training.conversations import kind
 from training.features import Clip
 from training.slm import SlmConfig, SlmTraining
 from training.slm_data import IGNORE, Examples, Item, Shares, speech_streams, speech_targets, word_of_tokens
-from training.slm_model import MAX_GROUP, group_lengths
+from training.slm_model import MAX_GROUP, exact_group_lengths, group_lengths
 from training.speech_codes import SpokenText
 from training.voice_codes import RATES_HZ
 from training.world import DECLINE, Order, confirm, pool_turn
@@ -177,12 +180,19 @@ def test_without_audio_nothing_spoken_is_drawn(examples: Examples) -> None:
     assert all(examples.draw(with_audio=False).clip is None for _ in range(50))
 
 
-def test_groups_cover_all_frames_at_the_asked_rate() -> None:
+@pytest.mark.parametrize("grouping", [group_lengths, exact_group_lengths])
+def test_groups_cover_all_frames_at_the_asked_rate(grouping: Callable[[Tensor, float], Tensor]) -> None:
     frames = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)).cumsum(0)
     for hz in (12.5, 6.25, 4.0):
-        lengths = group_lengths(frames, hz)
+        lengths = grouping(frames, hz)
         assert int(lengths.sum()) == 200 and int(lengths.min()) >= 1 and int(lengths.max()) <= MAX_GROUP
         assert len(lengths) == pytest.approx(200 * hz / 25.0, rel=0.15)
+
+
+def test_a_share_of_the_spoken_turns_is_grouped_offline(training: SlmTraining) -> None:
+    training.config = msgspec.structs.replace(training.config, exact_groups=0.3)
+    exact = sum(training._grouping() is exact_group_lengths for _ in range(300))
+    assert 60 < exact < 120
 
 
 @pytest.fixture
