@@ -186,7 +186,8 @@ def test_groups_cover_all_frames_at_the_asked_rate(grouping: Callable[[Tensor, f
     for hz in (12.5, 6.25, 4.0):
         lengths = grouping(frames, hz)
         assert int(lengths.sum()) == 200 and int(lengths.min()) >= 1 and int(lengths.max()) <= MAX_GROUP
-        assert len(lengths) == pytest.approx(200 * hz / 25.0, rel=0.15)
+        # Offline, groups that are too long are split afterwards, which makes more of them.
+        assert len(lengths) == pytest.approx(200 * hz / 25.0, rel=0.15 if grouping is group_lengths else 0.4)
 
 
 def test_a_share_of_the_spoken_turns_is_grouped_offline(training: SlmTraining) -> None:
