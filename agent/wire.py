@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 INPUT_SAMPLE_RATE = 16_000
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 
@@ -98,6 +98,13 @@ class AudioIn(Message, frozen=True):
     session: int
     utterance: int
     pcm: bytes
+
+
+class LikelyEnd(Message, frozen=True):
+    """The utterance probably ends with the audio sent so far: make ready what its end needs. More audio takes that back."""
+
+    session: int
+    utterance: int
 
 
 class EndUtterance(Message, frozen=True):
@@ -209,11 +216,12 @@ class ResponseDone(Message, frozen=True):
 
 
 class WorkerError(Message, frozen=True):
-    """`session` 0 concerns the worker as a whole."""
+    """`session` 0 concerns the worker as a whole; `utterance` names the one that is lost, if it is about one."""
 
     session: int
     code: str
     message: str
+    utterance: int | None = None
 
 
 class Pong(Message, frozen=True):
@@ -221,7 +229,16 @@ class Pong(Message, frozen=True):
 
 
 ToWorker = (
-    OpenSession | CloseSession | StartUtterance | AudioIn | EndUtterance | DropUtterance | Respond | Cancel | Ping
+    OpenSession
+    | CloseSession
+    | StartUtterance
+    | AudioIn
+    | LikelyEnd
+    | EndUtterance
+    | DropUtterance
+    | Respond
+    | Cancel
+    | Ping
 )
 FromWorker = (
     Ready
