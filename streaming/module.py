@@ -12,7 +12,8 @@ A state is a value: `step` never changes the tensors it was given, so that keepi
 from __future__ import annotations
 
 import dataclasses
-from typing import Generic, Protocol, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,35 +43,51 @@ class StreamingModule(nn.Module, Generic[State]):
 
 def keep_inactive(new: State, old: State, active: Tensor | None) -> State:
     """`new` in the rows where `active` [rows] is True, `old` elsewhere; `new` unchanged where `active` is None."""
-    return new if active is None else cast(State, _zip_states(new, old, active))
+    if active is None:
+        return new
+    return cast(State, _map_states(lambda pair: torch.where(_along_rows(active, pair[0]), *pair), [new, old]))
 
 
 def select_rows(state: State, rows: Tensor) -> State:
     """The state of the given rows only, in the given order (`rows` int64)."""
-    return cast(State, _map_state(state, lambda tensor: tensor[rows]))
+    return cast(State, _map_states(lambda tensors: tensors[0][rows], [state]))
 
 
-def _zip_states(new: object, old: object, active: Tensor) -> object:
-    if isinstance(new, Tensor) and isinstance(old, Tensor):
-        return torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
-    if isinstance(new, tuple) and isinstance(old, tuple):
-        return tuple(_zip_states(a, b, active) for a, b in zip(new, old, strict=True))
-    if dataclasses.is_dataclass(new) and not isinstance(new, type):
-        names = [field.name for field in dataclasses.fields(new)]
-        return type(new)(**{name: _zip_states(getattr(new, name), getattr(old, name), active) for name in names})
-    raise TypeError(f"a streaming state holds tensors, tuples and dataclasses, not {type(new).__name__}")
+def join_rows(states: Sequence[State]) -> State:
+    """One state whose rows are those of `states`, in their order; what they hold back must have the same length."""
+    if len(states) == 1:
+        return states[0]
+    return cast(State, _map_states(_joined, states))
 
 
-def _map_state(state: object, change: _Change) -> object:
-    if isinstance(state, Tensor):
-        return change(state)
-    if isinstance(state, tuple):
-        return tuple(_map_state(part, change) for part in state)
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        names = [field.name for field in dataclasses.fields(state)]
-        return type(state)(**{name: _map_state(getattr(state, name), change) for name in names})
-    raise TypeError(f"a streaming state holds tensors, tuples and dataclasses, not {type(state).__name__}")
+def split_rows(state: State, rows: int) -> list[State]:
+    """The `rows` rows of a state as states of one row each, which share its memory."""
+    if rows == 1:
+        return [state]
+    return [
+        cast(State, _map_states(lambda tensors, row=row: tensors[0][row : row + 1], [state])) for row in range(rows)
+    ]
 
 
-class _Change(Protocol):
-    def __call__(self, tensor: Tensor, /) -> Tensor: ...
+def _map_states(change: Callable[[list[Tensor]], Tensor], states: Sequence[object]) -> object:
+    """A state of the same build whose tensors are what `change` makes of the tensors in that place of all states."""
+    first = states[0]
+    if isinstance(first, Tensor):
+        return change(cast(list[Tensor], list(states)))
+    if isinstance(first, tuple):
+        return tuple(_map_states(change, parts) for parts in zip(*cast(list[tuple[object]], states), strict=True))
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in dataclasses.fields(first)]
+        return type(first)(**{name: _map_states(change, [getattr(state, name) for state in states]) for name in names})
+    raise TypeError(f"a streaming state holds tensors, tuples and dataclasses, not {type(first).__name__}")
+
+
+def _along_rows(active: Tensor, like: Tensor) -> Tensor:
+    return active.view(-1, *[1] * (like.dim() - 1))
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
+    if len(shapes) > 1:
+        raise ValueError(f"rows out of phase cannot be joined: their parts have the shapes {sorted(shapes)}")
+    return torch.cat(tensors)
