@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -43,9 +44,7 @@ class StreamingModule(nn.Module, Generic[State]):
 
 def keep_inactive(new: State, old: State, active: Tensor | None) -> State:
     """`new` in the rows where `active` [rows] is True, `old` elsewhere; `new` unchanged where `active` is None."""
-    if active is None:
-        return new
-    return cast(State, _map_states(lambda pair: torch.where(_along_rows(active, pair[0]), *pair), [new, old]))
+    return new if active is None else cast(State, _map_states(partial(_chosen, active), [new, old]))
 
 
 def select_rows(state: State, rows: Tensor) -> State:
@@ -64,9 +63,7 @@ def split_rows(state: State, rows: int) -> list[State]:
     """The `rows` rows of a state as states of one row each, which share its memory."""
     if rows == 1:
         return [state]
-    return [
-        cast(State, _map_states(lambda tensors, row=row: tensors[0][row : row + 1], [state])) for row in range(rows)
-    ]
+    return [cast(State, _map_states(partial(_row, index), [state])) for index in range(rows)]
 
 
 def _map_states(change: Callable[[list[Tensor]], Tensor], states: Sequence[object]) -> object:
@@ -82,8 +79,13 @@ def _map_states(change: Callable[[list[Tensor]], Tensor], states: Sequence[objec
     raise TypeError(f"a streaming state holds tensors, tuples and dataclasses, not {type(first).__name__}")
 
 
-def _along_rows(active: Tensor, like: Tensor) -> Tensor:
-    return active.view(-1, *[1] * (like.dim() - 1))
+def _chosen(active: Tensor, pair: list[Tensor]) -> Tensor:
+    new, old = pair
+    return torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def _row(index: int, tensors: list[Tensor]) -> Tensor:
+    return tensors[0][index : index + 1]
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
