@@ -101,7 +101,7 @@ class AudioIn(Message, frozen=True):
 
 
 class LikelyEnd(Message, frozen=True):
-    """The utterance probably ends with what was sent so far: make ready what its end needs. More audio takes it back."""
+    """The utterance probably ends with what was sent so far: make ready what its end needs. More audio undoes it."""
 
     session: int
     utterance: int
