@@ -7,9 +7,15 @@ A block does not know what comes behind it, but Whisper's log-mel does: its floo
 whole utterance. So a block that a later sound has lifted is encoded again, and the open block is encoded last: what is
 merged is what the original computes of the whole clip. Weights with a causal merger merge every block as it comes
 instead, and what they gave out stays.
+
+Both can be asked what the utterance is if it ends here. Where it does, that has cost nobody any waiting; where it goes
+on, only the blocks that were full (as loud as they then were) are kept.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,8 +26,9 @@ from models.flexislm import FlexiSLM
 from streaming.causal_merger import CausalMerger, StreamState
 from streaming.log_mel import StreamingWhisperMel, WhisperMelState, whisper_log_mel
 from streaming.merger import InterleavedMergingTransformer
-from streaming.omni_encoder import OmniEncoder
+from streaming.omni_encoder import OmniEncoder, OmniEncoderState
 from streaming.rate_control import RateController
+from worker.hearing import Hearing
 from worker.parts import Pcm
 
 SAME_MEL = 1e-4
@@ -46,6 +53,9 @@ class OmniEar:
             return OmniHearing(self, target_hz)
         return CausalOmniHearing(self, self.merger, target_hz, previous)
 
+    def hear(self, hearings: Sequence[Hearing], pieces: Sequence[Pcm]) -> list[Tensor]:
+        return [hearing.hear(pcm) for hearing, pcm in zip(hearings, pieces, strict=True)]
+
     def encode(self, blocks: Tensor) -> Tensor:
         """Log-mel [n, T, mel_bins] of blocks of one length, T at most 2 s -> [n, frames, width]."""
         return self.encoder.encode_blocks(blocks.to(self.slm.device, self.slm.dtype))
@@ -54,6 +64,15 @@ class OmniEar:
         """Embeddings [0, H] of no group."""
         slm = self.slm
         return torch.zeros(0, slm.config.hidden_size, dtype=slm.dtype, device=slm.device)
+
+
+@dataclass(frozen=True)
+class _End:
+    """What an utterance is if it ends here: embeddings [groups, H] still to be given out, and its counts with them."""
+
+    embeddings: Tensor
+    frames: int
+    groups: int
 
 
 class OmniHearing:
@@ -71,9 +90,11 @@ class OmniHearing:
         self._open = torch.zeros(0, ear.encoder.config.num_mel_bins)
         self._heard: list[Tensor] = []
         self._encoded: list[Tensor] = []
+        self._end: _End | None = None
 
     def hear(self, pcm: Pcm) -> Tensor:
         """Encodes every block that is full; there are no embeddings yet."""
+        self._end = None
         self.samples += len(pcm)
         self._pcm.append(pcm)
         mel, self._stream = self._ear.mel.step(torch.from_numpy(pcm)[None], self._stream)
@@ -85,25 +106,44 @@ class OmniHearing:
             self._open = self._open[block:]
         return self._ear.nothing()
 
+    def prepare(self) -> Tensor:
+        """What `finish` would give now, and then gives at no further cost; `hear` takes it back."""
+        return self._end_here().embeddings
+
     def finish(self) -> Tensor:
         """The embeddings [groups, H] of the whole utterance."""
+        end = self._end_here()
+        self.frames, self.groups = end.frames, end.groups
+        return end.embeddings
+
+    def _end_here(self) -> _End:
+        if self._end is None:
+            self._end = self._whole()
+        return self._end
+
+    def _whole(self) -> _End:
         ear = self._ear
         if not self.samples:
-            return ear.nothing()
+            return _End(ear.nothing(), 0, 0)
         samples = torch.from_numpy(np.concatenate(self._pcm))
         mel = whisper_log_mel(samples, ear.encoder.config.num_mel_bins)
-        for index, block in enumerate(torch.split(mel, ear.encoder.block_mel_frames)):
-            if index >= len(self._heard):
-                self._encoded.append(ear.encode(block[None])[0])
-            elif (block - self._heard[index]).abs().max() > SAME_MEL:
-                self._encoded[index] = ear.encode(block[None])[0]
-        frames = torch.cat(self._encoded)
-        self.frames = len(frames)
-        if not self.frames:
-            return ear.nothing()
+        blocks = torch.split(mel, ear.encoder.block_mel_frames)
+        for index, (block, before) in enumerate(zip(blocks, self._heard, strict=False)):
+            if (block - before).abs().max() > SAME_MEL:
+                self._heard[index], self._encoded[index] = block, ear.encode(block[None])[0]
+        open_blocks = [ear.encode(block[None])[0] for block in blocks[len(self._heard) :]]
+        frames = torch.cat((*self._encoded, *open_blocks))
+        if not len(frames):
+            return _End(ear.nothing(), 0, 0)
         merged = ear.slm.merge(frames, self._target_hz)
-        self.groups = merged.groups.count
-        return merged.embeddings
+        return _End(merged.embeddings, len(frames), merged.groups.count)
+
+
+@dataclass(frozen=True)
+class _CausalEnd(_End):
+    """`state` is the merger's at the end, with which the next utterance goes on."""
+
+    state: StreamState
 
 
 class CausalOmniHearing:
@@ -124,31 +164,47 @@ class CausalOmniHearing:
             if isinstance(previous, CausalOmniHearing)
             else merger.initial_state(ear.slm.encoder_dim)
         )
+        self._end: _CausalEnd | None = None
 
     def hear(self, pcm: Pcm) -> Tensor:
         """The embeddings of the groups that closed."""
+        self._end = None
         self.samples += len(pcm)
         mel, self._mel = self._ear.mel.step(torch.from_numpy(pcm)[None], self._mel)
-        return self._take(self._encode(mel))
-
-    def finish(self) -> Tensor:
-        """The embeddings that were still open."""
-        mel, self._mel = self._ear.mel.flush(self._mel)
-        head = self._encode(mel)
-        tail, self._encoder = self._ear.encoder.flush(self._encoder)
-        embeddings = self._take(torch.cat((head, tail[0])))
-        last, self._state = self._merger.flush(self._state)
-        self.groups += len(last.durations_frames)
-        return torch.cat((embeddings, last.embeddings))
-
-    def _encode(self, mel: Tensor) -> Tensor:
-        """Frames [n, width] of the blocks that mel [1, T, mel_bins] completes."""
-        slm = self._ear.slm
-        frames, self._encoder = self._ear.encoder.step(mel.to(slm.device, slm.dtype), self._encoder)
-        return frames[0]
-
-    def _take(self, frames: Tensor) -> Tensor:
+        frames, self._encoder = self._encode(mel)
         self.frames += len(frames)
         merged, self._state = self._merger.step(frames, self._state, self._target_hz)
         self.groups += len(merged.durations_frames)
         return merged.embeddings
+
+    def prepare(self) -> Tensor:
+        """What `finish` would give now, and then gives at no further cost; `hear` takes it back."""
+        return self._end_here().embeddings
+
+    def finish(self) -> Tensor:
+        """The embeddings that were still open."""
+        end = self._end_here()
+        self.frames, self.groups, self._state = end.frames, end.groups, end.state
+        return end.embeddings
+
+    def _end_here(self) -> _CausalEnd:
+        if self._end is None:
+            self._end = self._close()
+        return self._end
+
+    def _close(self) -> _CausalEnd:
+        """The states are values: those of the utterance that may go on are left as they are."""
+        mel, _ = self._ear.mel.flush(self._mel)
+        head, encoder = self._encode(mel)
+        tail, _ = self._ear.encoder.flush(encoder)
+        frames = torch.cat((head, tail[0]))
+        closed, state = self._merger.step(frames, self._state, self._target_hz)
+        last, state = self._merger.flush(state)
+        groups = self.groups + len(closed.durations_frames) + len(last.durations_frames)
+        return _CausalEnd(torch.cat((closed.embeddings, last.embeddings)), self.frames + len(frames), groups, state)
+
+    def _encode(self, mel: Tensor) -> tuple[Tensor, OmniEncoderState]:
+        """Frames [n, width] of the blocks that mel [1, T, mel_bins] completes."""
+        slm = self._ear.slm
+        frames, state = self._ear.encoder.step(mel.to(slm.device, slm.dtype), self._encoder)
+        return frames[0], state

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from functools import cache
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 from agent.wire import ContextItem
 from models.config import parse_config
@@ -22,7 +26,7 @@ from streaming.infill import InfillDecoder, InfillDials, PromptVoice
 from streaming.omni_encoder import OmniEncoder, OmniEncoderConfig
 from streaming.vocos import Vocos, VocosConfig
 from tests.worker.tiny import CODES, CONFIG, WIDTH, awake
-from worker.official_ear import OmniEar
+from worker.official_ear import CausalOmniHearing, OmniEar, OmniHearing
 from worker.parts import Pcm, RequestError
 from worker.pipeline import Networks, Pipeline
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice, write_down
@@ -30,20 +34,25 @@ from worker.turn import TurnSettings, ask_by_text, ask_by_voice, write_down
 STEPS = 20
 
 
-@pytest.fixture(scope="module")
-def networks() -> Networks:
+@cache
+def tiny_ear(causal: bool) -> OmniEar:
     torch.manual_seed(0)
-    config = {**CONFIG, "input_merging_transformer_causal": False}
+    config = {**CONFIG, "input_merging_transformer_causal": causal}
     del config["agogic"]
     slm = awake(FlexiSLM(parse_config(msgspec.json.encode(config), "tiny"), WIDTH))
-    omni = awake(OmniEncoder(OmniEncoderConfig(32, 1, 2, 64, WIDTH)))
+    return OmniEar(awake(OmniEncoder(OmniEncoderConfig(32, 1, 2, 64, WIDTH))), slm)
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    ear = tiny_ear(False)
     flow = FlowConfig(hidden=WIDTH, num_layers=1, num_heads=2, ffn_dim=64, mlp_dim=64, codebook_size=CODES)
     decoder = InfillDecoder(awake(Voicebox(flow)), InfillDials(steps=2))
     vocoder = awake(Vocos(VocosConfig(dim=WIDTH, hidden=64, num_layers=1)))
     prompt = PromptVoice(torch.randint(CODES, (12,)), torch.randn(48, 128))
     voice = OfficialVoice(decoder, vocoder, prompt)
     tokenizer = TextTokenizer.load(EMBEDDED_DIRECTORY)
-    return Networks("official", slm, tokenizer, OmniEar(omni, slm), voice, uniform=random.Random(1).random)
+    return Networks("official", ear.slm, tokenizer, ear, voice, uniform=random.Random(1).random)
 
 
 def noise(seconds: float, seed: int = 0) -> Pcm:
@@ -91,3 +100,79 @@ def test_earlier_turns_stand_in_the_prompt_as_far_as_there_is_room(networks: Net
     assert prompt_positions(*past) == alone + positions > alone + 10
     assert prompt_positions(*(500 * past)) == alone + 512 // positions * positions
     assert prompt_positions(ContextItem("user", "", 7), past[1]) < alone + positions
+
+
+# --- the end that may be none ---
+
+Hearing = OmniHearing | CausalOmniHearing
+PIECES = st.tuples(st.integers(0, 40_000), st.sampled_from([0.003, 0.1, 1.0]))
+"""Samples and loudness: what is much louder than everything before it changes the features of all that was heard."""
+
+
+def heard(ear: OmniEar, pieces: list[Pcm], previous: Hearing | None = None) -> tuple[Hearing, list[Tensor]]:
+    hearing = ear.begin(8.0, previous)
+    return hearing, [hearing.hear(piece) for piece in pieces]
+
+
+def same(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@settings(max_examples=30, deadline=None)
+@given(script=st.lists(st.one_of(st.none(), PIECES), max_size=8))
+@torch.inference_mode()
+def test_a_prepared_end_is_the_end_and_more_sound_takes_it_back(
+    causal: bool, script: list[tuple[int, float] | None]
+) -> None:
+    """script: None prepares, everything else is heard."""
+    ear, pieces = tiny_ear(causal), list[Pcm]()
+    asked, plain = ear.begin(8.0), ear.begin(8.0)
+    for step in script:
+        if step is None:
+            alone, _ = heard(ear, pieces)
+            same(asked.prepare(), alone.finish())
+        else:
+            pieces.append(noise(1, seed=len(pieces)).repeat(3)[: step[0]] * np.float32(step[1]))
+            same(asked.hear(pieces[-1]), plain.hear(pieces[-1]))
+        assert (asked.samples, asked.frames, asked.groups) == (plain.samples, plain.frames, plain.groups)
+    same(asked.finish(), plain.finish())
+    assert (asked.samples, asked.frames, asked.groups) == (plain.samples, plain.frames, plain.groups)
+    for before, after in zip(heard(ear, [noise(3)], plain)[1], heard(ear, [noise(3)], asked)[1], strict=True):
+        same(after, before)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@torch.inference_mode()
+def test_an_end_that_was_prepared_costs_nothing_more(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ear, encoded = tiny_ear(causal), list[int]()
+    encode = ear.encoder.encode_blocks
+    monkeypatch.setattr(ear.encoder, "encode_blocks", lambda mel: encoded.append(mel.shape[1]) or encode(mel))
+    hearing, _ = heard(ear, [noise(1), noise(2.5)])
+    assert encoded == [200]
+    prepared = hearing.prepare()
+    assert encoded == [200, 150] and hearing.prepare() is prepared
+    assert hearing.finish() is prepared and encoded == [200, 150]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@torch.inference_mode()
+def test_when_the_user_goes_on_only_the_open_block_is_encoded_anew(
+    causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ear, encoded = tiny_ear(causal), list[int]()
+    encode = ear.encoder.encode_blocks
+    monkeypatch.setattr(ear.encoder, "encode_blocks", lambda mel: encoded.append(mel.shape[1]) or encode(mel))
+    hearing, _ = heard(ear, [noise(3.5)])
+    hearing.prepare()
+    hearing.hear(0.9 * noise(1))
+    hearing.prepare()
+    hearing.finish()
+    assert encoded == [200, 150, 200, 50]
+
+
+@torch.inference_mode()
+def test_nothing_heard_can_be_prepared_for(networks: Networks) -> None:
+    hearing = networks.ear.begin(8.0)
+    assert isinstance(hearing, OmniHearing)
+    assert len(hearing.prepare()) == len(hearing.finish()) == hearing.groups == hearing.frames == 0
