@@ -109,13 +109,14 @@ def first_sound_ms(voice: EmbeddedVoice) -> dict[Latency, float]:
 
 def _sound_begins_ms(voice: EmbeddedVoice, plan: ChunkPlan) -> float:
     decoder = FlowDecoder(voice.flow.voicebox, voice.flow.dials, plan).eval()
-    stream = EmbeddedVoice(decoder, voice.vocoder).begin()
+    speaking = EmbeddedVoice(decoder, voice.vocoder)
+    stream = speaking.begin()
     pushed = 0
     while not stream.samples:
         stream.push(0, 1)
         pushed += 1
         while stream.ready:
-            stream.render()
+            speaking.render([stream])
     return pushed * CODE_MS
 
 

@@ -86,7 +86,7 @@ def _streamed(voice: EmbeddedVoice, codes: Tensor, durations: Tensor) -> tuple[T
         stream.push(code, duration)
     stream.end()
     while not stream.finished:
-        parts.append(torch.from_numpy(stream.render()))
+        parts.append(torch.from_numpy(voice.render([stream])[0]))
         edges.append(stream.samples)
     return torch.cat(parts), edges[:-1]
 

@@ -7,6 +7,7 @@ Codes and durations -> Voicebox, filled in behind the prompt (`streaming/infill.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from models.errors import CheckpointError
 from models.flexicodec_checkpoint import load_flexicodec, load_vocos, load_voicebox
 from models.hub import Companions
 from streaming.flexicodec import FlexiCodec
-from streaming.infill import InfillDecoder, InfillDials, PromptVoice
+from streaming.infill import Chunk, InfillDecoder, InfillDials, PromptVoice
 from streaming.mel24k import HOP_SAMPLES, Mel24k
 from streaming.mel24k import SAMPLE_RATE_HZ as OUTPUT_HZ
 from streaming.resample import sinc_resample
@@ -66,13 +67,21 @@ class OfficialVoice:
     def begin(self) -> OfficialVoiceStream:
         return OfficialVoiceStream(self)
 
+    def render(self, streams: Sequence[OfficialVoiceStream]) -> list[NDArray[np.float32]]:
+        """Samples [n] of the next chunk of each stream, and after its last one the rest; chunks are made together."""
+        started = time.perf_counter()
+        filling = [stream for stream in streams if stream.flow.ready]
+        chunks = iter(self.flow.render([stream.flow for stream in filling]) if filling else [])
+        share_ms = (time.perf_counter() - started) * 1e3 / max(1, len(filling))
+        return [stream.render(next(chunks) if stream in filling else None, share_ms) for stream in streams]
+
 
 class OfficialVoiceStream:
     """One answer's sound. flow_ms and vocoder_ms: time spent so far; samples: given out so far."""
 
     def __init__(self, voice: OfficialVoice) -> None:
         self._voice = voice
-        self._flow = voice.flow.begin(voice.prompt)
+        self.flow = voice.flow.begin(voice.prompt)
         self._vocoder = VocoderStream(voice.vocoder, voice.window)
         self._ended = False
         self._flushed = False
@@ -84,35 +93,36 @@ class OfficialVoiceStream:
     @property
     def ready(self) -> bool:
         """Whether `render` has something to make."""
-        return self._flow.ready or (self._ended and not self._flushed)
+        return self.flow.ready or (self._ended and not self._flushed)
 
     @property
     def finished(self) -> bool:
         return self._flushed
 
+    @property
+    def next_samples(self) -> int:
+        return self.flow.next_frames * FRAME_SAMPLES
+
     def push(self, code: int, duration_frames: int) -> None:
         """The next code. Raises `SpeechCodeError`."""
-        self._flow.push(code, duration_frames)
+        self.flow.push(code, duration_frames)
         self.pushed_frames += duration_frames
 
     def end(self) -> None:
         """No more codes will come."""
         self._ended = True
-        self._flow.end()
+        self.flow.end()
 
-    def render(self) -> NDArray[np.float32]:
-        """Samples [n] of the next chunk, and after the last one the rest."""
+    def render(self, chunk: Chunk | None, flow_ms: float) -> NDArray[np.float32]:
+        """Samples [n] of a chunk that took so long to fill in; of None the rest."""
         started = time.perf_counter()
-        if not self._flow.ready:
+        if chunk is None:
             self._flushed = True
             sound = self._vocoder.flush()
-            self.vocoder_ms += (time.perf_counter() - started) * 1e3
-            return self._give(sound)
-        chunk = self._voice.flow.render([self._flow])[0]
-        made = time.perf_counter()
-        sound = self._vocoder.push(chunk.mel, chunk.ahead)
-        self.flow_ms += (made - started) * 1e3
-        self.vocoder_ms += (time.perf_counter() - made) * 1e3
+        else:
+            self.flow_ms += flow_ms
+            sound = self._vocoder.push(chunk.mel, chunk.ahead)
+        self.vocoder_ms += (time.perf_counter() - started) * 1e3
         return self._give(sound)
 
     def _give(self, sound: Tensor) -> NDArray[np.float32]:

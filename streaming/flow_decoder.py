@@ -93,6 +93,11 @@ class CodeFrames:
         lengths = self._lengths()
         return len(self._waiting) >= sum(lengths) + self.plan.ahead(self._chunks + len(lengths) - 1)
 
+    @property
+    def next_frames(self) -> int:
+        """12.5 Hz frames that the next chunks have together, if codes do not end before."""
+        return sum(self._lengths())
+
     def take(self) -> FlowChunk | None:
         """The next chunks as one row, or None while codes are missing or nothing is left."""
         if not self.ready:

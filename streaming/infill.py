@@ -117,6 +117,11 @@ class InfillStream:
         pending = self._first + len(self._codes) - self._made
         return pending > 0 and (self._ended or pending >= self._chunk() + self._dials.look_ahead_frames)
 
+    @property
+    def next_frames(self) -> int:
+        """12.5 Hz frames that the next chunk has, if codes do not end before."""
+        return self._chunk()
+
     def window(self) -> Window:
         """The window of the next chunk; to be followed by `accept`."""
         pending = self._first + len(self._codes) - self._made

@@ -27,10 +27,13 @@ from agent.wire import (
     ToWorker,
     WorkerError,
 )
-from worker.parts import SpeechModel
-from worker.session import Clock, Session
+from worker.parts import MOST_SAMPLES, UNIT_SAMPLES, Speaker, SpeechModel, Unit
+from worker.session import Clock, Due, Session
 
 log = logging.getLogger("agogic.worker")
+
+MOST_SOUND_S = 2.56
+"""The most sound that one unit makes for all callers together, if it is not one caller's own."""
 
 
 class Client(Protocol):
@@ -89,22 +92,55 @@ class Engine:
         self._news.clear()
         while self._inbox:
             self._update(*self._inbox.popleft())
-        session = self._schedule()
-        if session is None:
+        session, due = self._schedule()
+        if session is None or due is None:
             return False
-        if session.joining() is None:
+        if due.work == "own":
             session.work()
+        elif due.work == "hearing":
+            self._hear_together()
         else:
-            self._step_together()
+            self._speak_together(session, due.work)
         return True
 
-    def _step_together(self) -> None:
-        """The next token of every answer that is at that point: one call of the networks costs little more for several.
+    def _hear_together(self) -> None:
+        """What callers have said since the last time, those first who can wait least: one call of the networks costs
+        little more for several, so whoever is heard takes all others along.
+
+        An error there is nobody's own: it ends all utterances that took part.
+        """
+        deadlines = ((session.heard_by(), key) for key, session in self._sessions.items())
+        taken, room = [], MOST_SAMPLES
+        for _, key in sorted((deadline, key) for deadline, key in deadlines if deadline is not None):
+            session = self._sessions[key]
+            listener, pcm = session.take_audio(room)
+            taken.append((session, listener, pcm))
+            room -= len(pcm)
+            if room < UNIT_SAMPLES:
+                break
+        try:
+            self._model.feed([listener for _, listener, _ in taken], [pcm for _, _, pcm in taken])
+        except Exception as error:
+            log.exception("listening to %d callers failed", len(taken))
+            for session, _, _ in taken:
+                session.fail_to_hear(error)
+            return
+        for session, _, _ in taken:
+            session.hear()
+
+    def _speak_together(self, first: Session, unit: Unit) -> None:
+        """The next token, or the next stretch of sound, of `first` and of every other answer that is at that point.
 
         An error there is nobody's own: it ends all answers that took part.
         """
-        candidates = ((session, session.joining()) for session in self._sessions.values())
-        pairs = [(session, speaker) for session, speaker in candidates if speaker is not None]
+        others = [session for session in self._sessions.values() if session is not first]
+        pairs: list[tuple[Session, Speaker]] = []
+        room = MOST_SOUND_S * self._model.output_sample_rate
+        for session in (first, *others):
+            speaker = session.joining(unit)
+            if speaker is not None and (not pairs or speaker.unit_samples <= room):
+                pairs.append((session, speaker))
+                room -= speaker.unit_samples
         try:
             events = self._model.step([speaker for _, speaker in pairs])
         except Exception as error:
@@ -115,11 +151,13 @@ class Engine:
         for (session, _), given in zip(pairs, events, strict=True):
             session.take(given)
 
-    def _schedule(self) -> Session | None:
+    def _schedule(self) -> tuple[Session, Due] | tuple[None, None]:
         """The session whose next unit is due first."""
-        deadlines = ((session.deadline(), key) for key, session in self._sessions.items())
-        due = [(deadline, key) for deadline, key in deadlines if deadline is not None]
-        return self._sessions[min(due)[1]] if due else None
+        due = [(found.deadline, key, found) for key, session in self._sessions.items() if (found := session.due())]
+        if not due:
+            return None, None
+        _, key, found = min(due, key=lambda entry: entry[:2])
+        return self._sessions[key], found
 
     def _update(self, client: Client, message: ToWorker | _Gone) -> None:
         match message:

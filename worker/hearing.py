@@ -3,13 +3,15 @@
     BlockEar   16 kHz ─► log-mel ─► block-causal encoder (25 Hz) ─► CTC head ─► live transcript
                                                   └─► causal merger at the requested Hz ─► embeddings [groups, H]
 
-It runs in blocks of 320 ms as they fill, and what it gave out never changes. `worker.official_ear` has the one of the
-official weights, whose grouping and merging look at the whole utterance.
+It runs in blocks of 320 ms as they fill, those of several callers together, and what it gave out never changes but for
+what was prepared for an end that did not come. `worker.official_ear` has the one of the official weights, whose
+grouping and merging look at the whole utterance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from models.config import ENCODER_RATE_HZ
 from streaming.causal_merger import CausalMerger, StreamState
-from streaming.encoder import BlockCausalEncoder
-from streaming.speech_mel import SpeechMel
+from streaming.encoder import BlockCausalEncoder, EncoderState
+from streaming.module import join_rows, split_rows
+from streaming.speech_mel import SpeechMel, SpeechMelState
 from worker.parts import Pcm
 
 Spelling = Callable[[list[int]], str]
@@ -28,9 +31,14 @@ Spelling = Callable[[list[int]], str]
 class Hearing(Protocol):
     """One utterance so far: samples taken in, encoder frames, groups, and its words where it `transcribes`."""
 
-    samples: int
-    frames: int
-    groups: int
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def groups(self) -> int: ...
 
     @property
     def transcribes(self) -> bool: ...
@@ -39,7 +47,10 @@ class Hearing(Protocol):
     def transcript(self) -> str: ...
 
     def hear(self, pcm: Pcm) -> Tensor:
-        """Takes samples [n]; the embeddings [groups, H] that became final."""
+        """Takes samples [n]; the embeddings [groups, H] that became final. Takes back what was prepared."""
+
+    def prepare(self) -> Tensor:
+        """The embeddings that `finish` would give if nothing more were heard; if so, it costs nothing any more."""
 
     def finish(self) -> Tensor:
         """The embeddings that were still open, once the utterance is over."""
@@ -50,6 +61,9 @@ class Ear(Protocol):
 
     def begin(self, target_hz: float, previous: Hearing | None = None) -> Hearing:
         """previous: the utterance before in the same conversation, whose rate accounts are carried on."""
+
+    def hear(self, hearings: Sequence[Hearing], pieces: Sequence[Pcm]) -> list[Tensor]:
+        """What `hear` of each gives."""
 
 
 class BlockEar:
@@ -68,66 +82,143 @@ class BlockEar:
     def begin(self, target_hz: float, previous: Hearing | None = None) -> BlockHearing:
         return BlockHearing(self, target_hz, previous if isinstance(previous, BlockHearing) else None)
 
+    def hear(self, hearings: Sequence[Hearing], pieces: Sequence[Pcm]) -> list[Tensor]:
+        rows = [hearing for hearing in hearings if isinstance(hearing, BlockHearing)]
+        blocks = [hearing.features(pcm) for hearing, pcm in zip(rows, pieces, strict=True)]
+        frames: list[Tensor] = [self.merger.nothing(block) for block in blocks]
+        for length in {len(block) for block in blocks if len(block)}:
+            chosen = [row for row, block in enumerate(blocks) if len(block) == length]
+            states = join_rows([rows[row].heard.encoder for row in chosen])
+            encoded, states = self.encoder.step_heads(torch.stack([blocks[row] for row in chosen]), states)
+            for index, (row, state) in enumerate(zip(chosen, split_rows(states, len(chosen)), strict=True)):
+                frames[row] = encoded.frames[index]
+                rows[row].read(encoded.pieces[index], state)
+        return [hearing.merge(new) for hearing, new in zip(rows, frames, strict=True)]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one utterance has come to. A value: keeping an old one undoes what came after it.
+
+    pending [p, mel_bins]: features short of a block; path: the recogniser's classes so far; whole: all frames, where
+    groups are only made at the end.
+    """
+
+    samples: int
+    frames: int
+    groups: int
+    path: tuple[int, ...]
+    last_class: int
+    mel: SpeechMelState
+    pending: Tensor
+    encoder: EncoderState
+    merger: StreamState
+    whole: tuple[Tensor, ...] = ()
+
 
 class BlockHearing:
     transcribes = True
 
     def __init__(self, ear: BlockEar, target_hz: float, previous: BlockHearing | None) -> None:
-        self.samples = self.frames = self.groups = 0
         self._ear = ear
         self._target_hz = target_hz
-        self._mel = ear.mel.initial_state(1)
-        self._encoder = ear.encoder.initial_state(1)
-        self._merger: StreamState = (
-            ear.merger.initial_state(ear.encoder.config.hidden_size)
-            if previous is None
-            else ear.merger.next_utterance(previous._merger)
+        self._open: Heard | None = None
+        self._tail: Tensor | None = None
+        config = ear.encoder.config
+        self.heard: Heard = Heard(
+            samples=0,
+            frames=0,
+            groups=0,
+            path=(),
+            last_class=config.pieces - 1,
+            mel=ear.mel.initial_state(1),
+            pending=torch.zeros(0, config.mel_bins),
+            encoder=ear.encoder.initial_state(1),
+            merger=(
+                ear.merger.initial_state(config.hidden_size)
+                if previous is None
+                else ear.merger.next_utterance(previous.heard.merger)
+            ),
         )
-        self._whole: list[Tensor] = []
-        self._path: list[int] = []
-        self._last_class = ear.encoder.config.pieces - 1
+
+    @property
+    def samples(self) -> int:
+        return self.heard.samples
+
+    @property
+    def frames(self) -> int:
+        return self.heard.frames
+
+    @property
+    def groups(self) -> int:
+        return self.heard.groups
 
     @property
     def transcript(self) -> str:
-        return self._ear.spelling(self._path)
+        return self._ear.spelling(list(self.heard.path))
 
     def hear(self, pcm: Pcm) -> Tensor:
-        self.samples += len(pcm)
-        mel, self._mel = self._ear.mel.step(torch.from_numpy(pcm)[None], self._mel)
-        encoded, self._encoder = self._ear.encoder.step_heads(mel, self._encoder)
-        return self._take(encoded.frames[0], encoded.pieces[0])
+        return self._ear.hear([self], [pcm])[0]
+
+    def prepare(self) -> Tensor:
+        if self._tail is None:
+            self._open, self._tail = self.heard, self._close()
+        return self._tail
 
     def finish(self) -> Tensor:
-        mel, self._mel = self._ear.mel.flush(self._mel)
-        encoded, state = self._ear.encoder.step_heads(mel, self._encoder)
-        tail, self._encoder = self._ear.encoder.flush_heads(state)
-        embeddings = self._take(
-            torch.cat((encoded.frames[0], tail.frames[0])), torch.cat((encoded.pieces[0], tail.pieces[0]))
-        )
+        return self.prepare()
+
+    def features(self, pcm: Pcm) -> Tensor:
+        """Takes samples [n]; features [blocks of the encoder, mel_bins] that are complete now."""
+        if self._open is not None:
+            self.heard, self._open, self._tail = self._open, None, None
+        heard = self.heard
+        mel, state = self._ear.mel.step(torch.from_numpy(pcm)[None], heard.mel)
+        waiting = torch.cat((heard.pending, mel[0]))
+        whole = len(waiting) - len(waiting) % self._ear.encoder.block_mel_frames
+        self.heard = replace(heard, samples=heard.samples + len(pcm), mel=state, pending=waiting[whole:])
+        return waiting[:whole]
+
+    def read(self, pieces: Tensor, encoder: EncoderState) -> None:
+        """Takes the recogniser's view [n, classes] of new frames, and the encoder's state after them."""
+        path, last, blank = list(self.heard.path), self.heard.last_class, self._ear.encoder.config.pieces - 1
+        for value in pieces.argmax(-1).tolist():
+            if value not in (last, blank):
+                path.append(value)
+            last = value
+        self.heard = replace(self.heard, path=tuple(path), last_class=last, encoder=encoder)
+
+    def merge(self, frames: Tensor) -> Tensor:
+        """Takes new frames [n, width]; the embeddings [groups, H] that became final."""
+        heard = replace(self.heard, frames=self.heard.frames + len(frames))
         if self._ear.exact_at_end:
+            self.heard = replace(heard, whole=(*heard.whole, frames))
+            return self._ear.merger.nothing(frames)
+        merged, state = self._ear.merger.step(frames, heard.merger, self._target_hz)
+        self.heard = replace(heard, groups=heard.groups + len(merged.durations_frames), merger=state)
+        return merged.embeddings
+
+    def _close(self) -> Tensor:
+        """Everything that is held back."""
+        ear, heard = self._ear, self.heard
+        mel, mel_state = ear.mel.flush(heard.mel)
+        encoded, state = ear.encoder.step_heads(torch.cat((heard.pending, mel[0]))[None], heard.encoder)
+        tail, state = ear.encoder.flush_heads(state)
+        self.heard = replace(heard, mel=mel_state, pending=heard.pending[:0])
+        self.read(torch.cat((encoded.pieces[0], tail.pieces[0])), state)
+        embeddings = self.merge(torch.cat((encoded.frames[0], tail.frames[0])))
+        heard = self.heard
+        if ear.exact_at_end:
             return self._merge_whole(embeddings)
-        last, self._merger = self._ear.merger.flush(self._merger)
-        self.groups += len(last.durations_frames)
+        last, merger = ear.merger.flush(heard.merger)
+        self.heard = replace(heard, groups=heard.groups + len(last.durations_frames), merger=merger)
         return torch.cat((embeddings, last.embeddings))
 
     def _merge_whole(self, nothing: Tensor) -> Tensor:
         if not self.frames:
             return nothing
-        merged = self._ear.merger.exact(torch.cat(self._whole), self._target_hz)
-        self.groups = len(merged.durations_frames)
-        return merged.embeddings
-
-    def _take(self, frames: Tensor, pieces: Tensor) -> Tensor:
-        for value in pieces.argmax(-1).tolist():
-            if value not in (self._last_class, self._ear.encoder.config.pieces - 1):
-                self._path.append(value)
-            self._last_class = value
-        self.frames += len(frames)
-        if self._ear.exact_at_end:
-            self._whole.append(frames)
-            return self._ear.merger.nothing(frames)
-        merged, self._merger = self._ear.merger.step(frames, self._merger, self._target_hz)
-        self.groups += len(merged.durations_frames)
+        merged = self._ear.merger.exact(torch.cat(self.heard.whole), self._target_hz)
+        self.heard = replace(self.heard, groups=len(merged.durations_frames))
         return merged.embeddings
 
 

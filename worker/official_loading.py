@@ -16,13 +16,13 @@ from models.errors import CheckpointError
 from models.expected_speed import Work, free_memory, needed_bytes, official_work
 from models.hub import Companions
 from models.inventory import Sizes, inspect_files
-from models.official_voice import load_official_voice
+from models.official_voice import OfficialVoice, load_official_voice
 from models.omni_checkpoint import load_omni_encoder
 from streaming.infill import InfillDials
 from worker.audio_files import read_question
 from worker.official_ear import OmniEar
 from worker.pipeline import Networks
-from worker.voice import Latency, Voice
+from worker.voice import Latency
 
 PROMPT_FILE = "prompt.wav"
 """A recording of this name in the checkpoint's directory is its voice where the caller names none."""
@@ -65,7 +65,7 @@ def load_official(
     if inventory.sizes is not None:
         work = official_work(device.type == "cuda", dtype.itemsize)
         _check_memory(directory, inventory.sizes, sessions, device, work)
-    voice: Voice | None = None
+    voice: OfficialVoice | None = None
     if audio is not None:
         # First, because the codec that it needs for a moment is larger than what stays of it.
         voice = load_official_voice(

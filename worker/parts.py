@@ -65,6 +65,8 @@ class Finished:
 
 
 Spoken = TextPiece | Sound | Finished
+Unit = Literal["token", "sound", "end"]
+"""A step of talking, a stretch of sound, or an answer's end."""
 
 
 class Listener(Protocol):
@@ -78,7 +80,10 @@ class Listener(Protocol):
         """Whether `transcript` follows what is heard; where not, the model can be asked (`transcription_of`)."""
 
     def feed(self, pcm: Pcm) -> None:
-        """Takes the next [samples] of 16 kHz audio in [-1, 1], at most `UNIT_SAMPLES` at a time."""
+        """Takes the next [samples] of 16 kHz audio in [-1, 1]."""
+
+    def prepare(self) -> None:
+        """The utterance may end here: makes ready what its end needs. More audio takes that back."""
 
     def finish(self) -> Encoded:
         """No more audio: closes the open block and group. To be called once."""
@@ -94,8 +99,12 @@ class Speaker(Protocol):
         """One unit of work. `Finished` comes last; nothing may be asked afterwards."""
 
     @property
-    def steps_together(self) -> bool:
-        """Whether the next unit may be made in one go with those of other speakers, by `SpeechModel.step`."""
+    def unit(self) -> Unit:
+        """What `step` does next."""
+
+    @property
+    def unit_samples(self) -> int:
+        """How much sound the next unit makes, about; 0 where it makes none."""
 
     @property
     def text(self) -> str: ...
@@ -148,12 +157,18 @@ class SpeechModel(Protocol):
 
     def respond(self, question: Question) -> Speaker: ...
 
+    def feed(self, listeners: Sequence[Listener], pieces: Sequence[Pcm]) -> None:
+        """The next audio of several listeners: what each would have made of it alone, for less."""
+
     def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
-        """One unit of several speakers that all step together: what each would have given alone, for less."""
+        """One unit of several speakers, of all a token or of all a sound: what each would have given alone, for
+        less."""
 
     def repetition(self, sentence: str) -> str:
         """The written request that makes the model say just this sentence."""
 
 
 UNIT_SAMPLES = 5120
-"""The most audio one unit of listening takes in: 320 ms at 16 kHz."""
+"""The least audio that is listened to before somebody waits for it: 320 ms at 16 kHz."""
+MOST_SAMPLES = 8 * UNIT_SAMPLES
+"""The most audio that one unit of listening takes in, of all callers together."""

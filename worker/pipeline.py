@@ -1,7 +1,7 @@
 """The pipeline of one model: listening prefills the networks while the user speaks, answering goes on from there.
 
-    Utterance: samples ─► Ear ─► embeddings ─► Thinker and Talker caches (a slot of the Runner)
-    Reply:     end of prompt ─► joint Thinker/Talker steps ─► (code, duration) ─► Voice ─► samples
+Utterance: samples ─► Ear ─► embeddings ─► Thinker and Talker caches (a slot of the Runner)
+Reply:     end of prompt ─► joint Thinker/Talker steps ─► (code, duration) ─► Voice ─► samples
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,9 +32,10 @@ from worker.parts import (
     Speaker,
     Spoken,
     TextPiece,
+    Unit,
 )
 from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool
-from worker.voice import FRAME_SAMPLES, OUTPUT_SAMPLE_RATE, SpokenTokens, Voice, VoiceStream
+from worker.voice import FRAME_SAMPLES, OUTPUT_SAMPLE_RATE, SpokenTokens, Voice
 from worker.words import WordClock
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4.0, 12.5
@@ -54,7 +56,7 @@ class Networks:
     slm: FlexiSLM
     tokenizer: TextTokenizer
     ear: Ear
-    voice: Voice | None
+    voice: Voice[Any] | None
     uniform: Uniform | None
 
 
@@ -106,8 +108,22 @@ class Pipeline:
             return Reply(self, utterance.prefill, prompt, utterance, options)
         return Reply(self, self.new_prefill(question.output_hz), prompt, None, options)
 
+    @torch.inference_mode()
+    def feed(self, listeners: Sequence[Listener], pieces: Sequence[Pcm]) -> None:
+        utterances = [listener for listener in listeners if isinstance(listener, Utterance)]
+        started = time.perf_counter()
+        for utterance in utterances:
+            utterance.go_on()
+        embeddings = self.networks.ear.hear([utterance.hearing for utterance in utterances], pieces)
+        share_ms = (time.perf_counter() - started) * 1e3 / len(utterances)
+        for utterance, new in zip(utterances, embeddings, strict=True):
+            utterance.take(new, share_ms)
+
     def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
         replies = [speaker for speaker in speakers if isinstance(speaker, Reply)]
+        if replies[0].unit == "sound" and self.networks.voice is not None:
+            sounds = self.networks.voice.render([reply.voice for reply in replies if reply.voice is not None])
+            return [reply.take_sound(pcm) for reply, pcm in zip(replies, sounds, strict=True)]
         steps = self.runner.step([reply.answer for reply in replies])
         return [reply.take(step) for reply, step in zip(replies, steps, strict=True)]
 
@@ -143,7 +159,9 @@ class Utterance:
     def __init__(
         self, pipeline: Pipeline, prompt: Prompt, input_hz: float, output_hz: float, previous: Utterance | None
     ) -> None:
+        self._pipeline = pipeline
         self._embeddings: list[Tensor] = []
+        self._before_end: tuple[int, tuple[int, int]] | None = None
         self.hearing: Hearing = pipeline.networks.ear.begin(input_hz, previous.hearing if previous else None)
         self.encode_ms = 0.0
         self.prefill = pipeline.new_prefill(output_hz)
@@ -165,15 +183,21 @@ class Utterance:
     def embeddings(self) -> Tensor:
         return torch.cat(self._embeddings)
 
-    @torch.inference_mode()
     def feed(self, pcm: Pcm) -> None:
-        started = time.perf_counter()
-        self._take(self.hearing.hear(pcm), started)
+        self._pipeline.feed([self], [pcm])
 
     @torch.inference_mode()
-    def finish(self) -> Encoded:
+    def prepare(self) -> None:
+        if self._before_end is not None:
+            return
         started = time.perf_counter()
-        self._take(self.hearing.finish(), started)
+        tail = self.hearing.prepare()
+        self._before_end = (len(self._embeddings), self.prefill.mark())
+        self.take(tail, (time.perf_counter() - started) * 1e3)
+
+    def finish(self) -> Encoded:
+        self.prepare()
+        self.hearing.finish()
         self.prefill.busy = False
         hearing = self.hearing
         return Encoded(hearing.samples, hearing.frames, hearing.groups, realised_hz(hearing), self.encode_ms)
@@ -181,8 +205,17 @@ class Utterance:
     def close(self) -> None:
         self.prefill.close()
 
-    def _take(self, embeddings: Tensor, started: float) -> None:
-        self.encode_ms += (time.perf_counter() - started) * 1e3
+    def go_on(self) -> None:
+        """The end that was prepared for is not the end."""
+        if self._before_end is not None:
+            parts, mark = self._before_end
+            del self._embeddings[parts:]
+            self.prefill.back_to(mark)
+            self._before_end = None
+
+    def take(self, embeddings: Tensor, encode_ms: float) -> None:
+        """Merged embeddings [G, H], which took so long to make, go into the prompt."""
+        self.encode_ms += encode_ms
         if len(embeddings):
             self._embeddings.append(embeddings)
             self.prefill.add_audio(embeddings)
@@ -200,6 +233,7 @@ class Reply:
         options: AnswerOptions,
     ) -> None:
         self._started = time.perf_counter()
+        self._pipeline = pipeline
         self._runner = pipeline.runner
         self._prefill = prefill
         self._utterance = utterance
@@ -213,7 +247,7 @@ class Reply:
             raise
         self._stream = pipeline.networks.tokenizer.stream()
         voice = pipeline.networks.voice
-        self._voice = voice.begin() if voice is not None and options.speech else None
+        self.voice = voice.begin() if voice is not None and options.speech else None
         self._words = WordClock(FRAME_SAMPLES, pipeline.networks.slm.config.alignment_head is not None)
         self._text_tokens = 0
         self._tokens = SpokenTokens()
@@ -227,18 +261,18 @@ class Reply:
         return self._words.text_so_far.strip()
 
     @property
-    def steps_together(self) -> bool:
-        rendering = self._voice is not None and self._voice.ready
-        return not rendering and not self.answer.ended and not self._runs_on()
+    def unit(self) -> Unit:
+        if self.voice is not None and self.voice.ready:
+            return "sound"
+        return "end" if self._over() else "token"
+
+    @property
+    def unit_samples(self) -> int:
+        return self.voice.next_samples if self.voice is not None and self.voice.ready else 0
 
     def step(self) -> list[Spoken]:
-        if self._voice is not None and self._voice.ready:
-            return self._render(self._voice)
-        if not self.answer.ended and not self._runs_on():
-            return self.take(self._runner.step([self.answer])[0])
-        if self._voice is not None and not self._voice.finished:
-            self._voice.end()
-            return self._render(self._voice)
+        if self.unit != "end":
+            return self._pipeline.step([self])[0]
         self.close()
         return [Finished("completed" if self.answer.ended == "end" else "max_output_tokens")]
 
@@ -257,8 +291,8 @@ class Reply:
             prefill_ms=self._prefill.prefill_ms - (0.0 if self._utterance else self._prefilled_before_ms),
             thinker_ms=self._thinker_ms,
             talker_ms=self._talker_ms,
-            flow_ms=self._voice.flow_ms if self._voice else 0.0,
-            vocoder_ms=self._voice.vocoder_ms if self._voice else 0.0,
+            flow_ms=self.voice.flow_ms if self.voice else 0.0,
+            vocoder_ms=self.voice.vocoder_ms if self.voice else 0.0,
             text_tokens=self._text_tokens,
             speech_tokens=spoken,
             speech_frames=frames,
@@ -284,15 +318,21 @@ class Reply:
             self._text_tokens += 1
             if piece:
                 events.append(TextPiece(piece))
-        if step.spoken is not None and self._voice is not None:
+        if step.spoken is not None and self.voice is not None:
             span = self._tokens.add(step.spoken.code, step.spoken.duration_frames)
             if span is not None:
                 self._first_token_ms = self._first_token_ms or (time.perf_counter() - self._started) * 1e3
-                self._voice.push(span.code, span.duration_frames)
+                self.voice.push(span.code, span.duration_frames)
                 self._words.speech(span.duration_frames, self._looked_at)
         # The head's weights belong to the code chosen in this step, whose duration comes with the next.
         self._looked_at = self._focus(step)
+        if self.voice is not None and self._over():
+            self.voice.end()
         return events
+
+    def _over(self) -> bool:
+        """Whether no more tokens will come."""
+        return bool(self.answer.ended) or self._runs_on()
 
     def _runs_on(self) -> bool:
         """Whether sound goes on long after every word must have been said: a small Talker can miss its end."""
@@ -305,8 +345,9 @@ class Reply:
         weights = step.alignment[: self._text_tokens]
         return int(weights.argmax()) if len(weights) else None
 
-    def _render(self, voice: VoiceStream) -> list[Spoken]:
-        pcm = voice.render()
-        words = self._words.rest() if voice.finished else self._words.begun(voice.samples / FRAME_SAMPLES)
-        tokens = self._tokens.heard(voice.samples)
+    def take_sound(self, pcm: Pcm) -> list[Spoken]:
+        """The next samples of the voice, and what is said in them."""
+        assert self.voice is not None
+        words = self._words.rest() if self.voice.finished else self._words.begun(self.voice.samples / FRAME_SAMPLES)
+        tokens = self._tokens.heard(self.voice.samples)
         return [Sound(pcm, tokens, words)] if len(pcm) else []

@@ -98,6 +98,16 @@ class Prefill:
         self._audio_groups += len(embeddings)
         self.prefill_ms += (time.perf_counter() - started) * 1e3
 
+    def mark(self) -> tuple[int, int]:
+        """Where the prompt stands, for `back_to`."""
+        return self._end, self._audio_groups
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        """Forgets the audio added since; what stood before it need not be prefilled again."""
+        if self._slot is not None:
+            self._end, self._audio_groups = mark
+            self.runner.rewind(self._slot, self._end)
+
     def answer(self, prompt: Prompt, embeddings: Tensor | None, options: AnswerOptions) -> Answer:
         """Finishes the prompt and begins to answer it; what is prefilled already is used where it fits.
 

@@ -3,8 +3,9 @@
     StartUtterance ─► open ─ AudioIn ─► open ─ EndUtterance ─► ending ─(all audio taken in)─► heard ─ Drop ─► gone
     Respond ─► waiting (until its utterance is heard) ─► speaking ─► done | cancelled | failed
 
-A session does nothing by itself: `handle` takes a message, `deadline` says by when its next unit of work should be
-done, `work` does that unit. Whatever goes wrong stays within the session. What was heard by a listener that does not
+A session does nothing by itself: `handle` takes a message, `due` says what its next unit of work is and by when it
+should be done, `work` does that unit, or the engine does it for several sessions at once. Whatever goes wrong in a
+unit of its own stays within the session. What was heard by a listener that does not
 transcribe is written down when there is nothing else to do (`worker.dictation`).
 """
 
@@ -26,6 +27,7 @@ from agent.wire import (
     Cancel,
     DropUtterance,
     EndUtterance,
+    LikelyEnd,
     Message,
     Respond,
     ResponseDone,
@@ -50,6 +52,7 @@ from worker.parts import (
     SpeechModel,
     Spoken,
     TextPiece,
+    Unit,
 )
 
 log = logging.getLogger("agogic.worker")
@@ -60,24 +63,58 @@ MAX_HEARD = 8
 FIRST_OUTPUT_HZ = 12.5
 """The rate that the first answer is expected to have; only a wrong guess costs time."""
 LISTEN_SLACK_S = 0.2
-"""Audio that nobody waits for may lie this long before it is encoded."""
+"""Audio that nobody waits for may lie this long before answers have to make way for it."""
 
 Reason = Literal["completed", "max_output_tokens", "cancelled", "failed"]
 Send = Callable[[Message], None]
 Clock = Callable[[], float]
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A session's next unit and by when (clock seconds) it should be done. What is not its "own" may be done in one go
+    with those of other sessions."""
+
+    work: Literal["hearing", "token", "sound", "own"]
+    deadline: float
+
+
 @dataclass(slots=True)
 class Utterance:
+    """waiting: what arrived and was not listened to yet. likely: it may have ended here, prepared: and is ready for
+    that."""
+
     number: int
     listener: Listener
     started_at: float
     waiting: deque[Pcm] = field(default_factory=deque)
+    waiting_samples: int = 0
     waiting_since: float = 0.0
     samples: int = 0
+    likely: bool = False
+    prepared: bool = False
     ended: bool = False
     heard: bool = False
     transcript: str = ""
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something to do: enough audio for it to be worth the while, or an end, likely or certain."""
+        if self.ended:
+            return not self.heard
+        if self.likely:
+            return not self.prepared
+        return self.waiting_samples >= UNIT_SAMPLES
+
+    def take(self, most: int) -> Pcm:
+        """Up to `most` samples of the waiting audio, but at least a piece."""
+        parts = [self.waiting.popleft()]
+        taken = len(parts[0])
+        while self.waiting and taken + len(self.waiting[0]) <= most:
+            parts.append(self.waiting.popleft())
+            taken += len(parts[-1])
+        self.waiting_samples -= taken
+        return np.concatenate(parts)
 
 
 @dataclass(slots=True)
@@ -100,6 +137,7 @@ class Session:
         self._send = send
         self._clock = clock
         self._utterances: dict[int, Utterance] = {}
+        self._hearing: Utterance | None = None
         self._response: Response | None = None
         self._generation = -1
         self._output_hz = FIRST_OUTPUT_HZ
@@ -107,13 +145,17 @@ class Session:
 
     # --- messages ---
 
-    def handle(self, message: StartUtterance | AudioIn | EndUtterance | DropUtterance | Respond | Cancel) -> None:
+    def handle(
+        self, message: StartUtterance | AudioIn | LikelyEnd | EndUtterance | DropUtterance | Respond | Cancel
+    ) -> None:
         try:
             match message:
                 case StartUtterance():
                     self._start_utterance(message)
                 case AudioIn():
                     self._audio_in(message)
+                case LikelyEnd():
+                    self._utterance(message.utterance).likely = True
                 case EndUtterance():
                     self._utterance(message.utterance).ended = True
                 case DropUtterance():
@@ -170,7 +212,9 @@ class Session:
             raise RequestError("utterance_too_long", f"an utterance may last {seconds} s; the rest of it is not heard")
         if not utterance.waiting:
             utterance.waiting_since = self._clock()
+        utterance.likely = utterance.prepared = False
         utterance.samples += samples
+        utterance.waiting_samples += samples
         pcm = np.frombuffer(message.pcm, dtype="<i2").astype(np.float32) / 32768.0
         utterance.waiting.extend(pcm[at : at + UNIT_SAMPLES] for at in range(0, samples, UNIT_SAMPLES))
 
@@ -186,39 +230,67 @@ class Session:
 
     # --- work ---
 
-    def deadline(self) -> float | None:
-        """By when (clock seconds) the next unit should be done: the time the caller's buffer runs dry while we speak,
-        the arrival of the request before the first sound, some slack for listening, much for what is only to be
-        written down. None: there is nothing to do."""
-        times = [time for time in (self._listening_deadline(), self._speaking_deadline()) if time is not None]
-        return min(times) if times else self._dictation_deadline()
+    def due(self) -> Due | None:
+        """The next unit: it should be done by the time the caller's buffer runs dry while we speak, by the arrival of
+        the request before the first sound, with some slack for listening, with much for what is only to be written
+        down. None: there is nothing to do."""
+        listening, speaking = self._listening_due(), self._speaking_due()
+        if listening is not None and (speaking is None or listening.deadline <= speaking.deadline):
+            return listening
+        return speaking or self._dictation_due()
 
     def work(self) -> None:
-        """Does the unit that `deadline` spoke of. Never raises: an error ends the utterance or the answer it struck."""
-        listening, speaking = self._listening_deadline(), self._speaking_deadline()
-        if listening is not None and (speaking is None or listening <= speaking):
-            self._listen(next(utterance for utterance in self._utterances.values() if _has_work(utterance)))
-        elif speaking is not None:
+        """Does the unit that `due` spoke of, one of its own. Never raises: an error ends the utterance or the answer
+        it struck."""
+        due = self.due()
+        assert due is not None and due.work == "own"
+        if due == self._listening_due():
+            self._round_off(next(utterance for utterance in self._utterances.values() if utterance.due))
+        elif due == self._speaking_due():
             self._speak()
-        elif self._dictation_deadline() is not None:
+        else:
             self._dictation.work()
 
-    def joining(self) -> Speaker | None:
-        """The speaker at work, if its next unit is due now and may be made together with those of other sessions."""
-        listening, speaking = self._listening_deadline(), self._speaking_deadline()
-        if speaking is None or (listening is not None and listening <= speaking):
+    def heard_by(self) -> float | None:
+        """By when the audio that waits should be listened to; None: none waits."""
+        utterance = self._to_hear()
+        if utterance is None:
             return None
+        return self._listening_deadline(utterance)
+
+    def take_audio(self, most: int) -> tuple[Listener, Pcm]:
+        """The listener of the oldest utterance with waiting audio, and up to `most` samples of that. `hear` or
+        `fail_to_hear` must follow."""
+        utterance = self._to_hear()
+        assert utterance is not None
+        self._hearing = utterance
+        return utterance.listener, utterance.take(most)
+
+    def hear(self) -> None:
+        """The listener has taken the audio of `take_audio`."""
+        assert self._hearing is not None
+        self._hearing.waiting_since = self._clock()
+        self._report_transcript(self._hearing, final=False)
+
+    def fail_to_hear(self, error: Exception) -> None:
+        """The listener could not take it."""
+        assert self._hearing is not None
+        self._lose(self._hearing, "internal", f"listening failed: {error}")
+
+    def joining(self, unit: Unit) -> Speaker | None:
+        """The speaker at work, if it can do such a unit now."""
+        due = self._speaking_due()
         speaker = self._response.speaker if self._response else None
-        return speaker if speaker is not None and speaker.steps_together else None
+        return speaker if due is not None and due.work == unit else None
 
     def take(self, events: Sequence[Spoken]) -> None:
-        """What the unit of `joining` gave."""
+        """What the unit of the speaker that was `joining` gave."""
         assert self._response is not None
         for event in events:
             self._deliver(self._response, event)
 
     def fail(self, error: Exception) -> None:
-        """The unit of `joining` failed."""
+        """That unit failed."""
         self._finish("failed", f"the answer failed: {error}")
 
     def close(self) -> None:
@@ -237,54 +309,65 @@ class Session:
         utterance = self._utterances.get(last.utterance) if last and last.utterance is not None else None
         return utterance if utterance and not utterance.heard else None
 
-    def _listening_deadline(self) -> float | None:
-        pending = next((utterance for utterance in self._utterances.values() if _has_work(utterance)), None)
-        if pending is None:
-            return None
-        if self._response is not None and self._awaited() is not None:
-            return self._response.arrived_at
-        return pending.waiting_since + LISTEN_SLACK_S
+    def _to_hear(self) -> Utterance | None:
+        """The oldest utterance with waiting audio."""
+        return next((utterance for utterance in self._utterances.values() if utterance.waiting), None)
 
-    def _speaking_deadline(self) -> float | None:
+    def _listening_due(self) -> Due | None:
+        utterance = next((utterance for utterance in self._utterances.values() if utterance.due), None)
+        if utterance is None:
+            return None
+        return Due("hearing" if utterance.waiting else "own", self._listening_deadline(utterance))
+
+    def _listening_deadline(self, utterance: Utterance) -> float:
+        if self._response is not None and utterance is self._awaited():
+            return self._response.arrived_at
+        return utterance.waiting_since + LISTEN_SLACK_S
+
+    def _speaking_due(self) -> Due | None:
         response = self._response
         if response is None:
             return None
         awaited = self._awaited()
-        if awaited is not None and (awaited.ended or _has_work(awaited)):
+        if awaited is not None and awaited.ended:
             return None
-        if not response.first_audio_at:
-            return response.arrived_at
-        return response.first_audio_at + response.samples / self._model.output_sample_rate
+        work = response.speaker.unit if response.speaker is not None else "own"
+        deadline = response.arrived_at
+        if response.first_audio_at:
+            deadline = response.first_audio_at + response.samples / self._model.output_sample_rate
+        return Due("own" if work == "end" else work, deadline)
 
-    def _dictation_deadline(self) -> float | None:
+    def _dictation_due(self) -> Due | None:
         """None while the caller speaks or an answer is at hand: they have the model's places."""
         free = self._response is None and all(utterance.heard for utterance in self._utterances.values())
-        return self._dictation.deadline() if free else None
+        deadline = self._dictation.deadline() if free else None
+        return Due("own", deadline) if deadline is not None else None
 
-    def _listen(self, utterance: Utterance) -> None:
+    def _round_off(self, utterance: Utterance) -> None:
+        """All of it is listened to: what its end, certain or likely, brings with it."""
         try:
-            if utterance.waiting:
-                utterance.listener.feed(utterance.waiting.popleft())
-                utterance.waiting_since = self._clock()
+            if not utterance.ended:
+                utterance.listener.prepare()
+                utterance.prepared = True
                 self._report_transcript(utterance, final=False)
+                return
+            encoded = utterance.listener.finish()
+            utterance.heard = True
+            if utterance.listener.transcribes:
+                self._report_transcript(utterance, final=True)
             else:
-                encoded = utterance.listener.finish()
-                utterance.heard = True
-                if utterance.listener.transcribes:
-                    self._report_transcript(utterance, final=True)
-                else:
-                    self._dictation.add(utterance.number, utterance.listener, encoded, self._clock())
-                self._send(
-                    UtteranceEncoded(
-                        self.number,
-                        utterance.number,
-                        encoded.samples,
-                        encoded.frames,
-                        encoded.groups,
-                        encoded.realised_hz,
-                        encoded.encode_ms,
-                    )
+                self._dictation.add(utterance.number, utterance.listener, encoded, self._clock())
+            self._send(
+                UtteranceEncoded(
+                    self.number,
+                    utterance.number,
+                    encoded.samples,
+                    encoded.frames,
+                    encoded.groups,
+                    encoded.realised_hz,
+                    encoded.encode_ms,
                 )
+            )
         except RequestError as error:
             self._lose(utterance, error.code, str(error))
         except Exception as error:
@@ -293,7 +376,7 @@ class Session:
 
     def _lose(self, utterance: Utterance, code: str, message: str) -> None:
         self._drop(utterance.number)
-        self._send(WorkerError(self.number, code, message))
+        self._send(WorkerError(self.number, code, message, utterance.number))
 
     def _report_transcript(self, utterance: Utterance, final: bool) -> None:
         text = utterance.listener.transcript
@@ -367,7 +450,3 @@ class Session:
 def _since(start: float, end: float) -> float:
     """Milliseconds from start to end, 0 where the end never came (clock 0)."""
     return (end - start) * 1e3 if end else 0.0
-
-
-def _has_work(utterance: Utterance) -> bool:
-    return bool(utterance.waiting) or (utterance.ended and not utterance.heard)

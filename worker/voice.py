@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from agent.wire import TokenSpan
 from streaming.chunk_plan import ChunkPlan
-from streaming.flow_decoder import FlowDecoder
+from streaming.flow_decoder import FlowChunk, FlowDecoder
 from streaming.mel24k import HOP_SAMPLES, SAMPLE_RATE_HZ
+from streaming.module import join_rows, split_rows
 from streaming.unmerge import MAX_DURATION_FRAMES, UPSAMPLING
 from streaming.vocos import Vocos
 from worker.parts import Pcm
@@ -55,14 +57,22 @@ class VoiceStream(Protocol):
     def end(self) -> None:
         """No more codes will come."""
 
-    def render(self) -> Pcm:
-        """Samples [n] float32 of the next chunk, n may be 0."""
+    @property
+    def next_samples(self) -> int:
+        """How many samples the next chunks have, about."""
 
 
-class Voice(Protocol):
-    """The networks of speaking; every answer gets a `VoiceStream` of its own."""
+Stream = TypeVar("Stream", bound=VoiceStream)
 
-    def begin(self) -> VoiceStream: ...
+
+class Voice(Protocol[Stream]):
+    """The networks of speaking; every answer gets a stream of its own."""
+
+    def begin(self) -> Stream: ...
+
+    def render(self, streams: Sequence[Stream]) -> list[Pcm]:
+        """Samples [n] float32 of the next chunks of each stream, all of them ready; n may be 0. What each would have
+        given alone, for less."""
 
 
 class EmbeddedVoice:
@@ -73,59 +83,88 @@ class EmbeddedVoice:
     def begin(self) -> EmbeddedVoiceStream:
         return EmbeddedVoiceStream(self)
 
+    @torch.inference_mode()
+    def render(self, streams: Sequence[EmbeddedVoiceStream]) -> list[Pcm]:
+        """Streams whose next chunks are equally long go through the networks as rows of one batch."""
+        alike: dict[tuple[int, int], list[tuple[EmbeddedVoiceStream, FlowChunk]]] = {}
+        sounds: dict[EmbeddedVoiceStream, Pcm] = {}
+        for stream in streams:
+            chunk = stream.frames.take()
+            if chunk is None:
+                sounds[stream] = stream.flush()
+            else:
+                frames = chunk.real_frames(self.flow.look_ahead_frames)[0]
+                alike.setdefault((chunk.codes.shape[1], frames), []).append((stream, chunk))
+        for (_, frames), members in alike.items():
+            sounds |= self._render(members, frames)
+        return [sounds[stream] for stream in streams]
+
+    def _render(
+        self, members: list[tuple[EmbeddedVoiceStream, FlowChunk]], frames: int
+    ) -> dict[EmbeddedVoiceStream, Pcm]:
+        """Sound of chunks of one length, of which `frames` 12.5 Hz frames are real."""
+        started = time.perf_counter()
+        chunks = FlowChunk.stack([chunk for _, chunk in members])
+        mel, flow = self.flow.step(chunks, join_rows([stream.flow for stream, _ in members]))
+        made = time.perf_counter()
+        vocoder = join_rows([stream.vocoder for stream, _ in members])
+        sound, vocoder = self.vocoder.step(mel[:, : UPSAMPLING * frames], vocoder)
+        ended = time.perf_counter()
+        given = {}
+        flows, vocoders = split_rows(flow, len(members)), split_rows(vocoder, len(members))
+        for index, (stream, _) in enumerate(members):
+            stream.flow, stream.vocoder = flows[index], vocoders[index]
+            stream.flow_ms += (made - started) * 1e3 / len(members)
+            stream.vocoder_ms += (ended - made) * 1e3 / len(members)
+            given[stream] = stream.give(sound[index].numpy())
+        return given
+
 
 class EmbeddedVoiceStream:
+    """frames, flow, vocoder: codes on their way into chunks, and the networks' states."""
+
     def __init__(self, voice: EmbeddedVoice) -> None:
         self.samples = 0
         self.flow_ms = 0.0
         self.vocoder_ms = 0.0
-        self._voice = voice
-        self._frames = voice.flow.frames()
-        self._flow = voice.flow.initial_state(1)
-        self._vocoder = voice.vocoder.initial_state(1)
+        self.frames = voice.flow.frames()
+        self.flow = voice.flow.initial_state(1)
+        self.vocoder = voice.vocoder.initial_state(1)
+        self._networks = voice
         self._late = voice.vocoder.delay_samples
         self._ended = False
         self._flushed = False
 
     @property
     def ready(self) -> bool:
-        return self._frames.ready or (self._ended and not self._flushed)
+        return self.frames.ready or (self._ended and not self._flushed)
 
     @property
     def finished(self) -> bool:
         return self._flushed
 
+    @property
+    def next_samples(self) -> int:
+        return self.frames.next_frames * FRAME_SAMPLES
+
     def push(self, code: int, duration_frames: int) -> None:
-        self._frames.push(code, duration_frames)
+        self.frames.push(code, duration_frames)
 
     def end(self) -> None:
-        self._frames.end()
+        self.frames.end()
         self._ended = True
 
-    @torch.inference_mode()
-    def render(self) -> Pcm:
-        started = time.perf_counter()
-        chunk = self._frames.take()
-        if chunk is None:
-            return self._flush(started)
-        mel, self._flow = self._voice.flow.step(chunk, self._flow)
-        frames = chunk.real_frames(self._voice.flow.look_ahead_frames)[0]
-        made = time.perf_counter()
-        sound, self._vocoder = self._voice.vocoder.step(mel[:, : UPSAMPLING * frames], self._vocoder)
-        self.flow_ms += (made - started) * 1e3
-        self.vocoder_ms += (time.perf_counter() - made) * 1e3
-        return self._give(sound[0].numpy())
-
-    def _flush(self, started: float) -> Pcm:
+    def flush(self) -> Pcm:
         """The vocoder's tail; nothing where no code ever came."""
         self._flushed = True
-        if not int(self._vocoder.frames):
+        if not int(self.vocoder.frames):
             return np.zeros(0, np.float32)
-        tail, self._vocoder = self._voice.vocoder.flush(self._vocoder)
+        started = time.perf_counter()
+        tail, self.vocoder = self._networks.vocoder.flush(self.vocoder)
         self.vocoder_ms += (time.perf_counter() - started) * 1e3
-        return self._give(tail[0].numpy())
+        return self.give(tail[0].numpy())
 
-    def _give(self, sound: Pcm) -> Pcm:
+    def give(self, sound: Pcm) -> Pcm:
         """Drops what the vocoder's delay put before the first sample."""
         skipped = min(self._late, len(sound))
         self._late -= skipped

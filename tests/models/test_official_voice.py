@@ -49,11 +49,11 @@ def test_sound_comes_in_chunks_and_adds_up(voice: OfficialVoice) -> None:
     for code, duration in [(7, 3), (200, 1), (31, 8), (5, 2)]:
         stream.push(code, duration)
         while stream.ready:
-            pieces.append(stream.render())
+            pieces += voice.render([stream])
     assert stream.samples > 0
     stream.end()
     while stream.ready:
-        pieces.append(stream.render())
+        pieces += voice.render([stream])
     assert stream.finished
     assert sum(map(len, pieces)) == stream.samples == stream.pushed_frames * 1920 == 14 * 1920
     assert stream.flow_ms > 0 and stream.vocoder_ms > 0
@@ -63,7 +63,7 @@ def test_an_answer_without_codes_is_silent(voice: OfficialVoice) -> None:
     stream = voice.begin()
     stream.end()
     assert stream.ready
-    assert len(stream.render()) == 0
+    assert len(voice.render([stream])[0]) == 0
     assert stream.finished and not stream.ready
 
 

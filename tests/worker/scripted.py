@@ -20,6 +20,7 @@ from worker.parts import (
     Speaker,
     Spoken,
     TextPiece,
+    Unit,
 )
 
 SOUND_SAMPLES = 1920
@@ -33,6 +34,7 @@ class ScriptedListener:
         self.conversation = conversation
         self.input_hz = input_hz
         self.samples = 0
+        self.prepared: list[int] = []
         self.closed = False
 
     @property
@@ -43,6 +45,9 @@ class ScriptedListener:
         if (pcm == 0.5).any():
             raise ValueError("a fault in the encoder")
         self.samples += len(pcm)
+
+    def prepare(self) -> None:
+        self.prepared.append(self.samples)
 
     def finish(self) -> Encoded:
         return Encoded(self.samples, self.samples // 640, self.samples // 1280, self.input_hz, 1.0)
@@ -64,8 +69,12 @@ class ScriptedSpeaker:
     joins: bool = False
 
     @property
-    def steps_together(self) -> bool:
-        return self.joins
+    def unit(self) -> Unit:
+        return "token" if self.joins else "end"
+
+    @property
+    def unit_samples(self) -> int:
+        return 0
 
     def step(self) -> list[Spoken]:
         self.units.append(self.name)
@@ -94,7 +103,8 @@ class ScriptedSpeaker:
 @dataclass
 class ScriptedModel:
     """`units` records the order in which answers did their work; `questions` what was asked. Without
-    `transcribes` it writes down when asked, in words that begin with w; `speakers` are all that it made."""
+    `transcribes` it writes down when asked, in words that begin with w; `speakers` are all that it made;
+    `heard_together` the samples of each call of `feed`."""
 
     words: int = 5
     units: list[str] = field(default_factory=list)
@@ -103,6 +113,7 @@ class ScriptedModel:
     transcribes: bool = True
     speakers: list[ScriptedSpeaker] = field(default_factory=list)
     joint_steps: list[str] = field(default_factory=list)
+    heard_together: list[list[int]] = field(default_factory=list)
     name: str = "scripted"
     output_sample_rate: int = 24_000
     codec_frame_rate_hz: float = 12.5
@@ -113,6 +124,11 @@ class ScriptedModel:
         if not 4.0 <= input_hz <= 12.5:
             raise RequestError("bad_rate", f"{input_hz} Hz is out of range: 4 to 12.5 Hz")
         return ScriptedListener(conversation, input_hz, self.transcribes)
+
+    def feed(self, listeners: Sequence[Listener], pieces: Sequence[Pcm]) -> None:
+        self.heard_together.append([len(pcm) for pcm in pieces])
+        for listener, pcm in zip(listeners, pieces, strict=True):
+            listener.feed(pcm)
 
     def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
         self.joint_steps.append("".join(speaker.name for speaker in speakers if isinstance(speaker, ScriptedSpeaker)))

@@ -190,7 +190,7 @@ def test_who_speaks_or_is_answered_finds_a_place_while_others_are_written_down(o
         for session in (1, 2):
             for message in (*spoken(number, session=session), written_answer(number, session)):
                 engine.submit(ear, message)
-            for _ in range(11 * number):
+            for _ in range(4 * number):
                 engine.iterate()
     do(engine, ear)
     assert not ear.of(WorkerError)

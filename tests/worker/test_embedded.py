@@ -159,5 +159,5 @@ def _sound(voice: EmbeddedVoice, codes: list[tuple[int, int]]) -> Pcm:
         stream.push(code, frames)
     stream.end()
     while not stream.finished:
-        parts.append(stream.render())
+        parts += voice.render([stream])
     return np.concatenate(parts)

@@ -14,6 +14,7 @@ from agent.wire import (
     ContextItem,
     DropUtterance,
     EndUtterance,
+    LikelyEnd,
     OpenSession,
     Ping,
     Pong,
@@ -27,8 +28,9 @@ from agent.wire import (
     UtteranceEncoded,
     WorkerError,
 )
-from tests.worker.scripted import SOUND_SAMPLES, Ear, HandClock, ScriptedModel
+from tests.worker.scripted import SOUND_SAMPLES, Ear, HandClock, ScriptedListener, ScriptedModel
 from worker.engine import Engine
+from worker.parts import MOST_SAMPLES, UNIT_SAMPLES
 
 SECOND = b"\x00\x10" * 16_000
 
@@ -56,13 +58,90 @@ def codes(ear: Ear) -> list[str]:
 def test_utterance_is_heard_in_pieces_and_reported() -> None:
     engine, ear = open_engine(ScriptedModel())
     engine.submit(ear, StartUtterance(1, 5, 12.5, []))
-    engine.submit(ear, AudioIn(1, 5, SECOND))
+    for at in range(0, len(SECOND), 1024):
+        engine.submit(ear, AudioIn(1, 5, SECOND[at : at + 1024]))
+        drain(engine)
     engine.submit(ear, EndUtterance(1, 5))
     drain(engine)
     transcripts = ear.of(Transcript)
     assert [t.final for t in transcripts] == [False] * 4 + [True]
     assert [len(t.text.split()) for t in transcripts] == [3, 6, 9, 10, 10]
     assert ear.of(UtteranceEncoded) == [UtteranceEncoded(1, 5, 16_000, 25, 12, 12.5, 1.0)]
+
+
+def test_audio_that_came_at_once_is_heard_at_once_but_in_bounded_units() -> None:
+    model = ScriptedModel()
+    engine, ear = open_engine(model)
+    engine.submit(ear, StartUtterance(1, 5, 12.5, []))
+    engine.submit(ear, AudioIn(1, 5, SECOND * 9))
+    drain(engine)
+    assert sum(map(sum, model.heard_together)) == 9 * 16_000
+    assert max(map(sum, model.heard_together)) == MOST_SAMPLES and len(model.heard_together) == 4
+
+
+def test_callers_who_speak_at_the_same_time_are_heard_together() -> None:
+    model = ScriptedModel()
+    engine, ear = open_engine(model, sessions=3)
+    for session in (1, 2, 3):
+        engine.submit(ear, StartUtterance(session, 1, 12.5, []))
+    window = b"\x00\x10" * 512
+    for turn in range(40):
+        # Nobody is in step with the others.
+        for session in (1, 2, 3)[: 1 + turn // 4]:
+            engine.submit(ear, AudioIn(session, 1, window))
+            drain(engine)
+    alone = [call for call in model.heard_together if len(call) == 1]
+    assert len(alone) <= 1, "until the second and the third begin"
+    assert len(model.heard_together) <= 5
+    for session in (1, 2, 3):
+        engine.submit(ear, EndUtterance(session, 1))
+    drain(engine)
+    heard = {encoded.session: encoded.samples for encoded in ear.of(UtteranceEncoded)}
+    assert heard == {1: 40 * 512, 2: 36 * 512, 3: 32 * 512}
+
+
+def test_one_call_hears_no_more_of_all_callers_than_of_one() -> None:
+    model = ScriptedModel()
+    engine, ear = open_engine(model, slots=12, sessions=12)
+    for session in range(1, 13):
+        engine.submit(ear, StartUtterance(session, 1, 12.5, []))
+        engine.submit(ear, AudioIn(session, 1, SECOND[: 2 * UNIT_SAMPLES]))
+    drain(engine)
+    assert [len(call) for call in model.heard_together] == [8, 4]
+
+
+def test_likely_end_is_prepared_for_and_more_audio_takes_it_back() -> None:
+    engine, ear = open_engine(ScriptedModel())
+    engine.submit(ear, StartUtterance(1, 5, 12.5, []))
+    drain(engine)
+    listener = next(iter(engine._sessions.values()))._utterances[5].listener
+    assert isinstance(listener, ScriptedListener)
+    for sent, prepared in ((1000, [1000]), (700, [1000, 1700])):
+        engine.submit(ear, AudioIn(1, 5, SECOND[: 2 * sent]))
+        engine.submit(ear, LikelyEnd(1, 5))
+        drain(engine)
+        assert listener.prepared == prepared, "less than is listened to otherwise, and once"
+    engine.submit(ear, AudioIn(1, 5, SECOND[:200]))
+    drain(engine)
+    assert listener.samples == 1700, "nothing hurries any more"
+    engine.submit(ear, EndUtterance(1, 5))
+    drain(engine)
+    assert ear.of(UtteranceEncoded)[0].samples == 1800 and listener.prepared == [1000, 1700]
+
+
+def test_fault_of_the_networks_ends_the_utterances_that_took_part() -> None:
+    engine, ear = open_engine(ScriptedModel(), sessions=3)
+    for session in (1, 2, 3):
+        engine.submit(ear, StartUtterance(session, 1, 12.5, []))
+    engine.submit(ear, AudioIn(1, 1, b"\x00\x40" * UNIT_SAMPLES))  # 0.5: the encoder's fault
+    engine.submit(ear, AudioIn(2, 1, SECOND))
+    drain(engine)
+    engine.submit(ear, AudioIn(3, 1, SECOND))
+    engine.submit(ear, EndUtterance(3, 1))
+    drain(engine)
+    lost = [(error.session, error.code, error.utterance) for error in ear.of(WorkerError)]
+    assert lost == [(1, "internal", 1), (2, "internal", 1)]
+    assert [encoded.session for encoded in ear.of(UtteranceEncoded)] == [3]
 
 
 def test_answer_counts_samples_and_reports_its_words() -> None:
@@ -149,7 +228,7 @@ def test_answers_at_the_same_point_take_their_steps_together() -> None:
     for session, name in enumerate("abc", 1):
         engine.submit(ear, ask(name, session=session))
     drain(engine)
-    assert "abc" in model.joint_steps
+    assert "abc" in ["".join(sorted(step)) for step in model.joint_steps]
     assert len(model.joint_steps) < 3 * 4, "fewer steps than answers times tokens"
     assert [d.text for d in sorted(ear.of(ResponseDone), key=lambda d: d.session)] == [
         f"{name}0 {name}1 {name}2 " for name in "abc"
@@ -186,6 +265,7 @@ def test_fault_in_one_session_leaves_the_other_alone() -> None:
     engine.submit(ear, ask("fine", session=2))
     engine.submit(ear, StartUtterance(1, 1, 12.5, []))
     engine.submit(ear, AudioIn(1, 1, b"\x00\x40"))  # 0.5: the encoder's fault
+    engine.submit(ear, EndUtterance(1, 1))
     drain(engine)
     assert {d.session: d.reason for d in ear.of(ResponseDone)} == {1: "failed", 2: "completed"}
     assert codes(ear) == ["internal"]

@@ -78,6 +78,64 @@ def test_pieces_of_audio_do_not_matter() -> None:
     torch.testing.assert_close(one.embeddings, other.embeddings, rtol=1e-4, atol=1e-5)
 
 
+def test_utterances_heard_together_are_what_they_are_alone() -> None:
+    """Callers who begin at different times, in pieces of all sizes, some of which complete several blocks."""
+    model = pipeline(3)
+    sounds = [noise(3, seed) for seed in range(3)]
+    alone = [hear(model, pcm) for pcm in sounds]
+    together = [model.listen(NOTHING, 12.5, 12.5) for _ in sounds]
+    taken, sizes = [0, 0, 0], np.random.default_rng(3)
+    while min(taken) < len(sounds[0]):
+        rows = [row for row in range(3) if taken[row] < len(sounds[row]) and sizes.random() < 0.8]
+        if not rows:
+            continue
+        pieces = [sounds[row][taken[row] : taken[row] + int(sizes.integers(1, 16_000))] for row in rows]
+        model.feed([together[row] for row in rows], pieces)
+        for row, piece in zip(rows, pieces, strict=True):
+            taken[row] += len(piece)
+    for one, other in zip(alone, together, strict=True):
+        other.finish()
+        assert one.transcript == other.transcript
+        torch.testing.assert_close(one.embeddings, other.embeddings, rtol=1e-4, atol=1e-5)
+        assert_same(run(model.respond(question(other))), run(model.respond(question(one))))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_end_that_was_prepared_for_and_did_not_come_leaves_no_trace(exact: bool) -> None:
+    parts = networks()
+    ear = parts.ear
+    assert isinstance(ear, BlockEar)
+    ear = BlockEar(ear.encoder, ear.merger, ear.spelling, exact_at_end=exact)
+    model = Pipeline(dataclasses.replace(parts, ear=ear), 2)
+    pcm = noise(3)
+    straight = hear(model, pcm)
+    utterance = model.listen(NOTHING, 12.5, 12.5)
+    for at in range(0, len(pcm), 7001):
+        utterance.prepare()
+        utterance.feed(pcm[at : at + 7001])
+    utterance.prepare()
+    prepared, position = utterance.embeddings, utterance.prefill.mark()
+    encoded = utterance.finish()
+    assert utterance.embeddings is not prepared and torch.equal(utterance.embeddings, prepared)
+    assert utterance.prefill.mark() == position, "the end cost nothing any more"
+    assert (encoded.samples, encoded.groups) == (len(pcm), straight.groups)
+    assert utterance.transcript == straight.transcript
+    torch.testing.assert_close(utterance.embeddings, straight.embeddings, rtol=1e-4, atol=1e-5)
+    assert_same(run(model.respond(question(utterance))), run(model.respond(question(straight))))
+
+
+def test_prepared_end_survives_the_loss_of_its_slot() -> None:
+    model = pipeline()
+    straight = run(model.respond(question(hear(model, noise(2)))))
+    utterance = model.listen(NOTHING, 12.5, 12.5)
+    utterance.feed(noise(2)[:9000])
+    utterance.prepare()
+    utterance.prefill.lose_slot()
+    utterance.feed(noise(2)[9000:])
+    utterance.finish()
+    assert_same(run(model.respond(question(utterance))), straight)
+
+
 def test_prefilled_while_listening_or_afterwards_is_the_same() -> None:
     model = pipeline()
     utterance = hear(model, noise(2))
@@ -139,16 +197,27 @@ def test_answers_made_in_turns_are_those_made_alone() -> None:
     assert alone[0][0] != alone[1][0] or alone[0][2] != alone[1][2], "two questions, two answers"
 
 
-def test_steps_taken_together_give_what_they_give_alone() -> None:
+@pytest.mark.parametrize("begin_apart", [0, 3])
+def test_units_done_together_give_what_they_give_alone(begin_apart: int) -> None:
+    """Tokens and sounds; the answers begin in step or some units after each other."""
     model = pipeline(3)
     utterances = [hear(model, noise(1 + seed / 2, seed)) for seed in range(3)]
     alone = [run(model.respond(question(utterance))) for utterance in utterances]
     speakers = [model.respond(question(utterance)) for utterance in utterances]
     texts, tokens, going = [""] * 3, [[], [], []], {0, 1, 2}
+    sounds: list[list[Pcm]] = [[], [], []]
+    joint_sounds = turn = 0
     while going:
-        together = [row for row in sorted(going) if speakers[row].steps_together]
-        given = dict(zip(together, model.step([speakers[row] for row in together]), strict=True)) if together else {}
-        for row in sorted(going - set(together)):
+        started = [row for row in sorted(going) if turn >= row * begin_apart]
+        turn += 1
+        given = {}
+        for unit in ("token", "sound"):
+            together = [row for row in started if row not in given and speakers[row].unit == unit]
+            if together:
+                events = model.step([speakers[row] for row in together])
+                given |= dict(zip(together, events, strict=True))
+                joint_sounds += unit == "sound" and len(together) > 1
+        for row in set(started) - set(given):
             given[row] = speakers[row].step()
         for row, events in given.items():
             for event in events:
@@ -156,10 +225,14 @@ def test_steps_taken_together_give_what_they_give_alone() -> None:
                     texts[row] += event.text
                 elif isinstance(event, Sound):
                     tokens[row] += event.tokens
+                    sounds[row].append(event.pcm)
                 else:
                     going.discard(row)
     assert texts == [answer[0] for answer in alone]
     assert tokens == [answer[2] for answer in alone]
+    for parts, (_, pcm, _, _) in zip(sounds, alone, strict=True):
+        np.testing.assert_allclose(np.concatenate(parts), pcm, atol=1e-4)
+    assert joint_sounds, "there is nothing to see if nobody's sound was made with another's"
 
 
 def test_silenced_or_swapped_embeddings_change_the_answer() -> None:
