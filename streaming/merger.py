@@ -67,7 +67,7 @@ class InterleavedMergingTransformer(nn.Module):
     def initial_state(self, batch: int) -> MergerState:
         """State of `batch` rows without an open group; needs causal attention."""
         transformer = self.transformer.initial_state(batch)
-        total = transformer.keys.new_zeros(batch, self.transformer.config.input_dim)
+        total = transformer.past.new_zeros(batch, self.transformer.config.input_dim)
         return MergerState(transformer, total, torch.zeros_like(transformer.position))
 
     def feed(self, frames: Tensor, state: MergerState, active: Tensor | None = None) -> MergerState:

@@ -7,7 +7,7 @@ bottleneck and aggregators).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -51,10 +51,9 @@ class TransformerConfig:
 
 @dataclass
 class TransformerState:
-    """Caches of a causal transformer: the newest `context` positions, newest last, zeros where there were none."""
+    """Cache of a causal transformer: the newest `context` positions, newest last, zeros where there were none."""
 
-    keys: Tensor  # [rows, layers, heads, context, head_dim], already rotated
-    values: Tensor  # [rows, layers, heads, context, head_dim]
+    past: Tensor  # [rows, layers, 2, heads, context, head_dim]: keys, already rotated, and values
     position: Tensor  # [rows] int64, frames seen so far
 
 
@@ -103,9 +102,10 @@ class TransformerLayer(nn.Module):
         query, key, value = self.self_attn.project(self.norm1(x), angles)
         return self.feed_forward(x + self.layer_scale_1(self.self_attn.merge(attend(query, key, value, mask))))
 
-    def step(self, x: Tensor, angles: Tensor, mask: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """`keys` and `values` [rows, heads, past + new, head_dim] hold the past; this call fills in its own frames."""
+    def step(self, x: Tensor, angles: Tensor, mask: Tensor, past: Tensor) -> Tensor:
+        """`past` [rows, 2, heads, past + new, head_dim]: keys and values so far; this call fills in its own frames."""
         query, key, value = self.self_attn.project(self.norm1(x), angles)
+        keys, values = past[:, 0], past[:, 1]
         keys[:, :, -x.shape[1] :] = key
         values[:, :, -x.shape[1] :] = value
         return self.feed_forward(x + self.layer_scale_1(self.self_attn.merge(attend(query, keys, values, mask))))
@@ -157,30 +157,54 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
         if config.mode != "causal":
             raise ValueError(f'a transformer of mode "{config.mode}" sees the future and cannot run step by step')
         weight = next(iter(self.transformer)).linear1.weight
-        shape = (batch, config.num_layers, config.num_heads, config.context, config.d_model // config.num_heads)
+        shape = (batch, config.num_layers, 2, config.num_heads, config.context, config.d_model // config.num_heads)
         zeros = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        return TransformerState(zeros, zeros.clone(), torch.zeros(batch, dtype=torch.int64, device=weight.device))
+        return TransformerState(zeros, torch.zeros(batch, dtype=torch.int64, device=weight.device))
 
     def step(self, x: Tensor, state: TransformerState, active: Tensor | None = None) -> tuple[Tensor, TransformerState]:
         """The next frames of every row: x [rows, frames, input_dim] -> [rows, frames, output_dim]."""
-        frames, context = x.shape[1], self.config.context
+        frames = x.shape[1]
         if frames == 0:
             return x.new_zeros(x.shape[0], 0, self.config.output_dim), state
-        positions = state.position[:, None] + torch.arange(frames, device=x.device)
-        past = min(context, int(state.position.max()))  # what no row has needs no attention
-        distance = torch.arange(past, past + frames, device=x.device)[:, None] - torch.arange(
-            past + frames, device=x.device
+        past = _grown([state.past], frames)
+        y = self._continue(x, past, state.position)
+        new = TransformerState(past[..., frames:, :], state.position + frames)
+        return y, keep_inactive(new, state, active)
+
+    def step_ragged(
+        self, x: Tensor, lengths: Sequence[int], states: Sequence[TransformerState]
+    ) -> tuple[Tensor, list[TransformerState]]:
+        """`step` of rows with states of their own, of which each takes only its first `lengths` frames.
+
+        x [rows, frames, input_dim], padded on the right with finite numbers, to [rows, frames, output_dim], undefined
+        in the padding; states of one row each. The new ones share their memory.
+        """
+        # Causal attention never reaches the padding behind a frame: only what becomes the past differs by row.
+        past = _grown([state.past for state in states], x.shape[1])
+        y = self._continue(x, past, torch.cat([state.position for state in states]))
+        return y, [
+            TransformerState(
+                past[row : row + 1, ..., length : length + self.config.context, :], state.position + length
+            )
+            for row, (state, length) in enumerate(zip(states, lengths, strict=True))
+        ]
+
+    def _continue(self, x: Tensor, past: Tensor, position: Tensor) -> Tensor:
+        """Outputs of frames that begin at `position` [rows]; fills in their places at the end of `past` (`_grown`)."""
+        frames, context = x.shape[1], self.config.context
+        positions = position[:, None] + torch.arange(frames, device=x.device)
+        held = min(context, int(position.max()))  # what no row has needs no attention
+        distance = torch.arange(held, held + frames, device=x.device)[:, None] - torch.arange(
+            held + frames, device=x.device
         )
-        age = torch.arange(past, -frames, -1, device=x.device)
+        age = torch.arange(held, -frames, -1, device=x.device)
         near = (distance >= 0) & (distance < context)
-        mask = (near & (age <= state.position[:, None])[:, None, :]).unsqueeze(1)
+        mask = (near & (age <= position[:, None])[:, None, :]).unsqueeze(1)
         angles = self._angles(positions)
-        keys, values = _grown(state.keys, frames), _grown(state.values, frames)
         x = self._project_in(x)
         for index, layer in enumerate(self.transformer):
-            x = layer.step(x, angles, mask, keys[:, index, :, context - past :], values[:, index, :, context - past :])
-        new = TransformerState(keys[..., frames:, :], values[..., frames:, :], state.position + frames)
-        return self._project_out(x), keep_inactive(new, state, active)
+            x = layer.step(x, angles, mask, past[:, index, :, :, context - held :])
+        return self._project_out(x)
 
     def _mask(self, positions: Tensor) -> Tensor | None:
         if self.config.mode == "full":
@@ -200,9 +224,13 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
         return self.output_projs[0](x) if self.config.output_dim != self.config.d_model else x
 
 
-def _grown(past: Tensor, frames: int) -> Tensor:
-    """A cache [..., context, head_dim] with room for `frames` more at its end: the one copy of it that a step makes."""
-    context = past.shape[-2]
-    grown = past.new_empty(*past.shape[:-2], context + frames, past.shape[-1])
-    grown[..., :context, :] = past
+def _grown(pasts: Sequence[Tensor], frames: int) -> Tensor:
+    """The rows of caches [rows, ..., context, head_dim] with room for `frames` more at their end: the one copy of them
+    that a step makes."""
+    rows, context = sum(past.shape[0] for past in pasts), pasts[0].shape[-2]
+    grown = pasts[0].new_empty(rows, *pasts[0].shape[1:-2], context + frames, pasts[0].shape[-1])
+    row = 0
+    for past in pasts:
+        grown[row : row + past.shape[0], ..., :context, :] = past
+        row += past.shape[0]
     return grown

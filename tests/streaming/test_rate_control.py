@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from streaming.causal_merger import CausalMerger
-from streaming.merger import InterleavedMergingTransformer
 from streaming.rate_control import WINDOW_FRAMES, RateController, RateError, group_causal
-from streaming.transformer import TransformerConfig
 
 RATES = (12.5, 8.0, 6.25, 5.0, 4.0)
 BASE_HZ, MAX_GROUP = 25.0, 16
@@ -93,59 +88,3 @@ def test_ten_minutes_keep_a_bounded_state() -> None:
         controller.step(value, state, 8.0)
     assert len(state.ranked) == len(state.recent) <= WINDOW_FRAMES
     assert abs(state.groups / state.frames * BASE_HZ / 8.0 - 1) < 0.04
-
-
-# --- the merger ---
-
-
-@pytest.fixture(scope="module")
-def merger() -> CausalMerger:
-    torch.manual_seed(0)
-    config = TransformerConfig(12, 16, 2, 2, 32, 12, "causal", 24)
-    return CausalMerger(InterleavedMergingTransformer(config).eval(), nn.Identity(), RateController(BASE_HZ, MAX_GROUP))
-
-
-@given(st.lists(st.integers(0, 23), min_size=1, max_size=12), st.sampled_from(RATES), st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
-@torch.inference_mode()
-def test_any_chunking_gives_what_the_whole_gives(merger: CausalMerger, sizes: list[int], hz: float, seed: int) -> None:
-    frames = torch.randn(sum(sizes), 12, generator=torch.Generator().manual_seed(seed)).cumsum(0)
-    whole = merger.forward(frames, hz)
-    state, embeddings, durations = merger.initial_state(12), [], []
-    for chunk in frames.split(sizes):
-        merged, state = merger.step(chunk, state, hz)
-        embeddings.append(merged.embeddings)
-        durations += merged.durations_frames
-    merged, state = merger.flush(state)
-    durations += merged.durations_frames
-    assert tuple(durations) == whole.durations_frames and sum(durations) == len(frames)
-    torch.testing.assert_close(torch.cat((*embeddings, merged.embeddings)), whole.embeddings, rtol=1e-5, atol=1e-5)
-
-
-@torch.inference_mode()
-def test_old_state_undoes_what_came_after(merger: CausalMerger) -> None:
-    generator = torch.Generator().manual_seed(1)
-    first, one, other = (torch.randn(40, 12, generator=generator) for _ in range(3))
-    _, snapshot = merger.step(first, merger.initial_state(12), 6.25)
-    expected, _ = merger.step(other, snapshot, 6.25)
-    merger.step(one, snapshot, 6.25)
-    again, _ = merger.step(other, snapshot, 6.25)
-    assert again.durations_frames == expected.durations_frames
-    torch.testing.assert_close(again.embeddings, expected.embeddings)
-
-
-@torch.inference_mode()
-def test_streams_in_turn_do_not_touch_each_other(merger: CausalMerger) -> None:
-    generator = torch.Generator().manual_seed(2)
-    clips = [torch.randn(60, 12, generator=generator).cumsum(0) for _ in range(3)]
-    states = [merger.initial_state(12) for _ in clips]
-    got: list[list[torch.Tensor]] = [[] for _ in clips]
-    for start in range(0, 60, 7):
-        for row, clip in enumerate(clips):
-            merged, states[row] = merger.step(clip[start : start + 7], states[row], 8.0)
-            got[row].append(merged.embeddings)
-    for row, clip in enumerate(clips):
-        last, _ = merger.flush(states[row])
-        torch.testing.assert_close(
-            torch.cat((*got[row], last.embeddings)), merger.forward(clip, 8.0).embeddings, rtol=1e-5, atol=1e-5
-        )

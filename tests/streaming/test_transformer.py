@@ -74,7 +74,7 @@ def test_a_row_in_company_is_a_row_alone(causal: ProjectedTransformer, turns: li
                     inputs[row].append(x[row])
                     outputs[row].append(y[row])
                 else:
-                    assert torch.equal(state.keys[row], before.keys[row])
+                    assert torch.equal(state.past[row], before.past[row])
                     assert state.position[row] == before.position[row]
         for row in range(3):
             if inputs[row]:
@@ -98,6 +98,32 @@ def test_selected_rows_continue_on_their_own(causal: ProjectedTransformer) -> No
         _, state = causal.step(x[:, :5], causal.initial_state(3))
         y, _ = causal.step(x[[2, 0], 5:], select_rows(state, torch.tensor([2, 0])))
         torch.testing.assert_close(y, causal(x)[[2, 0], 5:], rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(turns=st.lists(st.lists(st.integers(0, 11), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_rows_of_unlike_lengths_are_the_rows_alone(causal: ProjectedTransformer, turns: list[list[int]]) -> None:
+    generator = torch.Generator().manual_seed(len(turns))
+    states = [causal.initial_state(1) for _ in range(3)]
+    inputs: list[list[torch.Tensor]] = [[], [], []]
+    outputs: list[list[torch.Tensor]] = [[], [], []]
+    with torch.inference_mode():
+        for lengths in turns:
+            x = torch.randn(3, max(lengths) + 1, 48, generator=generator)
+            before = [state.past.clone() for state in states]
+            y, new = causal.step_ragged(x, lengths, states)
+            for row, length in enumerate(lengths):
+                assert torch.equal(states[row].past, before[row])
+                assert torch.equal(new[row].past, before[row]) == (length == 0)
+                inputs[row].append(x[row, :length])
+                outputs[row].append(y[row, :length])
+            states = new
+        for row in range(3):
+            heard = torch.cat(inputs[row])
+            assert int(states[row].position) == len(heard)
+            if len(heard):
+                alone = causal(heard[None])[0]
+                torch.testing.assert_close(torch.cat(outputs[row]), alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["full", "window"])
