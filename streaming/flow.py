@@ -11,16 +11,19 @@ import math
 
 import msgspec
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.attention import attend
-from kernels.rope import half_turns, rope_angles, turn_half
+from kernels.rope import rope_angles
 from streaming.chunk_plan import ChunkPlan
 from streaming.gated_mlp import GatedMLP
 from streaming.mel24k import MEL_BINS
 from streaming.unmerge import UPSAMPLING, Frames, Unmerge, UnmergeConfig, repeat_codes
 
 ROPE_BASE = 10_000.0
+Turns = tuple[Tensor, Tensor]
+"""Cosine of every dimension, and sine with the sign it has there, [batch or 1, 1, frames, head_dim]."""
 Memory = tuple[Tensor, Tensor]
 """Rotated keys, and values, of past frames, with room for those of this call behind them."""
 CHUNKS_TOGETHER = (1, 1, 2, 4)
@@ -46,7 +49,7 @@ class FlowConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdaptiveNorm(nn.Module):
-    """RMS norm whose gain is a linear function of the time embedding."""
+    """RMS norm whose gain is a linear function, `to_weight`, of the time embedding."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -54,11 +57,9 @@ class AdaptiveNorm(nn.Module):
         nn.init.zeros_(self.to_weight.weight)
         nn.init.ones_(self.to_weight.bias)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x [batch, frames, hidden], time [batch, hidden]."""
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + _NORM_EPS)
-        return normed.to(x.dtype) * self.to_weight(time).unsqueeze(1)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, gain: Tensor) -> Tensor:
+        """x [batch, frames, hidden], gain [batch or 1, 1, hidden]."""
+        return F.rms_norm(x.float(), x.shape[-1:], eps=_NORM_EPS).to(x.dtype) * gain
 
 
 class _Attention(nn.Module):
@@ -73,15 +74,20 @@ class _Attention(nn.Module):
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, memory: Memory | None) -> Tensor:
+    def forward(self, x: Tensor, turns: Turns, mask: Tensor | None, memory: Memory | None) -> Tensor:
         """x [batch, frames, hidden]; `memory` [batch, heads, past + frames, head_dim], whose end this call fills."""
-        query = turn_half(self.heads(self.q_proj(x)), turns)
-        key, value = turn_half(self.heads(self.k_proj(x)), turns), self.heads(self.v_proj(x))
+        query = _turned(self.heads(self.q_proj(x)), turns)
+        key, value = _turned(self.heads(self.k_proj(x)), turns), self.heads(self.v_proj(x))
         if memory is not None:
             memory[0][:, :, -x.shape[1] :] = key
             memory[1][:, :, -x.shape[1] :] = value
             key, value = memory
         return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def _turned(x: Tensor, turns: Turns) -> Tensor:
+    """x [batch, heads, frames, head_dim] with its pairs (j, j + head_dim / 2) rotated."""
+    return torch.addcmul(x * turns[0], x.roll(x.shape[-1] // 2, -1), turns[1])
 
 
 class _Layer(nn.Module):
@@ -118,37 +124,51 @@ class VelocityNetwork(nn.Module):
         waves = torch.cat((angle.sin(), angle.cos()), dim=1)
         return self.diff_step_mlp(waves.to(self.norm.to_weight.weight.dtype))  # type: ignore[no-any-return]
 
+    def gains(self, t: Tensor) -> Tensor:
+        """What every norm multiplies by at times t [n] in 0..1, [n, norms, hidden]: no frame and no code has a say."""
+        time = self.time_embedding(t)
+        norms = [norm for layer in self.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+        return torch.stack([norm.to_weight(time) for norm in (*norms, self.norm)], dim=1)
+
+    def step_gains(self, steps: int) -> Tensor:
+        """`gains` in the middle of each of so many Euler steps, [steps, norms, hidden]."""
+        middles = [(index + 0.5) / steps for index in range(steps)]
+        return self.gains(torch.tensor(middles, device=self.norm.to_weight.weight.device))
+
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [batch, frames, 128], t [batch], condition [batch, frames, hidden] -> [batch, frames, 128].
 
         `mask` bool, broadcast to [batch, heads, frames, frames], True = may be seen.
         """
         turns = self.turns(torch.arange(x.shape[1], device=x.device).unsqueeze(0), x.dtype)
-        return self.with_cache(x, self.time_embedding(t), self.cond_mlp(condition), turns, mask, None)
+        return self.with_cache(x, self.gains(t), self.cond_mlp(condition), turns, mask, None)
 
-    def turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def turns(self, positions: Tensor, dtype: torch.dtype) -> Turns:
         """Rotations of 50 Hz frames at int64 positions [batch or 1, frames]."""
-        return half_turns(rope_angles(positions, self.config.hidden // self.config.num_heads, ROPE_BASE), dtype)
+        angles = rope_angles(positions, self.config.hidden // self.config.num_heads, ROPE_BASE)
+        cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
+        return torch.cat((cosine, cosine), -1).unsqueeze(1), torch.cat((-sine, sine), -1).unsqueeze(1)
 
     def with_cache(
         self,
         x: Tensor,
-        time: Tensor,
+        gains: Tensor,
         condition: Tensor,
-        turns: tuple[Tensor, Tensor],
+        turns: Turns,
         mask: Tensor | None,
         memory: Memory | None,
     ) -> Tensor:
-        """Velocity, from the embedded time [batch or 1, hidden] and `cond_mlp`'s output, which no step changes.
+        """Velocity, from the time's `gains` [batch or 1, norms, hidden] and `cond_mlp`'s output, which no step changes.
 
         `memory` [batch, layers, heads, past + frames, head_dim] holds the past; this call fills in its own frames.
         """
         y = self.mel_mlp(x) + condition
+        gain = gains.unsqueeze(2).unbind(1)
         for index, layer in enumerate(self.layers):
             own = None if memory is None else (memory[0][:, index], memory[1][:, index])
-            y = y + layer.self_attn(layer.input_layernorm(y, time), turns, mask, own)
-            y = y + layer.mlp(layer.post_attention_layernorm(y, time))
-        return self.mel_out_mlp(self.norm(y, time))  # type: ignore[no-any-return]
+            y = y + layer.self_attn(layer.input_layernorm(y, gain[2 * index]), turns, mask, own)
+            y = y + layer.mlp(layer.post_attention_layernorm(y, gain[2 * index + 1]))
+        return self.mel_out_mlp(self.norm(y, gain[-1]))  # type: ignore[no-any-return]
 
 
 class Voicebox(nn.Module):
@@ -222,12 +242,11 @@ class Voicebox(nn.Module):
             network.turns(torch.arange(n, device=noise.device).unsqueeze(0), noise.dtype)
             for n in (condition.shape[1], frames)
         )
-        for index in range(steps):
-            time = network.time_embedding(torch.full((1,), (index + 0.5) / steps, device=noise.device))
+        for gains in network.step_gains(steps).unsqueeze(1):
             whole = x if prompt is None else torch.cat((prompt, x), dim=1)
-            velocity = network.with_cache(whole, time, given, turns, mask, None)[:, held:]
+            velocity = network.with_cache(whole, gains, given, turns, mask, None)[:, held:]
             if nothing is not None:
-                bare = network.with_cache(x, time, nothing, bare_turns, bare_mask, None)
+                bare = network.with_cache(x, gains, nothing, bare_turns, bare_mask, None)
                 guided = velocity + guidance * (velocity - bare)
                 # The official solver takes the spread over the whole tensor, batch and all.
                 rescaled = guided * (velocity.std() / guided.std())

@@ -129,6 +129,7 @@ class FlowState:
     unmerge: UnmergeState
     keys: Tensor  # [rows, steps, layers, heads, context, head_dim], newest last, rotated
     values: Tensor
+    gains: Tensor  # [rows, steps, norms, hidden], what the Euler times make of the norms
 
 
 class FlowDecoder(StreamingModule[FlowState]):
@@ -171,6 +172,7 @@ class FlowDecoder(StreamingModule[FlowState]):
             condition, start.to(condition.dtype), steps=self.dials.steps, real=index < length, plan=self.plan
         )
 
+    @torch.no_grad()
     def initial_state(self, batch: int) -> FlowState:
         config, weight = self.voicebox.config, self.voicebox.cond_emb.weight
         head_dim = config.hidden // config.num_heads
@@ -180,6 +182,7 @@ class FlowDecoder(StreamingModule[FlowState]):
             self.unmerge.initial_state(batch),
             weight.new_zeros(shape),
             weight.new_zeros(shape),
+            self.voicebox.diff_estimator.step_gains(self.dials.steps).repeat(batch, 1, 1, 1),
         )
 
     def step(self, x: FlowChunk, state: FlowState, active: Tensor | None = None) -> tuple[Tensor, FlowState]:
@@ -195,10 +198,10 @@ class FlowDecoder(StreamingModule[FlowState]):
         network, steps = self.voicebox.diff_estimator, self.dials.steps
         given, turns = network.cond_mlp(condition), network.turns(frame, vectors.dtype)
         for index in range(steps):
-            time = network.time_embedding(torch.full((1,), (index + 0.5) / steps, device=vectors.device))
-            velocity = network.with_cache(mel, time, given, turns, mask, (keys[:, index], values[:, index]))
+            memory = keys[:, index], values[:, index]
+            velocity = network.with_cache(mel, state.gains[:, index], given, turns, mask, memory)
             mel = mel + velocity / steps
-        new = FlowState(state.frames + frames, unmerge, keys[..., frames:, :], values[..., frames:, :])
+        new = FlowState(state.frames + frames, unmerge, keys[..., frames:, :], values[..., frames:, :], state.gains)
         return mel, keep_inactive(new, state, active)
 
     def _grown(self, past: Tensor, frames: int) -> Tensor:

@@ -216,15 +216,14 @@ class InfillDecoder:
         clean = torch.nn.utils.rnn.pad_sequence([window.prefix for window in windows], batch_first=True)
         x = torch.nn.utils.rnn.pad_sequence([window.noise for window in windows], batch_first=True)
         memory = self._memory(len(windows), held + frames)
-        for step in range(dials.steps):
-            time = network.time_embedding(torch.full((1,), (step + 0.5) / dials.steps, device=device))
+        for step, gains in enumerate(network.step_gains(dials.steps).unsqueeze(1)):
             if step % dials.prefix_every == 0:
                 whole = torch.cat((clean, x), dim=1)
-                velocity = network.with_cache(whole, time, condition, turns, mask, memory)[:, held:]
+                velocity = network.with_cache(whole, gains, condition, turns, mask, memory)[:, held:]
             else:
-                velocity = network.with_cache(x, time, condition[:, held:], target_turns, mask, memory)
+                velocity = network.with_cache(x, gains, condition[:, held:], target_turns, mask, memory)
             if dials.guidance > 0:
-                bare = network.with_cache(x, time, nothing, bare_turns, bare_mask, None)
+                bare = network.with_cache(x, gains, nothing, bare_turns, bare_mask, None)
                 guided = velocity + dials.guidance * (velocity - bare)
                 ratio = _spread(velocity, real) / _spread(guided, real)
                 velocity = dials.rescale * guided * ratio + (1 - dials.rescale) * guided
