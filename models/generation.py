@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from kernels.sampling import draw, filtered_probabilities
-from models.flexislm import FlexiSLM
+from models.prompt_slots import PromptSlots
 from models.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
-from models.tokenizer import SpecialIds
 
 End = Literal["", "end", "max_steps"]
 
@@ -107,19 +106,6 @@ class Answer:
 
 
 @dataclass
-class _Prompt:
-    """What a slot's caches were filled with.
-
-    Embeddings, thinker [P, H] and talker [p, D], p <= P, of prompt positions.
-    """
-
-    embeddings: Tensor
-    thinker: Tensor
-    talker: Tensor
-    output_hz: float | None = None
-
-
-@dataclass
 class _Choice:
     """The tokens of one answer's step; -1 where there is none."""
 
@@ -129,57 +115,16 @@ class _Choice:
     forced: bool = False
 
 
-class Runner:
+class Runner(PromptSlots):
     """Runs one model for several conversations at once, each in a slot of its own."""
-
-    def __init__(self, model: FlexiSLM, special: SpecialIds, slots: int, max_positions: int) -> None:
-        self.model = model
-        self.special = special
-        self.thinker_cache = model.thinker.model.new_cache(slots, max_positions)
-        self.talker_cache = model.talker_model.model.model.new_cache(slots, max_positions)
-        self._prompts = [self._empty_prompt() for _ in range(slots)]
-
-    # --- the prompt ---
-
-    def positions(self, slot: int) -> int:
-        """Prompt positions that the slot holds; a mark for `rewind`."""
-        return self._prompts[slot].embeddings.shape[0]
-
-    def reset(self, slot: int) -> None:
-        """Empty the slot."""
-        self.rewind(slot, 0)
-
-    def rewind(self, slot: int, positions: int) -> None:
-        """Back to the first `positions` prompt positions; answers made in the slot are over. Costs nothing."""
-        prompt = self._prompts[slot]
-        prompt.embeddings, prompt.thinker = prompt.embeddings[:positions], prompt.thinker[:positions]
-        prompt.talker = prompt.talker[:positions]
-        self.thinker_cache.truncate(slot, positions)
-        self.talker_cache.truncate(slot, prompt.talker.shape[0])
-
-    @torch.inference_mode()
-    def extend(self, slot: int, embeddings: Tensor, output_hz: float | None = None) -> None:
-        """Prefill further prompt positions, embeddings [n, H].
-
-        With an `output_hz`, which the Talker's positions depend on, the Talker is prefilled as well; else `start` does
-        it.
-        """
-        prompt = self._prompts[slot]
-        self.rewind(slot, self.positions(slot))
-        if embeddings.shape[0]:
-            hidden = self.model.thinker.step(embeddings[None], self.thinker_cache, [slot])[0]
-            prompt.embeddings = torch.cat((prompt.embeddings, embeddings))
-            prompt.thinker = torch.cat((prompt.thinker, hidden))
-        if output_hz is not None:
-            self._prefill_talker(slot, output_hz)
 
     @torch.inference_mode()
     def start(self, slot: int, options: AnswerOptions) -> Answer:
         """Begin to answer the slot's prompt."""
         self.rewind(slot, self.positions(slot))
-        prompt = self._prompts[slot]
+        prompt = self.prompts[slot]
         if options.speech:
-            self._prefill_talker(slot, options.output_hz)
+            self.prefill_talkers([slot], {slot: options.output_hz})
         return Answer(
             slot=slot,
             options=options,
@@ -189,26 +134,6 @@ class Runner:
             thinker_hidden=prompt.thinker[-1],
             talker_hidden=prompt.talker[-1] if options.speech else None,
         )
-
-    def _prefill_talker(self, slot: int, output_hz: float) -> None:
-        prompt, talker = self._prompts[slot], self.model.talker_model
-        if prompt.output_hz != output_hz:
-            prompt.talker, prompt.output_hz = prompt.talker[:0], output_hz
-            self.talker_cache.truncate(slot, 0)
-        done = prompt.talker.shape[0]
-        if done == prompt.thinker.shape[0]:
-            return
-        rate = self.model.frame_rate(output_hz)[None]
-        z = talker.condition(prompt.thinker[None, done:], rate, None, None, prompt.embeddings[None, done:])
-        prompt.talker = torch.cat((prompt.talker, talker.step(z, self.talker_cache, [slot])[0][0]))
-
-    def _empty_prompt(self) -> _Prompt:
-        model = self.model
-        none = torch.zeros(0, model.config.hidden_size, dtype=model.dtype, device=model.device)
-        talker = torch.zeros(0, model.talker_model.config.hidden_size, dtype=model.dtype, device=model.device)
-        return _Prompt(none, none, talker)
-
-    # --- the answer ---
 
     @torch.inference_mode()
     def step(self, answers: Sequence[Answer]) -> list[Step]:

@@ -93,7 +93,13 @@ class BlockEar:
             for index, (row, state) in enumerate(zip(chosen, split_rows(states, len(chosen)), strict=True)):
                 frames[row] = encoded.frames[index]
                 rows[row].read(encoded.pieces[index], state)
-        return [hearing.merge(new) for hearing, new in zip(rows, frames, strict=True)]
+        if self.exact_at_end:
+            return [hearing.collect(new) for hearing, new in zip(rows, frames, strict=True)]
+        mergers, rates = [hearing.heard.merger for hearing in rows], [hearing.target_hz for hearing in rows]
+        merged = self.merger.step_together(frames, mergers, rates)
+        for hearing, new, (groups, merger) in zip(rows, frames, merged, strict=True):
+            hearing.count(len(new), len(groups.durations_frames), merger)
+        return [groups.embeddings for groups, _ in merged]
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class BlockHearing:
 
     def __init__(self, ear: BlockEar, target_hz: float, previous: BlockHearing | None) -> None:
         self._ear = ear
-        self._target_hz = target_hz
+        self.target_hz = target_hz
         self._open: Heard | None = None
         self._tail: Tensor | None = None
         config = ear.encoder.config
@@ -188,15 +194,16 @@ class BlockHearing:
             last = value
         self.heard = replace(self.heard, path=tuple(path), last_class=last, encoder=encoder)
 
-    def merge(self, frames: Tensor) -> Tensor:
-        """Takes new frames [n, width]; the embeddings [groups, H] that became final."""
-        heard = replace(self.heard, frames=self.heard.frames + len(frames))
-        if self._ear.exact_at_end:
-            self.heard = replace(heard, whole=(*heard.whole, frames))
-            return self._ear.merger.nothing(frames)
-        merged, state = self._ear.merger.step(frames, heard.merger, self._target_hz)
-        self.heard = replace(heard, groups=heard.groups + len(merged.durations_frames), merger=state)
-        return merged.embeddings
+    def count(self, frames: int, groups: int, merger: StreamState) -> None:
+        """Takes the merger's state after so many new frames, of which it made so many groups."""
+        heard = self.heard
+        self.heard = replace(heard, frames=heard.frames + frames, groups=heard.groups + groups, merger=merger)
+
+    def collect(self, frames: Tensor) -> Tensor:
+        """Keeps new frames [n, width] for the end; no embeddings."""
+        heard = self.heard
+        self.heard = replace(heard, frames=heard.frames + len(frames), whole=(*heard.whole, frames))
+        return self._ear.merger.nothing(frames)
 
     def _close(self) -> Tensor:
         """Everything that is held back."""
@@ -204,20 +211,21 @@ class BlockHearing:
         mel, mel_state = ear.mel.flush(heard.mel)
         encoded, state = ear.encoder.step_heads(torch.cat((heard.pending, mel[0]))[None], heard.encoder)
         tail, state = ear.encoder.flush_heads(state)
+        frames = torch.cat((encoded.frames[0], tail.frames[0]))
         self.heard = replace(heard, mel=mel_state, pending=heard.pending[:0])
         self.read(torch.cat((encoded.pieces[0], tail.pieces[0])), state)
-        embeddings = self.merge(torch.cat((encoded.frames[0], tail.frames[0])))
-        heard = self.heard
         if ear.exact_at_end:
-            return self._merge_whole(embeddings)
-        last, merger = ear.merger.flush(heard.merger)
-        self.heard = replace(heard, groups=heard.groups + len(last.durations_frames), merger=merger)
-        return torch.cat((embeddings, last.embeddings))
+            return self._merge_whole(self.collect(frames))
+        merged, merger = ear.merger.step(frames, heard.merger, self.target_hz)
+        self.count(len(frames), len(merged.durations_frames), merger)
+        last, merger = ear.merger.flush(merger)
+        self.count(0, len(last.durations_frames), merger)
+        return torch.cat((merged.embeddings, last.embeddings))
 
     def _merge_whole(self, nothing: Tensor) -> Tensor:
         if not self.frames:
             return nothing
-        merged = self._ear.merger.exact(torch.cat(self.heard.whole), self._target_hz)
+        merged = self._ear.merger.exact(torch.cat(self.heard.whole), self.target_hz)
         self.heard = replace(self.heard, groups=len(merged.durations_frames))
         return merged.embeddings
 

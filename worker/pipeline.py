@@ -34,7 +34,7 @@ from worker.parts import (
     TextPiece,
     Unit,
 )
-from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool
+from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool, add_audio
 from worker.voice import FRAME_SAMPLES, OUTPUT_SAMPLE_RATE, SpokenTokens, Voice
 from worker.words import WordClock
 
@@ -118,6 +118,7 @@ class Pipeline:
         share_ms = (time.perf_counter() - started) * 1e3 / len(utterances)
         for utterance, new in zip(utterances, embeddings, strict=True):
             utterance.take(new, share_ms)
+        add_audio([utterance.prefill for utterance in utterances], embeddings)
 
     def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
         replies = [speaker for speaker in speakers if isinstance(speaker, Reply)]
@@ -194,6 +195,7 @@ class Utterance:
         tail = self.hearing.prepare()
         self._before_end = (len(self._embeddings), self.prefill.mark())
         self.take(tail, (time.perf_counter() - started) * 1e3)
+        add_audio([self.prefill], [tail])
 
     def finish(self) -> Encoded:
         self.prepare()
@@ -214,11 +216,10 @@ class Utterance:
             self._before_end = None
 
     def take(self, embeddings: Tensor, encode_ms: float) -> None:
-        """Merged embeddings [G, H], which took so long to make, go into the prompt."""
+        """Keeps merged embeddings [G, H], which took so long to make."""
         self.encode_ms += encode_ms
         if len(embeddings):
             self._embeddings.append(embeddings)
-            self.prefill.add_audio(embeddings)
 
 
 class Reply:

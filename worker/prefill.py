@@ -7,6 +7,7 @@ nobody works on just now; its owner keeps the embeddings, so that it can be fill
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -89,15 +90,6 @@ class Prefill:
         self._extend(self.runner.model.embed_before(prompt, self._tokenizer))
         self.prefill_ms += (time.perf_counter() - started) * 1e3
 
-    def add_audio(self, embeddings: Tensor) -> None:
-        """Merged embeddings [G, H], as far as the slot has room for them."""
-        if self._slot is None or not len(embeddings):
-            return
-        started = time.perf_counter()
-        self._extend(embeddings[: self._room()])
-        self._audio_groups += len(embeddings)
-        self.prefill_ms += (time.perf_counter() - started) * 1e3
-
     def mark(self) -> tuple[int, int]:
         """Where the prompt stands, for `back_to`."""
         return self._end, self._audio_groups
@@ -121,7 +113,7 @@ class Prefill:
         else:
             self.open(prompt)
             if embeddings is not None:
-                self.add_audio(embeddings[-self._room() :])
+                add_audio([self], [embeddings[-self._room() :]])
                 self._audio_groups = groups
         assert self._slot is not None
         started = time.perf_counter()
@@ -140,3 +132,23 @@ class Prefill:
             raise RequestError("context_too_long", "the conversation does not fit into the model; start a new one")
         self.runner.extend(self._slot, embeddings, self.output_hz)
         self._end = self.runner.positions(self._slot)
+
+
+def add_audio(prefills: Sequence[Prefill], audio: Sequence[Tensor]) -> None:
+    """Merged embeddings [G, H] for several prompts at once, as far as their slots have room for them."""
+    started = time.perf_counter()
+    rows = [
+        (prefill, slot, new)
+        for prefill, new in zip(prefills, audio, strict=True)
+        if (slot := prefill._slot) is not None and len(new)
+    ]
+    if not rows:
+        return
+    runner = rows[0][0].runner
+    fitting = [new[: prefill._room()] for prefill, _, new in rows]
+    runner.extend_together([slot for _, slot, _ in rows], fitting, [prefill.output_hz for prefill, _, _ in rows])
+    share_ms = (time.perf_counter() - started) * 1e3 / len(rows)
+    for prefill, slot, new in rows:
+        prefill._end = runner.positions(slot)
+        prefill._audio_groups += len(new)
+        prefill.prefill_ms += share_ms

@@ -65,6 +65,24 @@ def test_a_prompt_in_pieces_is_the_prompt_in_one(model: FlexiSLM, runner: Runner
     assert tokens(finish(runner, 0, options())) == tokens(finish(runner, 1, options()))
 
 
+def test_prompts_filled_together_are_those_filled_alone(model: FlexiSLM, runner: Runner) -> None:
+    """Of different lengths and rates, one of which changes on the way, and one of which waits with the Talker."""
+    whole = [torch.cat((prompt(model), torch.randn(n, 64))) for n in (0, 5, 17)]
+    alone = []
+    for row, hz in enumerate((8.0, 6.25, 12.5)):
+        runner.reset(0)
+        runner.extend(0, whole[row])
+        alone.append(tokens(finish(runner, 0, options(hz))))
+    for slot in (1, 2, 3):
+        runner.reset(slot)
+    cuts = [[9, len(whole[0]) - 9], [1, len(whole[1]) - 1], [30, len(whole[2]) - 30]]
+    first, second = ([part.split(cut)[piece] for part, cut in zip(whole, cuts, strict=True)] for piece in (0, 1))
+    runner.extend_together([3, 1, 2], first, [8.0, 12.5, None])
+    runner.extend_together([3, 1, 2], second, [8.0, 6.25, 12.5])
+    together = [tokens(finish(runner, slot, options(hz))) for slot, hz in ((3, 8.0), (1, 6.25), (2, 12.5))]
+    assert together == alone
+
+
 def test_rolling_back_to_a_mark_forgets_prompt_and_answer(model: FlexiSLM, runner: Runner) -> None:
     whole = prompt(model)
     runner.extend(0, whole)
