@@ -32,15 +32,19 @@ class ConvNeXtBlock(nn.Module):
 
     def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """The causal block on the next frames; `past` [batch, HISTORY, dim] are the inputs before them."""
-        seen, frames = torch.cat((past, x), dim=1), x.shape[1]
+        seen = torch.cat((past, x), dim=1)
         # Tap by tap: for a few frames the general convolution spends its time preparing.
-        taps = self.dwconv.weight[:, 0].t().contiguous()
-        y = torch.addcmul(self.dwconv.bias, seen[:, :frames], taps[0])
-        for place in range(1, KERNEL):
-            y = torch.addcmul(y, seen[:, place : place + frames], taps[place])
+        first, *later = zip(
+            seen.unfold(1, x.shape[1], 1).transpose(2, 3).unbind(1),
+            self.dwconv.weight[:, 0].t().contiguous().unbind(0),
+            strict=True,
+        )
+        y = torch.addcmul(self.dwconv.bias, *first)
+        for frames, tap in later:
+            y.addcmul_(frames, tap)
         return self._mix(x, y), seen[:, -HISTORY:]
 
     def _mix(self, x: Tensor, y: Tensor) -> Tensor:
         """The rest of the block, from its input x and what the convolution made of it, both [batch, frames, dim]."""
         y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
-        return x + (self.gamma * y if self.has_gamma else y)
+        return torch.addcmul(x, self.gamma, y) if self.has_gamma else x + y

@@ -20,6 +20,7 @@ from streaming.module import StreamingModule, keep_inactive
 
 _MAX_MAGNITUDE = 100.0
 _EDGE_SAMPLES = (N_FFT - HOP_SAMPLES) // 2
+_OVERLAPS = N_FFT // HOP_SAMPLES
 _OVERLAP_SAMPLES = N_FFT - HOP_SAMPLES
 
 
@@ -39,7 +40,6 @@ class VocosState:
     mel: Tensor  # [rows, MEL_BINS, KERNEL - 1], the last inputs
     blocks: tuple[Tensor, ...]  # per block [rows, HISTORY, dim]
     sound: Tensor  # [rows, 1440], overlap-added so far, not yet complete
-    weight: Tensor  # [rows, 1440], squared windows added so far
 
 
 class _InverseSTFT(nn.Module):
@@ -63,6 +63,10 @@ class _Head(nn.Module):
         log_magnitude, phase = self.out(x).float().chunk(2, dim=-1)
         spectrum = torch.polar(log_magnitude.exp().clamp_max(_MAX_MAGNITUDE), phase)
         return torch.fft.irfft(spectrum, N_FFT) * self.istft.window.float()
+
+    def squared_window(self) -> Tensor:
+        """float32 [4, 480], by hop."""
+        return self.istft.window.float().square().unflatten(0, (_OVERLAPS, HOP_SAMPLES))
 
 
 class _Backbone(nn.Module):
@@ -109,7 +113,7 @@ class Vocos(StreamingModule[VocosState]):
         """Sound of the backbone's output: [batch, frames, dim] -> [batch, 480 * frames]."""
         frames = features.shape[1]
         windowed = self.head.windowed(features)
-        squared = self.head.istft.window.float().square().expand(1, frames, N_FFT)
+        squared = self.head.squared_window().flatten().expand(1, frames, N_FFT)
         sound, weight = _overlap_add(windowed), _overlap_add(squared)
         return (sound / weight.clamp_min(1e-11))[:, _EDGE_SAMPLES : _EDGE_SAMPLES + frames * HOP_SAMPLES]
 
@@ -122,7 +126,6 @@ class Vocos(StreamingModule[VocosState]):
             mel=zeros(batch, MEL_BINS, HISTORY),
             blocks=tuple(zeros(batch, HISTORY, self.config.dim) for _ in self.backbone.convnext),
             sound=zeros(batch, _OVERLAP_SAMPLES, dtype=torch.float32),
-            weight=zeros(batch, _OVERLAP_SAMPLES, dtype=torch.float32),
         )
 
     def step(self, x: Tensor, state: VocosState, active: Tensor | None = None) -> tuple[Tensor, VocosState]:
@@ -131,37 +134,43 @@ class Vocos(StreamingModule[VocosState]):
             return x.new_zeros(x.shape[0], 0), state
         seen = torch.cat((state.mel, x.transpose(1, 2)), dim=2)
         number = state.frames[:, None] - self.config.look_ahead_frames + torch.arange(x.shape[1], device=x.device)
+        # Once all windows that overlap a frame are there, nothing depends on how old the stream is.
+        settled = bool((number[:, 0] >= _OVERLAPS - 1).all())
         # Frames before the first one must leave no trace: the blocks' padding is zeros, not what zeros become.
         real = (number >= 0).unsqueeze(2)
-        young = bool((state.frames < self.config.look_ahead_frames).any())
         y = self.backbone.norm(self.backbone.embed(seen).transpose(1, 2))
         pasts = []
         for block, past in zip(self.backbone.convnext, state.blocks, strict=True):
-            y, past = block.step(y * real if young else y, past)
+            y, past = block.step(y if settled else y * real, past)
             pasts.append(past)
-        windowed = self.head.windowed(self.backbone.final_layer_norm(y)) * real
-        squared = self.head.istft.window.float().square() * real
+        windowed = self.head.windowed(self.backbone.final_layer_norm(y))
+        sound = _overlap_add(windowed if settled else windowed * real)
+        sound[:, :_OVERLAP_SAMPLES] += state.sound
         done = x.shape[1] * HOP_SAMPLES
-        sound = _overlap_add(windowed)
-        weight = _overlap_add(squared)
-        sound = torch.cat((sound[:, :_OVERLAP_SAMPLES] + state.sound, sound[:, _OVERLAP_SAMPLES:]), dim=1)
-        weight = torch.cat((weight[:, :_OVERLAP_SAMPLES] + state.weight, weight[:, _OVERLAP_SAMPLES:]), dim=1)
-        new = VocosState(
-            state.frames + x.shape[1], seen[:, :, -HISTORY:], tuple(pasts), sound[:, done:], weight[:, done:]
-        )
-        return (sound / weight.clamp_min(1e-11))[:, :done], keep_inactive(new, state, active)
+        new = VocosState(state.frames + x.shape[1], seen[:, :, -HISTORY:], tuple(pasts), sound[:, done:])
+        # A hop is completed by the beginning of its newest frame's window. Frame 0's hop has nothing else, close to
+        # nothing, and is thrown away.
+        overlapping = self.head.squared_window().cumsum(0)
+        weight = overlapping[-1] if settled else overlapping[number.clamp(1, _OVERLAPS - 1)]
+        complete = sound[:, :done].unflatten(1, (-1, HOP_SAMPLES)) / weight
+        return complete.flatten(1), keep_inactive(new, state, active)
 
     def flush(self, state: VocosState) -> tuple[Tensor, VocosState]:
         """The last `delay_samples`, [rows, delay_samples]."""
         ahead = self.config.look_ahead_frames
         silence = state.mel.new_zeros(state.mel.shape[0], ahead, MEL_BINS)
         late, state = self.step(silence, state)
-        rest = (state.sound / state.weight.clamp_min(1e-11))[:, :_EDGE_SAMPLES]
+        last = state.frames[:, None] - ahead - torch.arange(_OVERLAPS - 1, 0, -1, device=state.frames.device)
+        weight = _overlap_add(self.head.squared_window().flatten() * (last >= 0).unsqueeze(2))[:, -_OVERLAP_SAMPLES:]
+        rest = (state.sound / weight.clamp_min(1e-11))[:, :_EDGE_SAMPLES]
         return torch.cat((late, rest), dim=1), state
 
 
 def _overlap_add(frames: Tensor) -> Tensor:
     """[batch, frames, 1920] -> [batch, 480 * frames + 1440]."""
-    length = frames.shape[1] * HOP_SAMPLES + _OVERLAP_SAMPLES
-    folded = F.fold(frames.transpose(1, 2), (1, length), (1, N_FFT), stride=(1, HOP_SAMPLES))
-    return folded[:, 0, 0]
+    hops = frames.unflatten(2, (_OVERLAPS, HOP_SAMPLES))
+    count = hops.shape[1]
+    added = F.pad(hops[:, :, 0], (0, 0, 0, _OVERLAPS - 1))
+    for place in range(1, _OVERLAPS):
+        added[:, place : place + count] += hops[:, :, place]
+    return added.flatten(1)
