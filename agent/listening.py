@@ -9,6 +9,10 @@ silence.
     closed ──(speech, or first append in push-to-talk)──► open ──(silence, commit, limit)──► ended: an item
        ▲                                                    │
        └──────────────(clear, forgotten)────────────────────┘
+
+Most of the silence that ends an utterance is not news: where speech has paused for so long that this is probably the
+end, the worker is told to make ready for it and gets no more sound. It gets what was held back when the voice goes on,
+and otherwise never: what was made ready is then the end. The item keeps all of the sound.
 """
 
 from __future__ import annotations
@@ -23,9 +27,18 @@ from agent.ids import Ids
 from agent.input_buffer import InputBuffer
 from agent.protocol.errors import ProtocolError
 from agent.protocol.session_object import ServerVad, TurnDetection, silence_ms
-from agent.turn.detector import Phase, SpeechStarted, SpeechStopped, TurnDetector, TurnTiming
+from agent.turn.detector import (
+    LikelyStopped,
+    Phase,
+    Resumed,
+    SpeechStarted,
+    SpeechStopped,
+    TurnDetector,
+    TurnEvent,
+    TurnTiming,
+)
 from agent.turn.silero import SAMPLE_RATE_HZ, WINDOW_SAMPLES, VoiceActivity
-from agent.wire import AudioIn, EndUtterance
+from agent.wire import AudioIn, EndUtterance, LikelyEnd
 
 MIN_COMMIT_SAMPLES = SAMPLE_RATE_HZ // 10
 # What a manual commit finds when the detector heard no speech.
@@ -48,7 +61,8 @@ class Utterance:
     """A stretch of the user's speech. Positions are samples at 16 kHz since the session began.
 
     `detected` is False in push-to-talk, where the client knows of it and no event tells it. `continues` names the item
-    of the turn that goes on in this utterance, whose sound it then begins with.
+    of the turn that goes on in this utterance, whose sound it then begins with. `likely_end` is where it has probably
+    ended: the worker gets nothing from there on unless that proves wrong.
     """
 
     number: int
@@ -57,6 +71,7 @@ class Utterance:
     start: int
     sent: int
     spoken_end: int
+    likely_end: int | None = None
     transcript: str = ""
     continues: str | None = None
 
@@ -137,6 +152,8 @@ class Listening:
         timing = self._timing(detection)
         if timing is None:
             self._detector = None
+            if self.open is not None:
+                self.open.likely_end = None
         elif self._detector is None:
             self._vad.reset()
             self._detector = TurnDetector(timing, self._buffer.end)
@@ -198,6 +215,7 @@ class Listening:
         while detector.position + WINDOW_SAMPLES <= self._buffer.end:
             window = self._buffer.samples(detector.position, detector.position + WINDOW_SAMPLES)
             event = detector.push(self._vad.probability(window))
+            self._weigh(event, detector.position)
             if isinstance(event, SpeechStarted) and self.open is None:
                 yield TurnOpened(self._start(event.start_sample, detected=True))
             elif isinstance(event, SpeechStopped) and self.open is not None:
@@ -213,6 +231,7 @@ class Listening:
         while detector.position + WINDOW_SAMPLES <= self._buffer.end:
             window = self._buffer.samples(detector.position, detector.position + WINDOW_SAMPLES)
             event = detector.push(self._vad.probability(window))
+            self._weigh(event, detector.position)
             if isinstance(event, SpeechStarted) and self.open is None:
                 yield TurnOpened(self._start(event.start_sample, detected=False))
             if detector.phase is not Phase.QUIET:
@@ -227,6 +246,17 @@ class Listening:
             if detector.phase is not Phase.QUIET:
                 yield TurnOpened(self._start(detector.position, detected=False))
         self._forget_quiet(detector.position)
+
+    def _weigh(self, event: TurnEvent | None, position: int) -> None:
+        """Whether the open utterance goes on, by what the detector made of the sound up to `position`."""
+        if self.open is None:
+            return
+        if isinstance(event, LikelyStopped):
+            self.open.likely_end = position
+            self._forward(position)
+            self._send_likely_end()
+        elif isinstance(event, SpeechStarted | Resumed):
+            self.open.likely_end = None
 
     def _is_stale(self, utterance: Utterance, position: int) -> bool:
         silent_for = position - max(self._voiced_until, utterance.start)
@@ -304,6 +334,7 @@ class Listening:
         if self.open is not None:
             self.open.sent = self.open.start
             self._forward(self._detector.position if self._detector is not None else self._buffer.end)
+            self._send_likely_end()
 
     def next_number(self) -> int:
         self._count += 1
@@ -337,9 +368,18 @@ class Listening:
         return TurnEnded(utterance, end, pcm, waited_ms, by_client)
 
     def _forward(self, end: int) -> None:
-        if self.open is not None and end > self.open.sent and self.worker_session is not None:
+        """Sends the open utterance up to `end`, or to where it has probably ended."""
+        if self.open is None or self.worker_session is None:
+            return
+        if self.open.likely_end is not None:
+            end = min(end, self.open.likely_end)
+        if end > self.open.sent:
             self.send_utterance(self.open.number, self._buffer.read(self.open.sent, end), ended=False)
             self.open.sent = end
+
+    def _send_likely_end(self) -> None:
+        if self.open is not None and self.open.likely_end is not None and self.worker_session is not None:
+            self._outbox.worker(LikelyEnd(self.worker_session, self.open.number))
 
     def _restart_detector(self, position: int) -> None:
         if self._detector is not None:

@@ -9,11 +9,12 @@ import pytest
 from agent import wire
 from agent.config import ServerConfig, SessionConfig
 from agent.speaking import WorkerSlot
+from agent.turn.detector import LIKELY_END_SAMPLES
 from tests.support.conformance import check
 from tests.support.session_driver import READY, SessionDriver, answer
-from tests.support.situations import PUSH_TO_TALK
+from tests.support.situations import LONG, PUSH_TO_TALK
 
-LONG = " ".join(["word"] * 20)
+LIKELY_END_MS = LIKELY_END_SAMPLES // 16
 TRANSPORTS: list[Literal["websocket", "webrtc"]] = ["websocket", "webrtc"]
 TYPED = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "And a muffin."}]}
 
@@ -61,8 +62,8 @@ def test_who_goes_on_before_the_answer_is_heard_has_said_one_thing(
     one, whole = driver.asked(wire.StartUtterance)
     assert whole.context == []
     assert heard_ms(driver, one.utterance) < 1600
-    # Padding, both halves, the pause between them and the silence behind them, without a gap.
-    assert heard_ms(driver, whole.utterance) == pytest.approx(800 + 600 + 800 + 500, abs=70)
+    # Both halves and the pause between them without a gap, and as much silence as made the end likely.
+    assert heard_ms(driver, whole.utterance) == pytest.approx(800 + 600 + 800 + LIKELY_END_MS, abs=70)
     (ask,) = driver.asked(wire.Respond)[1:]
     assert [(item.role, item.utterance) for item in ask.context] == [("user", whole.utterance)]
     assert driver.asked(wire.DropUtterance)[-1].utterance == one.utterance
@@ -203,7 +204,7 @@ def test_a_worker_lost_in_the_second_half_hears_the_whole_turn_again() -> None:
     whole = driver.asked(wire.Respond)[-1].context[-1].utterance
     assert whole in [start.utterance for start in starts]
     heard = sum(len(m.pcm) for m in again if isinstance(m, wire.AudioIn) and m.utterance == whole) // 32
-    assert heard == pytest.approx(800 + 600 + 800 + 500, abs=70)
+    assert heard == pytest.approx(800 + 600 + 800 + LIKELY_END_MS, abs=70)
     assert driver.last("response.done")["response"]["status"] == "completed"
     check(driver.events)
 
@@ -364,10 +365,9 @@ def test_silence_on_an_open_line_costs_the_worker_nothing() -> None:
     assert driver.asked(wire.StartUtterance) and not driver.of("input_audio_buffer.speech_started")
     driver.hush(5.0)
     (start,) = driver.asked(wire.StartUtterance)
-    assert 1200 <= heard_ms(driver, start.utterance) <= 1900
     driver.send(type="input_audio_buffer.commit")
     driver.send(type="response.create")
-    assert heard_ms(driver, start.utterance) == pytest.approx(300 + 1000 + 500 + 2000, abs=70)
+    assert heard_ms(driver, start.utterance) == pytest.approx(300 + 1000 + LIKELY_END_MS, abs=70)
     driver.advance(2.0)
     assert driver.last("response.done")["response"]["status"] == "completed"
     check(driver.events)
