@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 
 def rope_angles(positions: Tensor, head_dim: int, base: float) -> Tensor:
     """Angles `positions * base^(-2j / head_dim)`, float32, [..., head_dim / 2] for integer `positions` [...]."""
-    pair = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    inverse_frequency = 1.0 / (base ** (pair / head_dim))
-    return positions.to(torch.float32).unsqueeze(-1) * inverse_frequency
+    return positions.to(torch.float32).unsqueeze(-1) * _inverse_frequencies(head_dim, base, positions.device)
+
+
+@cache
+def _inverse_frequencies(head_dim: int, base: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # made once: whoever asks first, training must be able to use it
+        pair = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
+        return 1.0 / (base ** (pair / head_dim))
 
 
 def rotate_interleaved(x: Tensor, angles: Tensor) -> Tensor:
@@ -36,12 +43,13 @@ def rotate_half(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def half_turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [batch or 1, 1, frames, head_dim / 2] for `turn_half`: made once, used by every layer."""
-    return angles.cos().to(dtype).unsqueeze(1), angles.sin().to(dtype).unsqueeze(1)
+    """Factors [batch or 1, 1, frames, head_dim] of a frame and of its halves exchanged, for `turn_half`: made once,
+    used by every layer."""
+    cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat((cosine, cosine), dim=-1).unsqueeze(1), torch.cat((-sine, sine), dim=-1).unsqueeze(1)
 
 
 def turn_half(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     """`rotate_half` of x [..., batch, heads, frames, head_dim] by what `half_turns` made of the angles."""
-    cosine, sine = turns
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+    straight, crossed = turns
+    return x * straight + x.roll(x.shape[-1] // 2, -1) * crossed

@@ -42,24 +42,18 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class LayerState:
-    """keys, values [rows, heads, left_frames, head_dim] right-aligned; convolution [rows, kernel - 1, hidden]."""
-
-    keys: Tensor
-    values: Tensor
-    convolution: Tensor
-
-
-@dataclass(frozen=True)
 class EncoderState:
-    """pending [rows, p, mel_bins] mel frames short of a block; mel_left [rows, 1, mel_bins] and half_left
-    [rows, 1, hidden]: what the convolutions see on their left; position [rows] int64: frames encoded so far."""
+    """pending [rows, p, mel_bins] mel frames short of a block; position [rows] int64: frames encoded so far. What is
+    seen on the left by the convolutions of the beginning, mel_left [rows, 1, mel_bins] and half_left [rows, 1, hidden];
+    by each layer's convolution, [rows, layers, kernel - 1, hidden] normalised frames; by its attention, past [rows,
+    layers, 2, left_frames, heads, head_dim] keys and values, newest last."""
 
     pending: Tensor
     mel_left: Tensor
     half_left: Tensor
     position: Tensor
-    layers: tuple[LayerState, ...]
+    convolution: Tensor
+    past: Tensor
 
 
 @dataclass(frozen=True)
@@ -218,18 +212,13 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
 
     def initial_state(self, batch: int) -> EncoderState:
         c, like = self.config, self.final_norm.weight
-        head = c.hidden_size // c.heads
-        layer = LayerState(
-            like.new_zeros(batch, c.heads, c.left_frames, head),
-            like.new_zeros(batch, c.heads, c.left_frames, head),
-            like.new_zeros(batch, c.kernel - 1, c.hidden_size),
-        )
         return EncoderState(
             like.new_zeros(batch, 0, c.mel_bins),
             like.new_zeros(batch, 1, c.mel_bins),
             like.new_zeros(batch, 1, c.hidden_size),
             torch.zeros(batch, dtype=torch.int64, device=like.device),
-            (layer,) * c.layers,
+            like.new_zeros(batch, c.layers, c.kernel - 1, c.hidden_size),
+            like.new_zeros(batch, c.layers, 2, c.left_frames, c.heads, c.hidden_size // c.heads),
         )
 
     def step_heads(
@@ -282,24 +271,38 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         left = self.config.left_frames
         turns = self._turns(state.position[:, None] + torch.arange(n, device=x.device), x)
         seen = self._seen(n, state.position)
-        layers, middle = [], x
-        for i, (layer, cache) in enumerate(zip(self.layers, state.layers, strict=True)):
+        past = state.past.new_empty(*state.past.shape[:3], left + n, *state.past.shape[4:])
+        past[:, :, :, :left] = state.past
+        convolutions, middle = [], x
+        for i, layer in enumerate(self.layers):
             assert isinstance(layer, EncoderLayer)
             q, k, v = layer.project(x, turns)
-            k, v = torch.cat((cache.keys, k), dim=2), torch.cat((cache.values, v), dim=2)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            keys, values = past[:, i, 0].transpose(1, 2), past[:, i, 1].transpose(1, 2)
+            keys[:, :, left:] = k
+            values[:, :, left:] = v
+            mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
             x = x + layer.out(mixed.transpose(1, 2).reshape(rows, n, hidden))
-            x, convolution = layer.convolve(x, cache.convolution)
+            x, convolution = layer.convolve(x, state.convolution[:, i])
             x = layer.feed(x)
-            layers.append(LayerState(k[:, :, -left:], v[:, :, -left:], convolution))
+            convolutions.append(convolution)
             if i + 1 == self.config.middle_layer:
                 x, middle = self._condition(x)
-        new = EncoderState(state.pending[:, :0], mel_left, half_left, state.position + n, tuple(layers))
+        new = EncoderState(
+            state.pending[:, :0],
+            mel_left,
+            half_left,
+            state.position + n,
+            torch.stack(convolutions, dim=1),
+            past[:, :, :, n:],
+        )
         return self._heads(x, middle), new
 
-    def _seen(self, n: int, position: Tensor) -> Tensor:
-        """bool [rows, 1, n or 1, left + n]: the cached frames that exist and the new ones, as each block may look."""
+    def _seen(self, n: int, position: Tensor) -> Tensor | None:
+        """bool [rows, 1, n or 1, left + n]: the cached frames that exist and the new ones, as each block may look; None
+        where that is all of them."""
         left, block = self.config.left_frames, self.config.block_frames
+        if n <= block and int(position.min()) >= left:
+            return None
         key = torch.arange(-left, n, device=position.device)
         exists = (key >= -position[:, None])[:, None, None, :]
         if n <= block:
