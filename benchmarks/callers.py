@@ -196,9 +196,9 @@ def offline(ear: BlockEar, voice: EmbeddedVoice, callers: list[Caller]) -> dict[
     seconds = dict.fromkeys(("features", "encoder", "merger", "flow", "vocoder"), 0.0)
 
     def timed(name: str, work: Callable[[], Tensor]) -> Tensor:
-        started = time.process_time()
+        started = time.perf_counter()
         made = work()
-        seconds[name] += time.process_time() - started
+        seconds[name] += time.perf_counter() - started
         return made
 
     silence = np.zeros(int(LIKELY_END_S * INPUT_SAMPLE_RATE), np.float32)
@@ -233,13 +233,13 @@ def _timed(ear: BlockEar, voice: EmbeddedVoice) -> Iterator[dict[str, float]]:
     def watch(name: str, function: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **options: object) -> object:
             open_calls[name] += 1
-            started = time.process_time()
+            started = time.perf_counter()
             try:
                 return function(*args, **options)
             finally:
                 open_calls[name] -= 1
                 if not open_calls[name]:
-                    seconds[name] += time.process_time() - started
+                    seconds[name] += time.perf_counter() - started
 
         return call
 

@@ -77,7 +77,8 @@ class OfficialVoice:
 
 
 class OfficialVoiceStream:
-    """One answer's sound. flow_ms and vocoder_ms: time spent so far; samples: given out so far."""
+    """One answer's sound. flow_ms and vocoder_ms: time spent so far; samples: given out so far; hurried: its listener is
+    about to run dry, which changes nothing here: how a chunk sounds depends on its length."""
 
     def __init__(self, voice: OfficialVoice) -> None:
         self._voice = voice
@@ -85,6 +86,7 @@ class OfficialVoiceStream:
         self._vocoder = VocoderStream(voice.vocoder, voice.window)
         self._ended = False
         self._flushed = False
+        self.hurried = False
         self.pushed_frames = 0
         self.samples = 0
         self.flow_ms = 0.0

@@ -68,10 +68,14 @@ class FlowChunk:
 
 
 class CodeFrames:
-    """One session's codes on their way into chunks; behind them is room for the network's `look_ahead_frames`."""
+    """One session's codes on their way into chunks; behind them is room for the network's `look_ahead_frames`.
+
+    Where `hurried`, it takes the chunks that are complete instead of waiting for as many as the plan takes together.
+    """
 
     def __init__(self, plan: ChunkPlan, look_ahead_frames: int, codebook_size: int) -> None:
         self.plan, self.look_ahead_frames, self.codebook_size = plan, look_ahead_frames, codebook_size
+        self.hurried = False
         self._waiting: deque[tuple[int, int, int]] = deque()
         self._chunks = self._calls = 0
         self._ended = False
@@ -90,8 +94,7 @@ class CodeFrames:
         """Whether `take` has something."""
         if self._ended:
             return bool(self._waiting)
-        lengths = self._lengths()
-        return len(self._waiting) >= sum(lengths) + self.plan.ahead(self._chunks + len(lengths) - 1)
+        return self._complete(self._lengths())
 
     @property
     def next_frames(self) -> int:
@@ -120,7 +123,14 @@ class CodeFrames:
 
     def _lengths(self) -> list[int]:
         """12.5 Hz frames of each chunk of the next call."""
-        return [self.plan.length(self._chunks + index) for index in range(self.plan.chunks(self._calls))]
+        lengths = [self.plan.length(self._chunks + index) for index in range(self.plan.chunks(self._calls))]
+        while self.hurried and not self._ended and len(lengths) > 1 and not self._complete(lengths):
+            lengths.pop()
+        return lengths
+
+    def _complete(self, lengths: list[int]) -> bool:
+        """Whether the next chunks, so long, and all that the last of them sees are there."""
+        return len(self._waiting) >= sum(lengths) + self.plan.ahead(self._chunks + len(lengths) - 1)
 
 
 @dataclass

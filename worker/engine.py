@@ -27,7 +27,7 @@ from agent.wire import (
     ToWorker,
     WorkerError,
 )
-from worker.parts import MOST_SAMPLES, UNIT_SAMPLES, Speaker, SpeechModel, Unit
+from worker.parts import MOST_SAMPLES, Speaker, SpeechModel, Unit
 from worker.session import Clock, Due, Session
 
 log = logging.getLogger("agogic.worker")
@@ -104,8 +104,8 @@ class Engine:
         return True
 
     def _hear_together(self) -> None:
-        """What callers have said since the last time, those first who can wait least: one call of the networks costs
-        little more for several, so whoever is heard takes all others along.
+        """What the callers have said whose audio is due, those first who can wait least: one call of the networks costs
+        less than one for each.
 
         An error there is nobody's own: it ends all utterances that took part.
         """
@@ -116,7 +116,7 @@ class Engine:
             listener, pcm = session.take_audio(room)
             taken.append((session, listener, pcm))
             room -= len(pcm)
-            if room < UNIT_SAMPLES:
+            if room <= 0:
                 break
         try:
             self._model.feed([listener for _, listener, _ in taken], [pcm for _, _, pcm in taken])

@@ -93,7 +93,9 @@ class Listener(Protocol):
 
 
 class Speaker(Protocol):
-    """One answer being made."""
+    """One answer being made. hurried: its listener is about to run dry, so sound should come of what there is."""
+
+    hurried: bool
 
     def step(self) -> list[Spoken]:
         """One unit of work. `Finished` comes last; nothing may be asked afterwards."""
@@ -168,7 +170,7 @@ class SpeechModel(Protocol):
         """The written request that makes the model say just this sentence."""
 
 
-UNIT_SAMPLES = 5120
-"""The least audio that is listened to before somebody waits for it: 320 ms at 16 kHz."""
-MOST_SAMPLES = 8 * UNIT_SAMPLES
-"""The most audio that one unit of listening takes in, of all callers together."""
+UNIT_SAMPLES = 40_960
+"""Audio that nobody waits for is listened to in units of 2.56 s at 16 kHz: short ones cost three times as much."""
+MOST_SAMPLES = UNIT_SAMPLES
+"""The most audio that one unit takes in of all callers together: others wait for a unit to end."""

@@ -262,6 +262,15 @@ class Reply:
         return self._words.text_so_far.strip()
 
     @property
+    def hurried(self) -> bool:
+        return self.voice is not None and self.voice.hurried
+
+    @hurried.setter
+    def hurried(self, hurried: bool) -> None:
+        if self.voice is not None:
+            self.voice.hurried = hurried
+
+    @property
     def unit(self) -> Unit:
         if self.voice is not None and self.voice.ready:
             return "sound"

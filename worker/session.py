@@ -62,8 +62,13 @@ MAX_HEARD = 8
 """Utterances whose encoded audio a slot keeps; older turns of a conversation are known by their text."""
 FIRST_OUTPUT_HZ = 12.5
 """The rate that the first answer is expected to have; only a wrong guess costs time."""
-LISTEN_SLACK_S = 0.2
-"""Audio that nobody waits for may lie this long before answers have to make way for it."""
+HURRY_S = 0.2
+"""With less sound than this in hand, the next piece is not waited for to grow."""
+FIRST_SOUND_S = 0.1
+"""An answer should be heard this soon; those who would run dry earlier go before it."""
+LISTEN_SLACK_S, LIKELY_END_S = 0.5, 0.15
+"""Audio that nobody waits for may lie this long before answers have to make way for it, and this long where the
+utterance has probably ended, so that all is ready when that is certain."""
 
 Reason = Literal["completed", "max_output_tokens", "cancelled", "failed"]
 Send = Callable[[Message], None]
@@ -81,15 +86,15 @@ class Due:
 
 @dataclass(slots=True)
 class Utterance:
-    """waiting: what arrived and was not listened to yet. likely: it may have ended here, prepared: and is ready for
-    that."""
+    """waiting: what arrived and was not listened to yet; likely: it may have ended here, prepared: and is ready for
+    that; due_at: since when there is something to do."""
 
     number: int
     listener: Listener
     started_at: float
     waiting: deque[Pcm] = field(default_factory=deque)
     waiting_samples: int = 0
-    waiting_since: float = 0.0
+    due_at: float = 0.0
     samples: int = 0
     likely: bool = False
     prepared: bool = False
@@ -107,14 +112,13 @@ class Utterance:
         return self.waiting_samples >= UNIT_SAMPLES
 
     def take(self, most: int) -> Pcm:
-        """Up to `most` samples of the waiting audio, but at least a piece."""
-        parts = [self.waiting.popleft()]
-        taken = len(parts[0])
-        while self.waiting and taken + len(self.waiting[0]) <= most:
-            parts.append(self.waiting.popleft())
-            taken += len(parts[-1])
-        self.waiting_samples -= taken
-        return np.concatenate(parts)
+        """Up to `most` samples of the waiting audio."""
+        waiting = np.concatenate(list(self.waiting))
+        self.waiting.clear()
+        if len(waiting) > most:
+            self.waiting.append(waiting[most:])
+        self.waiting_samples -= min(most, len(waiting))
+        return waiting[:most]
 
 
 @dataclass(slots=True)
@@ -155,9 +159,9 @@ class Session:
                 case AudioIn():
                     self._audio_in(message)
                 case LikelyEnd():
-                    self._utterance(message.utterance).likely = True
+                    self._end(message.utterance, certain=False)
                 case EndUtterance():
-                    self._utterance(message.utterance).ended = True
+                    self._end(message.utterance, certain=True)
                 case DropUtterance():
                     self._drop(message.utterance)
                 case Respond():
@@ -167,6 +171,12 @@ class Session:
                         self._finish("cancelled")
         except RequestError as error:
             self._send(WorkerError(self.number, error.code, str(error)))
+
+    def _end(self, number: int, *, certain: bool) -> None:
+        utterance = self._utterance(number)
+        utterance.likely = True
+        utterance.ended = utterance.ended or certain
+        utterance.due_at = self._clock()
 
     def _drop(self, number: int) -> None:
         utterance = self._utterances.pop(number, None)
@@ -210,13 +220,13 @@ class Session:
             utterance.ended = True
             seconds = MAX_UTTERANCE_SAMPLES // INPUT_SAMPLE_RATE
             raise RequestError("utterance_too_long", f"an utterance may last {seconds} s; the rest of it is not heard")
-        if not utterance.waiting:
-            utterance.waiting_since = self._clock()
+        if not utterance.due:
+            utterance.due_at = self._clock()
         utterance.likely = utterance.prepared = False
         utterance.samples += samples
         utterance.waiting_samples += samples
         pcm = np.frombuffer(message.pcm, dtype="<i2").astype(np.float32) / 32768.0
-        utterance.waiting.extend(pcm[at : at + UNIT_SAMPLES] for at in range(0, samples, UNIT_SAMPLES))
+        utterance.waiting.append(pcm)
 
     def _respond(self, message: Respond) -> None:
         if message.generation <= self._generation:
@@ -252,24 +262,19 @@ class Session:
             self._dictation.work()
 
     def heard_by(self) -> float | None:
-        """By when the audio that waits should be listened to; None: none waits."""
-        utterance = self._to_hear()
-        if utterance is None:
-            return None
-        return self._listening_deadline(utterance)
+        """By when the audio that waits should be listened to; None: nothing is waiting, or not yet enough."""
+        due = self._listening_due()
+        return due.deadline if due is not None and due.work == "hearing" else None
 
     def take_audio(self, most: int) -> tuple[Listener, Pcm]:
-        """The listener of the oldest utterance with waiting audio, and up to `most` samples of that. `hear` or
-        `fail_to_hear` must follow."""
-        utterance = self._to_hear()
-        assert utterance is not None
-        self._hearing = utterance
-        return utterance.listener, utterance.take(most)
+        """The listener whose audio is due and up to `most` samples of that. `hear` or `fail_to_hear` must follow."""
+        self._hearing = next(utterance for utterance in self._utterances.values() if utterance.due)
+        return self._hearing.listener, self._hearing.take(most)
 
     def hear(self) -> None:
         """The listener has taken the audio of `take_audio`."""
         assert self._hearing is not None
-        self._hearing.waiting_since = self._clock()
+        self._hearing.due_at = self._clock()
         self._report_transcript(self._hearing, final=False)
 
     def fail_to_hear(self, error: Exception) -> None:
@@ -309,10 +314,6 @@ class Session:
         utterance = self._utterances.get(last.utterance) if last and last.utterance is not None else None
         return utterance if utterance and not utterance.heard else None
 
-    def _to_hear(self) -> Utterance | None:
-        """The oldest utterance with waiting audio."""
-        return next((utterance for utterance in self._utterances.values() if utterance.waiting), None)
-
     def _listening_due(self) -> Due | None:
         utterance = next((utterance for utterance in self._utterances.values() if utterance.due), None)
         if utterance is None:
@@ -321,8 +322,8 @@ class Session:
 
     def _listening_deadline(self, utterance: Utterance) -> float:
         if self._response is not None and utterance is self._awaited():
-            return self._response.arrived_at
-        return utterance.waiting_since + LISTEN_SLACK_S
+            return self._response.arrived_at + FIRST_SOUND_S
+        return utterance.due_at + (LIKELY_END_S if utterance.likely else LISTEN_SLACK_S)
 
     def _speaking_due(self) -> Due | None:
         response = self._response
@@ -331,11 +332,14 @@ class Session:
         awaited = self._awaited()
         if awaited is not None and awaited.ended:
             return None
-        work = response.speaker.unit if response.speaker is not None else "own"
-        deadline = response.arrived_at
+        speaker, deadline = response.speaker, response.arrived_at + FIRST_SOUND_S
         if response.first_audio_at:
             deadline = response.first_audio_at + response.samples / self._model.output_sample_rate
-        return Due("own" if work == "end" else work, deadline)
+        if speaker is None:
+            return Due("own", deadline)
+        speaker.hurried = deadline - self._clock() < HURRY_S
+        unit = speaker.unit
+        return Due("own" if unit == "end" else unit, deadline)
 
     def _dictation_due(self) -> Due | None:
         """None while the caller speaks or an answer is at hand: they have the model's places."""

@@ -26,8 +26,8 @@ from worker.parts import Pcm
 
 Latency = Literal["usual", "low"]
 CHUNKS: dict[Latency, ChunkPlan] = {
-    "usual": ChunkPlan(lengths=(2, 4), look_ahead=(1, 2), together=(1, 1, 1, 2, 4)),
-    "low": ChunkPlan(lengths=(1, 1, 2, 4), look_ahead=(0, 0, 1, 2), together=(1, 1, 1, 1, 2, 4)),
+    "usual": ChunkPlan(lengths=(2, 4), look_ahead=(1, 2), together=(1, 1, 4, 8)),
+    "low": ChunkPlan(lengths=(1, 1, 2, 4), look_ahead=(0, 0, 1, 2), together=(1, 1, 1, 1, 4, 8)),
 }
 """How an answer is cut: it is heard after three 12.5 Hz frames of speech, or after one. Calls make more chunks at once
 as the sound in hand grows."""
@@ -37,11 +37,13 @@ OUTPUT_SAMPLE_RATE = SAMPLE_RATE_HZ
 
 
 class VoiceStream(Protocol):
-    """One answer's sound. samples: given out so far; flow_ms, vocoder_ms: time spent so far."""
+    """One answer's sound. samples: given out so far; flow_ms, vocoder_ms: time spent so far; hurried: the listener is
+    about to run dry, so sound may come in smaller pieces where that does not change it."""
 
     samples: int
     flow_ms: float
     vocoder_ms: float
+    hurried: bool
 
     @property
     def ready(self) -> bool:
@@ -134,6 +136,14 @@ class EmbeddedVoiceStream:
         self._late = voice.vocoder.delay_samples
         self._ended = False
         self._flushed = False
+
+    @property
+    def hurried(self) -> bool:
+        return self.frames.hurried
+
+    @hurried.setter
+    def hurried(self, hurried: bool) -> None:
+        self.frames.hurried = hurried
 
     @property
     def ready(self) -> bool:

@@ -69,8 +69,8 @@ def table(rows: list[list[Code]]) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
-def render(decoder: FlowDecoder, codes: list[Code], bunch: int) -> Tensor:
-    """Mel of one session whose codes arrive `bunch` at a time."""
+def render(decoder: FlowDecoder, codes: list[Code], bunch: int, hurried: tuple[bool, ...] = (False,)) -> Tensor:
+    """Mel of one session whose codes arrive `bunch` at a time; whether it is `hurried` then, in turns."""
     frames, state, made = decoder.frames(), decoder.initial_state(1), []
 
     def drain(state: FlowState) -> FlowState:
@@ -81,6 +81,7 @@ def render(decoder: FlowDecoder, codes: list[Code], bunch: int) -> Tensor:
 
     for at, code in enumerate(codes):
         frames.push(*code)
+        frames.hurried = hurried[at % len(hurried)]
         if at % bunch == bunch - 1:
             state = drain(state)
     frames.end()
@@ -97,11 +98,13 @@ def test_repeated_codes_know_place_and_length() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(codes=CODES, bunch=st.integers(1, 5))
-def test_codes_in_any_bunches_give_the_whole_mel(planned: FlowDecoder, codes: list[Code], bunch: int) -> None:
+@given(codes=CODES, bunch=st.integers(1, 5), hurried=st.lists(st.booleans(), min_size=1, max_size=3))
+def test_codes_in_any_bunches_give_the_whole_mel(
+    planned: FlowDecoder, codes: list[Code], bunch: int, hurried: list[bool]
+) -> None:
     with torch.inference_mode():
         whole = planned(*table([codes]))[0]
-        torch.testing.assert_close(render(planned, codes, bunch), whole, **TOLERANCE)
+        torch.testing.assert_close(render(planned, codes, bunch, tuple(hurried)), whole, **TOLERANCE)
 
 
 def test_uniform_plan_is_what_the_weights_do_without_one(decoder: FlowDecoder) -> None:
@@ -132,6 +135,18 @@ def test_later_calls_make_several_chunks_and_the_end_cuts_them_short() -> None:
     last = frames.take()
     assert last is not None and (len(last.layout.start[0]), last.real_frames(2)) == (4, [3])
     assert frames.take() is None
+
+
+def test_in_a_hurry_complete_chunks_do_not_wait_for_more() -> None:
+    frames = CodeFrames(ChunkPlan((4,), (2,), (4,)), 2, 100)
+    frames.push(3, 8)
+    frames.push(3, 5)
+    assert not frames.ready
+    frames.hurried = True
+    assert frames.ready and frames.next_frames == 8
+    chunk = frames.take()
+    assert chunk is not None and len(chunk.layout.start[0]) == 8
+    assert not frames.ready, "a chunk and what it sees are not complete"
 
 
 @pytest.mark.parametrize(

@@ -67,14 +67,12 @@ class ScriptedSpeaker:
     name: str = ""
     closed: bool = False
     joins: bool = False
+    unit_samples: int = 0
+    hurried: bool = False
 
     @property
     def unit(self) -> Unit:
         return "token" if self.joins else "end"
-
-    @property
-    def unit_samples(self) -> int:
-        return 0
 
     def step(self) -> list[Spoken]:
         self.units.append(self.name)
@@ -110,6 +108,7 @@ class ScriptedModel:
     units: list[str] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     joins: bool = False
+    unit_samples: int = 0
     transcribes: bool = True
     speakers: list[ScriptedSpeaker] = field(default_factory=list)
     joint_steps: list[str] = field(default_factory=list)
@@ -141,7 +140,14 @@ class ScriptedModel:
         self.questions.append(question)
         text = "w" if question.transcribe else question.conversation.items[-1].text
         fail_at = 2 if text == "fail" else -1
-        speaker = ScriptedSpeaker(self.words, fail_at=fail_at, units=self.units, name=text or "a", joins=self.joins)
+        speaker = ScriptedSpeaker(
+            self.words,
+            fail_at=fail_at,
+            units=self.units,
+            name=text or "a",
+            joins=self.joins,
+            unit_samples=self.unit_samples,
+        )
         self.speakers.append(speaker)
         return speaker
 

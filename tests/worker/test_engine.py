@@ -56,58 +56,37 @@ def codes(ear: Ear) -> list[str]:
 
 
 def test_utterance_is_heard_in_pieces_and_reported() -> None:
-    engine, ear = open_engine(ScriptedModel())
-    engine.submit(ear, StartUtterance(1, 5, 12.5, []))
-    for at in range(0, len(SECOND), 1024):
-        engine.submit(ear, AudioIn(1, 5, SECOND[at : at + 1024]))
-        drain(engine)
-    engine.submit(ear, EndUtterance(1, 5))
-    drain(engine)
-    transcripts = ear.of(Transcript)
-    assert [t.final for t in transcripts] == [False] * 4 + [True]
-    assert [len(t.text.split()) for t in transcripts] == [3, 6, 9, 10, 10]
-    assert ear.of(UtteranceEncoded) == [UtteranceEncoded(1, 5, 16_000, 25, 12, 12.5, 1.0)]
-
-
-def test_audio_that_came_at_once_is_heard_at_once_but_in_bounded_units() -> None:
     model = ScriptedModel()
     engine, ear = open_engine(model)
     engine.submit(ear, StartUtterance(1, 5, 12.5, []))
-    engine.submit(ear, AudioIn(1, 5, SECOND * 9))
+    for at in range(0, 6 * len(SECOND), 1024):
+        engine.submit(ear, AudioIn(1, 5, (6 * SECOND)[at : at + 1024]))
+        drain(engine)
+    engine.submit(ear, EndUtterance(1, 5))
     drain(engine)
-    assert sum(map(sum, model.heard_together)) == 9 * 16_000
-    assert max(map(sum, model.heard_together)) == MOST_SAMPLES and len(model.heard_together) == 4
+    assert model.heard_together == [[UNIT_SAMPLES], [UNIT_SAMPLES], [6 * 16_000 - 2 * UNIT_SAMPLES]]
+    transcripts = ear.of(Transcript)
+    assert [t.final for t in transcripts] == [False] * 3 + [True]
+    assert [len(t.text.split()) for t in transcripts] == [25, 51, 60, 60]
+    assert ear.of(UtteranceEncoded) == [UtteranceEncoded(1, 5, 96_000, 150, 75, 12.5, 1.0)]
 
 
-def test_callers_who_speak_at_the_same_time_are_heard_together() -> None:
+def test_callers_whose_audio_is_due_are_heard_together_in_bounded_units() -> None:
     model = ScriptedModel()
     engine, ear = open_engine(model, sessions=3)
-    for session in (1, 2, 3):
+    for session, seconds in ((1, 1), (2, 9), (3, 1)):
         engine.submit(ear, StartUtterance(session, 1, 12.5, []))
-    window = b"\x00\x10" * 512
-    for turn in range(40):
-        # Nobody is in step with the others.
-        for session in (1, 2, 3)[: 1 + turn // 4]:
-            engine.submit(ear, AudioIn(session, 1, window))
-            drain(engine)
-    alone = [call for call in model.heard_together if len(call) == 1]
-    assert len(alone) <= 1, "until the second and the third begin"
-    assert len(model.heard_together) <= 5
-    for session in (1, 2, 3):
+        engine.submit(ear, AudioIn(session, 1, SECOND * seconds))
         engine.submit(ear, EndUtterance(session, 1))
     drain(engine)
-    heard = {encoded.session: encoded.samples for encoded in ear.of(UtteranceEncoded)}
-    assert heard == {1: 40 * 512, 2: 36 * 512, 3: 32 * 512}
-
-
-def test_one_call_hears_no_more_of_all_callers_than_of_one() -> None:
-    model = ScriptedModel()
-    engine, ear = open_engine(model, slots=12, sessions=12)
-    for session in range(1, 13):
-        engine.submit(ear, StartUtterance(session, 1, 12.5, []))
-        engine.submit(ear, AudioIn(session, 1, SECOND[: 2 * UNIT_SAMPLES]))
-    drain(engine)
-    assert [len(call) for call in model.heard_together] == [8, 4]
+    assert sum(map(sum, model.heard_together)) == 11 * 16_000
+    assert max(map(sum, model.heard_together)) <= MOST_SAMPLES and len(model.heard_together) == 5
+    assert max(map(len, model.heard_together)) >= 2
+    assert {encoded.session: encoded.samples for encoded in ear.of(UtteranceEncoded)} == {
+        1: 16_000,
+        2: 9 * 16_000,
+        3: 16_000,
+    }
 
 
 def test_likely_end_is_prepared_for_and_more_audio_takes_it_back() -> None:
@@ -133,8 +112,10 @@ def test_fault_of_the_networks_ends_the_utterances_that_took_part() -> None:
     engine, ear = open_engine(ScriptedModel(), sessions=3)
     for session in (1, 2, 3):
         engine.submit(ear, StartUtterance(session, 1, 12.5, []))
-    engine.submit(ear, AudioIn(1, 1, b"\x00\x40" * UNIT_SAMPLES))  # 0.5: the encoder's fault
+    engine.submit(ear, AudioIn(1, 1, b"\x00\x40"))  # 0.5: the encoder's fault
+    engine.submit(ear, EndUtterance(1, 1))
     engine.submit(ear, AudioIn(2, 1, SECOND))
+    engine.submit(ear, EndUtterance(2, 1))
     drain(engine)
     engine.submit(ear, AudioIn(3, 1, SECOND))
     engine.submit(ear, EndUtterance(3, 1))
@@ -223,16 +204,15 @@ def test_two_answers_are_made_in_turns() -> None:
 
 
 def test_answers_at_the_same_point_take_their_steps_together() -> None:
-    model = ScriptedModel(words=3, joins=True)
+    model = ScriptedModel(words=6, joins=True)
     engine, ear = open_engine(model, sessions=3)
     for session, name in enumerate("abc", 1):
         engine.submit(ear, ask(name, session=session))
     drain(engine)
     assert "abc" in ["".join(sorted(step)) for step in model.joint_steps]
-    assert len(model.joint_steps) < 3 * 4, "fewer steps than answers times tokens"
-    assert [d.text for d in sorted(ear.of(ResponseDone), key=lambda d: d.session)] == [
-        f"{name}0 {name}1 {name}2 " for name in "abc"
-    ]
+    assert len(model.joint_steps) < 3 * 7, "fewer steps than answers times tokens"
+    texts = {done.session: done.text for done in ear.of(ResponseDone)}
+    assert texts == {row: "".join(f"{name}{word} " for word in range(6)) for row, name in enumerate("abc", 1)}
 
 
 def test_failed_joint_step_ends_the_answers_that_took_part_and_nothing_else() -> None:
@@ -257,6 +237,36 @@ def test_first_sound_goes_before_an_answer_that_is_ahead_of_its_listener() -> No
     for _ in range(2):
         engine.iterate()
     assert model.units[mark:] == ["b"], "one unit opens the answer, the next makes its first sound"
+
+
+def test_sound_of_several_answers_is_made_together_but_not_without_bound() -> None:
+    model = ScriptedModel(words=2, joins=True, unit_samples=24_000)
+    engine, ear = open_engine(model, slots=5, sessions=5)
+    for session, name in enumerate("abcde", 1):
+        engine.submit(ear, ask(name, session=session))
+    for _ in range(5):
+        engine.iterate()
+    model.joint_steps.clear()
+    drain(engine)
+    assert max(map(len, model.joint_steps)) == 2, "two seconds of sound, not three"
+    assert {done.reason for done in ear.of(ResponseDone)} == {"completed"}
+
+
+def test_who_would_run_dry_goes_before_who_has_just_asked() -> None:
+    clock = HandClock()
+    model, ear = ScriptedModel(words=30), Ear()
+    engine = Engine(model, 2, clock)
+    for session in (1, 2):
+        engine.submit(ear, OpenSession(session))
+    engine.submit(ear, ask("a", session=1))
+    for _ in range(3):
+        engine.iterate()
+    # Two words of 80 ms are out: 60 ms later there are 100 ms left, which a first sound may take as well.
+    clock.now += 0.061
+    engine.submit(ear, ask("b", session=2))
+    for _ in range(3):
+        engine.iterate()
+    assert model.units[2:] == ["a", "b"], "a is made safe, then b is opened and heard"
 
 
 def test_fault_in_one_session_leaves_the_other_alone() -> None:
