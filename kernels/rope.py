@@ -26,10 +26,18 @@ def rotate_interleaved(x: Tensor, angles: Tensor) -> Tensor:
     x [..., batch, heads, frames, head_dim]; angles [batch or 1, frames, head_dim / 2].
     Computed in float32, returned in x's dtype.
     """
-    cosine, sine = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
-    even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
-    rotated = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
+    return turn_interleaved(x, interleaved_turns(angles))
+
+
+def interleaved_turns(angles: Tensor) -> Tensor:
+    """Complex factors [batch or 1, 1, frames, head_dim / 2] for `turn_interleaved`: made once, used by every layer."""
+    return torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
+
+
+def turn_interleaved(x: Tensor, turns: Tensor) -> Tensor:
+    """`rotate_interleaved` of x [..., batch, heads, frames, head_dim] by what `interleaved_turns` made of angles."""
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 def rotate_half(x: Tensor, angles: Tensor) -> Tensor:

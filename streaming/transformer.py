@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.attention import attend
-from kernels.rope import rope_angles, rotate_interleaved
+from kernels.rope import interleaved_turns, rope_angles, turn_interleaved
 from streaming.module import StreamingModule, keep_inactive
 
 ROPE_BASE = 10_000.0
@@ -62,8 +62,9 @@ class LayerScale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.full((channels,), LAYER_SCALE_AT_START))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """x plus the scaled branch."""
+        return torch.addcmul(x, self.scale, branch)
 
 
 class SelfAttention(nn.Module):
@@ -76,11 +77,11 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values [batch, heads, frames, head_dim]; x is [batch, frames, d_model]."""
         stacked = F.linear(x, self.in_proj_weight).view(*x.shape[:2], 3, self.num_heads, -1)
         stacked = stacked.permute(2, 0, 3, 1, 4)
-        query, key = rotate_interleaved(stacked[:2], angles)
+        query, key = turn_interleaved(stacked[:2], turns)
         return query, key, stacked[2]
 
     def merge(self, heads: Tensor) -> Tensor:
@@ -98,20 +99,21 @@ class TransformerLayer(nn.Module):
         self.layer_scale_1 = LayerScale(config.d_model)
         self.layer_scale_2 = LayerScale(config.d_model)
 
-    def forward(self, x: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
-        query, key, value = self.self_attn.project(self.norm1(x), angles)
-        return self.feed_forward(x + self.layer_scale_1(self.self_attn.merge(attend(query, key, value, mask))))
+    def forward(self, x: Tensor, turns: Tensor, mask: Tensor | None) -> Tensor:
+        query, key, value = self.self_attn.project(self.norm1(x), turns)
+        return self._finish(x, attend(query, key, value, mask))
 
-    def step(self, x: Tensor, angles: Tensor, mask: Tensor, past: Tensor) -> Tensor:
+    def step(self, x: Tensor, turns: Tensor, mask: Tensor, past: Tensor) -> Tensor:
         """`past` [rows, 2, heads, past + new, head_dim]: keys and values so far; this call fills in its own frames."""
-        query, key, value = self.self_attn.project(self.norm1(x), angles)
+        query, key, value = self.self_attn.project(self.norm1(x), turns)
         keys, values = past[:, 0], past[:, 1]
         keys[:, :, -x.shape[1] :] = key
         values[:, :, -x.shape[1] :] = value
-        return self.feed_forward(x + self.layer_scale_1(self.self_attn.merge(attend(query, keys, values, mask))))
+        return self._finish(x, attend(query, keys, values, mask))
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)))))  # type: ignore[no-any-return]
+    def _finish(self, x: Tensor, heads: Tensor) -> Tensor:
+        x = self.layer_scale_1(x, self.self_attn.merge(heads))
+        return self.layer_scale_2(x, self.linear2(F.gelu(self.linear1(self.norm2(x)))))  # type: ignore[no-any-return]
 
 
 class LayerStack(nn.Module):
@@ -140,16 +142,15 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Whole sequences; `valid` [batch, frames] bool marks the real frames of a padded batch."""
         frames = x.shape[1]
-        positions = torch.arange(frames, device=x.device)
-        mask = self._mask(positions)
+        mask = self._mask(frames, x.device)
         if valid is not None:
             # Padding queries see themselves, so that no softmax row is empty.
             own = torch.eye(frames, dtype=torch.bool, device=x.device)
             mask = (valid[:, None, None, :] if mask is None else mask & valid[:, None, None, :]) | own
-        angles = self._angles(positions.unsqueeze(0))
+        turns = self._turns(torch.arange(frames, device=x.device).unsqueeze(0))
         x = self._project_in(x)
         for layer in self.transformer:
-            x = layer(x, angles, mask)
+            x = layer(x, turns, mask)
         return self._project_out(x)
 
     def initial_state(self, batch: int) -> TransformerState:
@@ -193,35 +194,41 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
         """Outputs of frames that begin at `position` [rows]; fills in their places at the end of `past` (`_grown`)."""
         frames, context = x.shape[1], self.config.context
         positions = position[:, None] + torch.arange(frames, device=x.device)
-        held = min(context, int(position.max()))  # what no row has needs no attention
-        distance = torch.arange(held, held + frames, device=x.device)[:, None] - torch.arange(
-            held + frames, device=x.device
-        )
-        age = torch.arange(held, -frames, -1, device=x.device)
-        near = (distance >= 0) & (distance < context)
-        mask = (near & (age <= position[:, None])[:, None, :]).unsqueeze(1)
-        angles = self._angles(positions)
+        youngest, oldest = position.aminmax()
+        held = min(context, int(oldest))  # what no row has needs no attention
+        mask = _band((frames, held + frames), held + 1 - context, held, x.device)
+        if int(youngest) < held:
+            age = torch.arange(held, -frames, -1, device=x.device)
+            mask = (mask & (age <= position[:, None])[:, None, :]).unsqueeze(1)
+        turns = self._turns(positions)
         x = self._project_in(x)
         for index, layer in enumerate(self.transformer):
-            x = layer.step(x, angles, mask, past[:, index, :, :, context - held :])
+            x = layer.step(x, turns, mask, past[:, index, :, :, context - held :])
         return self._project_out(x)
 
-    def _mask(self, positions: Tensor) -> Tensor | None:
-        if self.config.mode == "full":
-            return None
-        distance = positions[:, None] - positions[None, :]
-        if self.config.mode == "window":
-            return distance.abs() <= self.config.context // 2
-        return (distance >= 0) & (distance < self.config.context)
+    def _mask(self, frames: int, device: torch.device) -> Tensor | None:
+        context = self.config.context
+        match self.config.mode:
+            case "full":
+                return None
+            case "window":
+                return _band((frames, frames), -(context // 2), context // 2, device)
+            case "causal":
+                return _band((frames, frames), 1 - context, 0, device)
 
-    def _angles(self, positions: Tensor) -> Tensor:
-        return rope_angles(positions, self.config.d_model // self.config.num_heads, ROPE_BASE)
+    def _turns(self, positions: Tensor) -> Tensor:
+        return interleaved_turns(rope_angles(positions, self.config.d_model // self.config.num_heads, ROPE_BASE))
 
     def _project_in(self, x: Tensor) -> Tensor:
         return self.input_proj(x) if self.config.input_dim != self.config.d_model else x
 
     def _project_out(self, x: Tensor) -> Tensor:
         return self.output_projs[0](x) if self.config.output_dim != self.config.d_model else x
+
+
+def _band(shape: tuple[int, int], first: int, last: int, device: torch.device) -> Tensor:
+    """bool `shape`, True where `first` <= column - row <= `last`."""
+    return torch.ones(shape, dtype=torch.bool, device=device).tril_(last).triu_(first)
 
 
 def _grown(pasts: Sequence[Tensor], frames: int) -> Tensor:

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.rope import _inverse_frequencies, half_turns, rope_angles, rotate_half, turn_half
+from kernels.rope import (
+    _inverse_frequencies,
+    half_turns,
+    interleaved_turns,
+    rope_angles,
+    rotate_half,
+    turn_half,
+    turn_interleaved,
+)
 
 HEAD_DIM = 8
 
@@ -43,3 +51,15 @@ def test_angles_first_made_while_serving_serve_training(base: float) -> None:
     assert x.grad is not None and rate.grad is not None
     torch.testing.assert_close(x.grad, 2 * x.detach())
     torch.testing.assert_close(rate.grad, torch.zeros(()), rtol=0, atol=1e-4)
+
+
+def test_neighbours_turn_as_complex_numbers_do() -> None:
+    stacked = torch.randn(2, 2, 5, 3, HEAD_DIM).transpose(2, 3)  # as projections come, not in order in memory
+    angles = rope_angles(torch.randint(2000, (2, 5)), HEAD_DIM, 1e4)
+    even, odd = stacked[..., 0::2], stacked[..., 1::2]
+    cosine, sine = angles.cos()[:, None], angles.sin()[:, None]
+    expected = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1).flatten(-2)
+    torch.testing.assert_close(turn_interleaved(stacked, interleaved_turns(angles)), expected, rtol=1e-5, atol=1e-6)
+    low = turn_interleaved(stacked.bfloat16(), interleaved_turns(angles))
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), expected, rtol=2e-2, atol=2e-2)
