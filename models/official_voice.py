@@ -77,8 +77,8 @@ class OfficialVoice:
 
 
 class OfficialVoiceStream:
-    """One answer's sound. flow_ms and vocoder_ms: time spent so far; samples: given out so far; hurried: its listener is
-    about to run dry, which changes nothing here: how a chunk sounds depends on its length."""
+    """One answer's sound. flow_ms and vocoder_ms: time spent so far; samples: given out so far; hurried: its listener
+    is about to run dry, which changes nothing here: how a chunk sounds depends on its length."""
 
     def __init__(self, voice: OfficialVoice) -> None:
         self._voice = voice

@@ -27,8 +27,9 @@ from agent.wire import (
     ToWorker,
     WorkerError,
 )
-from worker.parts import MOST_SAMPLES, Speaker, SpeechModel, Unit
-from worker.session import Clock, Due, Session
+from worker.listening import Clock, Utterances
+from worker.parts import MOST_SAMPLES, Listener, Pcm, Speaker, SpeechModel, Unit
+from worker.session import Due, Session
 
 log = logging.getLogger("agogic.worker")
 
@@ -95,12 +96,13 @@ class Engine:
         session, due = self._schedule()
         if session is None or due is None:
             return False
-        if due.work == "own":
-            session.work()
-        elif due.work == "hearing":
-            self._hear_together()
-        else:
-            self._speak_together(session, due.work)
+        match due.work:
+            case "hearing":
+                self._hear_together()
+            case "token" | "sound":
+                self._speak_together(session, due.work)
+            case _:
+                session.work(due)
         return True
 
     def _hear_together(self) -> None:
@@ -109,12 +111,14 @@ class Engine:
 
         An error there is nobody's own: it ends all utterances that took part.
         """
-        deadlines = ((session.heard_by(), key) for key, session in self._sessions.items())
-        taken, room = [], MOST_SAMPLES
-        for _, key in sorted((deadline, key) for deadline, key in deadlines if deadline is not None):
-            session = self._sessions[key]
-            listener, pcm = session.take_audio(room)
-            taken.append((session, listener, pcm))
+        found = ((session.listening_due(), key) for key, session in self._sessions.items())
+        hearing = sorted((due.deadline, key) for due, key in found if due is not None and due.work == "hearing")
+        taken: list[tuple[Utterances, Listener, Pcm]] = []
+        room = MOST_SAMPLES
+        for _, key in hearing:
+            utterances = self._sessions[key].utterances
+            listener, pcm = utterances.take_audio(room)
+            taken.append((utterances, listener, pcm))
             room -= len(pcm)
             if room <= 0:
                 break
@@ -122,11 +126,11 @@ class Engine:
             self._model.feed([listener for _, listener, _ in taken], [pcm for _, _, pcm in taken])
         except Exception as error:
             log.exception("listening to %d callers failed", len(taken))
-            for session, _, _ in taken:
-                session.fail_to_hear(error)
+            for utterances, _, _ in taken:
+                utterances.fail_to_hear(error)
             return
-        for session, _, _ in taken:
-            session.hear()
+        for utterances, _, _ in taken:
+            utterances.hear()
 
     def _speak_together(self, first: Session, unit: Unit) -> None:
         """The next token, or the next stretch of sound, of `first` and of every other answer that is at that point.

@@ -1,50 +1,43 @@
 """One leased slot: the utterances a caller is speaking and the answer being spoken back.
 
-    StartUtterance ─► open ─ AudioIn ─► open ─ EndUtterance ─► ending ─(all audio taken in)─► heard ─ Drop ─► gone
     Respond ─► waiting (until its utterance is heard) ─► speaking ─► done | cancelled | failed
 
 A session does nothing by itself: `handle` takes a message, `due` says what its next unit of work is and by when it
 should be done, `work` does that unit, or the engine does it for several sessions at once. Whatever goes wrong in a
-unit of its own stays within the session. What was heard by a listener that does not
-transcribe is written down when there is nothing else to do (`worker.dictation`).
+unit of its own stays within the session. What was heard by a listener that does not transcribe is written down when
+there is nothing else to do (`worker.dictation`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 import numpy as np
 
 from agent.wire import (
-    INPUT_SAMPLE_RATE,
     AudioIn,
     AudioOut,
     Cancel,
     DropUtterance,
     EndUtterance,
     LikelyEnd,
-    Message,
     Respond,
     ResponseDone,
     ResponseStats,
     StartUtterance,
     TextDelta,
     Transcript,
-    UtteranceEncoded,
     WorkerError,
 )
 from worker.dictation import Dictation
+from worker.listening import Clock, Send, Utterance, Utterances
 from worker.parts import (
-    UNIT_SAMPLES,
     Conversation,
     Finished,
-    Listener,
-    Pcm,
     Question,
     RequestError,
     Sound,
@@ -57,68 +50,23 @@ from worker.parts import (
 
 log = logging.getLogger("agogic.worker")
 
-MAX_UTTERANCE_SAMPLES = 600 * INPUT_SAMPLE_RATE
-MAX_HEARD = 8
-"""Utterances whose encoded audio a slot keeps; older turns of a conversation are known by their text."""
 FIRST_OUTPUT_HZ = 12.5
 """The rate that the first answer is expected to have; only a wrong guess costs time."""
 HURRY_S = 0.2
 """With less sound than this in hand, the next piece is not waited for to grow."""
 FIRST_SOUND_S = 0.1
 """An answer should be heard this soon; those who would run dry earlier go before it."""
-LISTEN_SLACK_S, LIKELY_END_S = 0.5, 0.15
-"""Audio that nobody waits for may lie this long before answers have to make way for it, and this long where the
-utterance has probably ended, so that all is ready when that is certain."""
 
 Reason = Literal["completed", "max_output_tokens", "cancelled", "failed"]
-Send = Callable[[Message], None]
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A session's next unit and by when (clock seconds) it should be done. What is not its "own" may be done in one go
-    with those of other sessions."""
+    """A session's next unit and by when (clock seconds) it should be done. Hearing, tokens and sounds of several
+    sessions may be done in one go; "answer" is the beginning or the end of one."""
 
-    work: Literal["hearing", "token", "sound", "own"]
+    work: Literal["hearing", "token", "sound", "rounding off", "answer", "dictation"]
     deadline: float
-
-
-@dataclass(slots=True)
-class Utterance:
-    """waiting: what arrived and was not listened to yet; likely: it may have ended here, prepared: and is ready for
-    that; due_at: since when there is something to do."""
-
-    number: int
-    listener: Listener
-    started_at: float
-    waiting: deque[Pcm] = field(default_factory=deque)
-    waiting_samples: int = 0
-    due_at: float = 0.0
-    samples: int = 0
-    likely: bool = False
-    prepared: bool = False
-    ended: bool = False
-    heard: bool = False
-    transcript: str = ""
-
-    @property
-    def due(self) -> bool:
-        """Whether there is something to do: enough audio for it to be worth the while, or an end, likely or certain."""
-        if self.ended:
-            return not self.heard
-        if self.likely:
-            return not self.prepared
-        return self.waiting_samples >= UNIT_SAMPLES
-
-    def take(self, most: int) -> Pcm:
-        """Up to `most` samples of the waiting audio."""
-        waiting = np.concatenate(list(self.waiting))
-        self.waiting.clear()
-        if len(waiting) > most:
-            self.waiting.append(waiting[most:])
-        self.waiting_samples -= min(most, len(waiting))
-        return waiting[:most]
 
 
 @dataclass(slots=True)
@@ -140,12 +88,11 @@ class Session:
         self._model = model
         self._send = send
         self._clock = clock
-        self._utterances: dict[int, Utterance] = {}
-        self._hearing: Utterance | None = None
         self._response: Response | None = None
         self._generation = -1
         self._output_hz = FIRST_OUTPUT_HZ
         self._dictation = Dictation(model, lambda utterance, text: send(Transcript(number, utterance, text, True)))
+        self.utterances = Utterances(number, model, self._dictation, send, clock)
 
     # --- messages ---
 
@@ -155,15 +102,15 @@ class Session:
         try:
             match message:
                 case StartUtterance():
-                    self._start_utterance(message)
+                    self.utterances.start(message, self._output_hz)
                 case AudioIn():
-                    self._audio_in(message)
+                    self.utterances.audio(message)
                 case LikelyEnd():
-                    self._end(message.utterance, certain=False)
+                    self.utterances.end(message.utterance, certain=False)
                 case EndUtterance():
-                    self._end(message.utterance, certain=True)
+                    self.utterances.end(message.utterance, certain=True)
                 case DropUtterance():
-                    self._drop(message.utterance)
+                    self.utterances.drop(message.utterance)
                 case Respond():
                     self._respond(message)
                 case Cancel():
@@ -171,62 +118,6 @@ class Session:
                         self._finish("cancelled")
         except RequestError as error:
             self._send(WorkerError(self.number, error.code, str(error)))
-
-    def _end(self, number: int, *, certain: bool) -> None:
-        utterance = self._utterance(number)
-        utterance.likely = True
-        utterance.ended = utterance.ended or certain
-        utterance.due_at = self._clock()
-
-    def _drop(self, number: int) -> None:
-        utterance = self._utterances.pop(number, None)
-        self._dictation.drop(number)
-        if utterance is not None:
-            utterance.listener.close()
-
-    def _utterance(self, number: int) -> Utterance:
-        try:
-            return self._utterances[number]
-        except KeyError:
-            raise RequestError("unknown_utterance", f"utterance {number} was never started or is dropped") from None
-
-    def _start_utterance(self, message: StartUtterance) -> None:
-        if message.utterance in self._utterances:
-            raise RequestError("duplicate_utterance", f"utterance {message.utterance} exists; number each one anew")
-        finished = [utterance.number for utterance in self._utterances.values() if utterance.heard]
-        for number in finished[: max(0, len(self._utterances) + 1 - MAX_HEARD)]:
-            self._dictation.give_up(number)
-            self._drop(number)
-        if len(self._utterances) >= MAX_HEARD:
-            raise RequestError("too_many_utterances", f"{MAX_HEARD} utterances are open; end or drop one first")
-        self._dictation.give_way()
-        conversation = Conversation(message.instructions, tuple(message.context))
-        previous = next(reversed(self._utterances.values()), None)
-        listener = self._model.listen(
-            conversation, message.input_hz, self._output_hz, previous.listener if previous and previous.heard else None
-        )
-        self._utterances[message.utterance] = Utterance(message.utterance, listener, self._clock())
-
-    def _audio_in(self, message: AudioIn) -> None:
-        utterance = self._utterance(message.utterance)
-        if utterance.ended:
-            raise RequestError("utterance_ended", f"audio came after the end of utterance {message.utterance}")
-        if len(message.pcm) % 2:
-            raise RequestError("bad_audio", f"{len(message.pcm)} bytes are no whole number of 16-bit samples")
-        if not message.pcm:
-            return
-        samples = len(message.pcm) // 2
-        if utterance.samples + samples > MAX_UTTERANCE_SAMPLES:
-            utterance.ended = True
-            seconds = MAX_UTTERANCE_SAMPLES // INPUT_SAMPLE_RATE
-            raise RequestError("utterance_too_long", f"an utterance may last {seconds} s; the rest of it is not heard")
-        if not utterance.due:
-            utterance.due_at = self._clock()
-        utterance.likely = utterance.prepared = False
-        utterance.samples += samples
-        utterance.waiting_samples += samples
-        pcm = np.frombuffer(message.pcm, dtype="<i2").astype(np.float32) / 32768.0
-        utterance.waiting.append(pcm)
 
     def _respond(self, message: Respond) -> None:
         if message.generation <= self._generation:
@@ -241,46 +132,36 @@ class Session:
     # --- work ---
 
     def due(self) -> Due | None:
-        """The next unit: it should be done by the time the caller's buffer runs dry while we speak, by the arrival of
-        the request before the first sound, with some slack for listening, with much for what is only to be written
-        down. None: there is nothing to do."""
-        listening, speaking = self._listening_due(), self._speaking_due()
+        """The next unit: it should be done by the time the caller's buffer runs dry while we speak, soon after the
+        request before the first sound, with some slack for listening, with much for what is only to be written down.
+        None: there is nothing to do."""
+        listening, speaking = self.listening_due(), self._speaking_due()
         if listening is not None and (speaking is None or listening.deadline <= speaking.deadline):
             return listening
         return speaking or self._dictation_due()
 
-    def work(self) -> None:
-        """Does the unit that `due` spoke of, one of its own. Never raises: an error ends the utterance or the answer
+    def listening_due(self) -> Due | None:
+        """The same for listening alone."""
+        utterance = self.utterances.due()
+        if utterance is None:
+            return None
+        deadline = utterance.deadline
+        if self._response is not None and utterance is self._awaited():
+            deadline = self._response.arrived_at + FIRST_SOUND_S
+        return Due("hearing" if utterance.waiting else "rounding off", deadline)
+
+    def work(self, due: Due) -> None:
+        """Does a unit that is not done together with others. Never raises: an error ends the utterance or the answer
         it struck."""
-        due = self.due()
-        assert due is not None and due.work == "own"
-        if due == self._listening_due():
-            self._round_off(next(utterance for utterance in self._utterances.values() if utterance.due))
-        elif due == self._speaking_due():
-            self._speak()
-        else:
-            self._dictation.work()
-
-    def heard_by(self) -> float | None:
-        """By when the audio that waits should be listened to; None: nothing is waiting, or not yet enough."""
-        due = self._listening_due()
-        return due.deadline if due is not None and due.work == "hearing" else None
-
-    def take_audio(self, most: int) -> tuple[Listener, Pcm]:
-        """The listener whose audio is due and up to `most` samples of that. `hear` or `fail_to_hear` must follow."""
-        self._hearing = next(utterance for utterance in self._utterances.values() if utterance.due)
-        return self._hearing.listener, self._hearing.take(most)
-
-    def hear(self) -> None:
-        """The listener has taken the audio of `take_audio`."""
-        assert self._hearing is not None
-        self._hearing.due_at = self._clock()
-        self._report_transcript(self._hearing, final=False)
-
-    def fail_to_hear(self, error: Exception) -> None:
-        """The listener could not take it."""
-        assert self._hearing is not None
-        self._lose(self._hearing, "internal", f"listening failed: {error}")
+        match due.work:
+            case "rounding off":
+                utterance = self.utterances.due()
+                assert utterance is not None
+                self.utterances.round_off(utterance)
+            case "answer":
+                self._speak()
+            case _:
+                self._dictation.work()
 
     def joining(self, unit: Unit) -> Speaker | None:
         """The speaker at work, if it can do such a unit now."""
@@ -303,27 +184,15 @@ class Session:
         if self._response and self._response.speaker:
             self._response.speaker.close()
         self._response = None
-        for number in list(self._utterances):
-            self._drop(number)
+        self.utterances.close()
 
     def _awaited(self) -> Utterance | None:
         """The utterance that the answer at hand still waits for."""
         if self._response is None or self._response.speaker is not None:
             return None
         last = self._response.request.context[-1] if self._response.request.context else None
-        utterance = self._utterances.get(last.utterance) if last and last.utterance is not None else None
+        utterance = self.utterances.get(last.utterance) if last else None
         return utterance if utterance and not utterance.heard else None
-
-    def _listening_due(self) -> Due | None:
-        utterance = next((utterance for utterance in self._utterances.values() if utterance.due), None)
-        if utterance is None:
-            return None
-        return Due("hearing" if utterance.waiting else "own", self._listening_deadline(utterance))
-
-    def _listening_deadline(self, utterance: Utterance) -> float:
-        if self._response is not None and utterance is self._awaited():
-            return self._response.arrived_at + FIRST_SOUND_S
-        return utterance.due_at + (LIKELY_END_S if utterance.likely else LISTEN_SLACK_S)
 
     def _speaking_due(self) -> Due | None:
         response = self._response
@@ -336,57 +205,16 @@ class Session:
         if response.first_audio_at:
             deadline = response.first_audio_at + response.samples / self._model.output_sample_rate
         if speaker is None:
-            return Due("own", deadline)
+            return Due("answer", deadline)
         speaker.hurried = deadline - self._clock() < HURRY_S
         unit = speaker.unit
-        return Due("own" if unit == "end" else unit, deadline)
+        return Due("answer" if unit == "end" else unit, deadline)
 
     def _dictation_due(self) -> Due | None:
         """None while the caller speaks or an answer is at hand: they have the model's places."""
-        free = self._response is None and all(utterance.heard for utterance in self._utterances.values())
+        free = self._response is None and self.utterances.all_heard
         deadline = self._dictation.deadline() if free else None
-        return Due("own", deadline) if deadline is not None else None
-
-    def _round_off(self, utterance: Utterance) -> None:
-        """All of it is listened to: what its end, certain or likely, brings with it."""
-        try:
-            if not utterance.ended:
-                utterance.listener.prepare()
-                utterance.prepared = True
-                self._report_transcript(utterance, final=False)
-                return
-            encoded = utterance.listener.finish()
-            utterance.heard = True
-            if utterance.listener.transcribes:
-                self._report_transcript(utterance, final=True)
-            else:
-                self._dictation.add(utterance.number, utterance.listener, encoded, self._clock())
-            self._send(
-                UtteranceEncoded(
-                    self.number,
-                    utterance.number,
-                    encoded.samples,
-                    encoded.frames,
-                    encoded.groups,
-                    encoded.realised_hz,
-                    encoded.encode_ms,
-                )
-            )
-        except RequestError as error:
-            self._lose(utterance, error.code, str(error))
-        except Exception as error:
-            log.exception("session %d: utterance %d failed", self.number, utterance.number)
-            self._lose(utterance, "internal", f"listening failed: {error}")
-
-    def _lose(self, utterance: Utterance, code: str, message: str) -> None:
-        self._drop(utterance.number)
-        self._send(WorkerError(self.number, code, message, utterance.number))
-
-    def _report_transcript(self, utterance: Utterance, final: bool) -> None:
-        text = utterance.listener.transcript
-        if final or text != utterance.transcript:
-            utterance.transcript = text
-            self._send(Transcript(self.number, utterance.number, text, final))
+        return Due("dictation", deadline) if deadline is not None else None
 
     def _speak(self) -> None:
         response = self._response
@@ -407,11 +235,12 @@ class Session:
         if not request.context:
             raise RequestError("empty_context", "there is nothing to answer: the context is empty")
         last = request.context[-1].utterance
-        if last in self._utterances and not self._utterances[last].heard:
+        utterance = self.utterances.get(last)
+        if utterance is not None and not utterance.heard:
             raise RequestError("utterance_open", f"utterance {last} has not ended; end it before asking for an answer")
         return Question(
             Conversation(request.instructions, tuple(request.context)),
-            {utterance.number: utterance.listener for utterance in self._utterances.values() if utterance.heard},
+            self.utterances.heard(),
             request.input_hz,
             request.output_hz,
             request.speech,

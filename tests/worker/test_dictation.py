@@ -30,7 +30,7 @@ from worker.engine import Engine
 from worker.loading import load_model
 from worker.parts import SpeechModel
 from worker.pipeline import Networks, Pipeline
-from worker.session import MAX_HEARD
+from worker.listening import MAX_HEARD
 from worker.turn import TurnSettings, write_down
 
 SECOND = b"\x00\x10" * 16_000

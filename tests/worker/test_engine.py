@@ -31,6 +31,7 @@ from agent.wire import (
 from tests.worker.scripted import SOUND_SAMPLES, Ear, HandClock, ScriptedListener, ScriptedModel
 from worker.engine import Engine
 from worker.parts import MOST_SAMPLES, UNIT_SAMPLES
+from worker.session import FIRST_SOUND_S
 
 SECOND = b"\x00\x10" * 16_000
 
@@ -93,7 +94,9 @@ def test_likely_end_is_prepared_for_and_more_audio_takes_it_back() -> None:
     engine, ear = open_engine(ScriptedModel())
     engine.submit(ear, StartUtterance(1, 5, 12.5, []))
     drain(engine)
-    listener = next(iter(engine._sessions.values()))._utterances[5].listener
+    utterance = next(iter(engine._sessions.values())).utterances.get(5)
+    assert utterance is not None
+    listener = utterance.listener
     assert isinstance(listener, ScriptedListener)
     for sent, prepared in ((1000, [1000]), (700, [1000, 1700])):
         engine.submit(ear, AudioIn(1, 5, SECOND[: 2 * sent]))
@@ -261,8 +264,8 @@ def test_who_would_run_dry_goes_before_who_has_just_asked() -> None:
     engine.submit(ear, ask("a", session=1))
     for _ in range(3):
         engine.iterate()
-    # Two words of 80 ms are out: 60 ms later there are 100 ms left, which a first sound may take as well.
-    clock.now += 0.061
+    # Two words of 80 ms are out. So much later they last no longer than a first sound may take.
+    clock.now += 2 * 0.08 - FIRST_SOUND_S + 0.001
     engine.submit(ear, ask("b", session=2))
     for _ in range(3):
         engine.iterate()

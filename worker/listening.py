@@ -1,0 +1,241 @@
+"""The utterances of one session: sound waits until it is due, is listened to, and is rounded off at its end.
+
+    start ─► open ─ audio, likely end ─► open ─ end ─► ending ─(all audio taken in)─► heard ─ drop ─► gone
+
+Nobody follows an utterance while it is spoken, so its sound is listened to in long units; where it ends, or has
+probably ended, at once. What a listener that does not transcribe has heard goes to the dictation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from agent.wire import (
+    INPUT_SAMPLE_RATE,
+    AudioIn,
+    Message,
+    StartUtterance,
+    Transcript,
+    UtteranceEncoded,
+    WorkerError,
+)
+from worker.dictation import Dictation
+from worker.parts import UNIT_SAMPLES, Conversation, Listener, Pcm, RequestError, SpeechModel
+
+log = logging.getLogger("agogic.worker")
+
+MAX_UTTERANCE_SAMPLES = 600 * INPUT_SAMPLE_RATE
+MAX_HEARD = 8
+"""Utterances whose encoded audio a slot keeps; older turns of a conversation are known by their text."""
+LISTEN_SLACK_S, LIKELY_END_S = 0.5, 0.15
+"""Audio that nobody waits for may lie this long before answers have to make way for it, and this long where the
+utterance has probably ended, so that all is ready when that is certain."""
+
+Send = Callable[[Message], None]
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class Utterance:
+    """waiting: what arrived and was not listened to yet; likely: it may have ended here, prepared: and is ready for
+    that; due_at: since when there is something to do."""
+
+    number: int
+    listener: Listener
+    waiting: deque[Pcm] = field(default_factory=deque)
+    waiting_samples: int = 0
+    due_at: float = 0.0
+    samples: int = 0
+    likely: bool = False
+    prepared: bool = False
+    ended: bool = False
+    heard: bool = False
+    transcript: str = ""
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something to do: enough audio for it to be worth the while, or an end, likely or certain."""
+        if self.ended:
+            return not self.heard
+        if self.likely:
+            return not self.prepared
+        return self.waiting_samples >= UNIT_SAMPLES
+
+    @property
+    def deadline(self) -> float:
+        """By when (clock seconds) that should be done, if no answer waits for it."""
+        return self.due_at + (LIKELY_END_S if self.likely else LISTEN_SLACK_S)
+
+    def put(self, pcm: Pcm) -> None:
+        """More audio: what looked like the end was none."""
+        self.likely = self.prepared = False
+        self.samples += len(pcm)
+        self.waiting_samples += len(pcm)
+        self.waiting.append(pcm)
+
+    def take(self, most: int) -> Pcm:
+        """Up to `most` samples of the waiting audio."""
+        waiting = np.concatenate(list(self.waiting))
+        self.waiting.clear()
+        if len(waiting) > most:
+            self.waiting.append(waiting[most:])
+        self.waiting_samples -= min(most, len(waiting))
+        return waiting[:most]
+
+
+class Utterances:
+    """Of the session `number` of one client."""
+
+    def __init__(self, number: int, model: SpeechModel, dictation: Dictation, send: Send, clock: Clock) -> None:
+        self._number = number
+        self._model = model
+        self._dictation = dictation
+        self._send = send
+        self._clock = clock
+        self._all: dict[int, Utterance] = {}
+        self._hearing: Utterance | None = None
+
+    # --- messages ---
+
+    def start(self, message: StartUtterance, output_hz: float) -> None:
+        """output_hz: the rate that the answer will probably have. Raises RequestError."""
+        if message.utterance in self._all:
+            raise RequestError("duplicate_utterance", f"utterance {message.utterance} exists; number each one anew")
+        finished = [utterance.number for utterance in self._all.values() if utterance.heard]
+        for number in finished[: max(0, len(self._all) + 1 - MAX_HEARD)]:
+            self._dictation.give_up(number)
+            self.drop(number)
+        if len(self._all) >= MAX_HEARD:
+            raise RequestError("too_many_utterances", f"{MAX_HEARD} utterances are open; end or drop one first")
+        self._dictation.give_way()
+        conversation = Conversation(message.instructions, tuple(message.context))
+        last = next(reversed(self._all.values()), None)
+        previous = last.listener if last and last.heard else None
+        listener = self._model.listen(conversation, message.input_hz, output_hz, previous)
+        self._all[message.utterance] = Utterance(message.utterance, listener)
+
+    def audio(self, message: AudioIn) -> None:
+        """Raises RequestError."""
+        utterance = self._known(message.utterance)
+        if utterance.ended:
+            raise RequestError("utterance_ended", f"audio came after the end of utterance {message.utterance}")
+        if len(message.pcm) % 2:
+            raise RequestError("bad_audio", f"{len(message.pcm)} bytes are no whole number of 16-bit samples")
+        if not message.pcm:
+            return
+        if utterance.samples + len(message.pcm) // 2 > MAX_UTTERANCE_SAMPLES:
+            self.end(message.utterance, certain=True)
+            seconds = MAX_UTTERANCE_SAMPLES // INPUT_SAMPLE_RATE
+            raise RequestError("utterance_too_long", f"an utterance may last {seconds} s; the rest of it is not heard")
+        if not utterance.due:
+            utterance.due_at = self._clock()
+        utterance.put(np.frombuffer(message.pcm, dtype="<i2").astype(np.float32) / 32768.0)
+
+    def end(self, number: int, *, certain: bool) -> None:
+        """Raises RequestError."""
+        utterance = self._known(number)
+        utterance.likely = True
+        utterance.ended = utterance.ended or certain
+        utterance.due_at = self._clock()
+
+    def drop(self, number: int) -> None:
+        utterance = self._all.pop(number, None)
+        self._dictation.drop(number)
+        if utterance is not None:
+            utterance.listener.close()
+
+    def close(self) -> None:
+        """Drops all; nothing more is sent."""
+        for number in list(self._all):
+            self.drop(number)
+
+    # --- what is there ---
+
+    def get(self, number: int | None) -> Utterance | None:
+        return self._all.get(number) if number is not None else None
+
+    def heard(self) -> dict[int, Listener]:
+        """The finished ones."""
+        return {utterance.number: utterance.listener for utterance in self._all.values() if utterance.heard}
+
+    @property
+    def all_heard(self) -> bool:
+        return all(utterance.heard for utterance in self._all.values())
+
+    def _known(self, number: int) -> Utterance:
+        try:
+            return self._all[number]
+        except KeyError:
+            raise RequestError("unknown_utterance", f"utterance {number} was never started or is dropped") from None
+
+    # --- work ---
+
+    def due(self) -> Utterance | None:
+        """The oldest with something to do: to listen to what is waiting, or, where nothing is, to round it off."""
+        return next((utterance for utterance in self._all.values() if utterance.due), None)
+
+    def take_audio(self, most: int) -> tuple[Listener, Pcm]:
+        """The listener whose audio is due and up to `most` samples of that. `hear` or `fail_to_hear` must follow."""
+        self._hearing = self.due()
+        assert self._hearing is not None
+        return self._hearing.listener, self._hearing.take(most)
+
+    def hear(self) -> None:
+        """The listener has taken the audio of `take_audio`."""
+        assert self._hearing is not None
+        self._hearing.due_at = self._clock()
+        self._report(self._hearing, final=False)
+
+    def fail_to_hear(self, error: Exception) -> None:
+        """The listener could not take it."""
+        assert self._hearing is not None
+        self._lose(self._hearing, "internal", f"listening failed: {error}")
+
+    def round_off(self, utterance: Utterance) -> None:
+        """All of it is listened to: what its end, certain or likely, brings with it. Never raises."""
+        try:
+            if utterance.ended:
+                self._finish(utterance)
+            else:
+                utterance.listener.prepare()
+                utterance.prepared = True
+                self._report(utterance, final=False)
+        except RequestError as error:
+            self._lose(utterance, error.code, str(error))
+        except Exception as error:
+            log.exception("session %d: utterance %d failed", self._number, utterance.number)
+            self._lose(utterance, "internal", f"listening failed: {error}")
+
+    def _finish(self, utterance: Utterance) -> None:
+        encoded = utterance.listener.finish()
+        utterance.heard = True
+        if utterance.listener.transcribes:
+            self._report(utterance, final=True)
+        else:
+            self._dictation.add(utterance.number, utterance.listener, encoded, self._clock())
+        self._send(
+            UtteranceEncoded(
+                self._number,
+                utterance.number,
+                encoded.samples,
+                encoded.frames,
+                encoded.groups,
+                encoded.realised_hz,
+                encoded.encode_ms,
+            )
+        )
+
+    def _lose(self, utterance: Utterance, code: str, message: str) -> None:
+        self.drop(utterance.number)
+        self._send(WorkerError(self._number, code, message, utterance.number))
+
+    def _report(self, utterance: Utterance, final: bool) -> None:
+        text = utterance.listener.transcript
+        if final or text != utterance.transcript:
+            utterance.transcript = text
+            self._send(Transcript(self._number, utterance.number, text, final))
