@@ -53,7 +53,7 @@ class Briefing:
             self.start_utterance(self._listening.open)
             self._listening.replay()
         for item in self._captions.unfinished():
-            self._hand_over(item, context_of(self._before(item)))
+            self.hand_over(item)
 
     def worker_lost(self) -> None:
         self._slot = None
@@ -81,6 +81,7 @@ class Briefing:
         context = context_of(items)
         if not context or (isinstance(items[-1], UserMessage) and items[-1].silent):
             context.append(ContextItem("user", self._opening))
+        response.utterance = context[-1].utterance
         return Respond(
             session=slot.session,
             generation=response.generation,
@@ -91,6 +92,10 @@ class Briefing:
             max_output_tokens=self._max_output_tokens if limit == "inf" else limit,
             input_hz=plan.input_rate.hz,
         )
+
+    def hand_over(self, item: UserMessage) -> None:
+        """Sees to it that the worker has, or gets, the sound of an item of the conversation."""
+        self._hand_over(item, context_of(self._before(item)))
 
     def _hand_over(self, item: UserMessage, context: list[ContextItem]) -> None:
         """The sound of a committed item, if it is still kept and the worker does not have it."""

@@ -58,9 +58,9 @@ class Captions:
         if utterance in self._open:
             self._open[utterance].encoded = True
 
-    def failed(self, message: str) -> list[ServerEvent]:
-        """The worker will not say any more about what is open."""
-        return self._fail(list(self._open), message)
+    def failed(self, utterance: int | None, message: str) -> list[ServerEvent]:
+        """The worker will not say any more about this utterance; None: about all that are open."""
+        return self._fail([number for number in self._open if utterance in (None, number)], message)
 
     def worker_lost(self) -> list[ServerEvent]:
         """The next worker hears again what this one had not; of what was to be written down later only the newest,

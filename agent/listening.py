@@ -62,7 +62,7 @@ class Utterance:
 
     `detected` is False in push-to-talk, where the client knows of it and no event tells it. `continues` names the item
     of the turn that goes on in this utterance, whose sound it then begins with. `likely_end` is where it has probably
-    ended: the worker gets nothing from there on unless that proves wrong.
+    ended: the worker gets nothing from there on unless that proves wrong. `lost`: the worker failed to hear it.
     """
 
     number: int
@@ -72,6 +72,7 @@ class Utterance:
     sent: int
     spoken_end: int
     likely_end: int | None = None
+    lost: bool = False
     transcript: str = ""
     continues: str | None = None
 
@@ -332,7 +333,7 @@ class Listening:
     def replay(self) -> None:
         """A new worker holds nothing: send the open utterance again from its beginning."""
         if self.open is not None:
-            self.open.sent = self.open.start
+            self.open.sent, self.open.lost = self.open.start, False
             self._forward(self._detector.position if self._detector is not None else self._buffer.end)
             self._send_likely_end()
 
@@ -359,7 +360,8 @@ class Listening:
         utterance = self.open
         assert utterance is not None
         self._forward(end)
-        self.send_utterance(utterance.number, b"", ended=True)
+        if not utterance.lost:
+            self.send_utterance(utterance.number, b"", ended=True)
         self.open = None
         self._uncommitted_from = self._last_end = end
         pcm = self._buffer.samples(utterance.start, end)
@@ -369,7 +371,7 @@ class Listening:
 
     def _forward(self, end: int) -> None:
         """Sends the open utterance up to `end`, or to where it has probably ended."""
-        if self.open is None or self.worker_session is None:
+        if self.open is None or self.open.lost or self.worker_session is None:
             return
         if self.open.likely_end is not None:
             end = min(end, self.open.likely_end)
@@ -378,7 +380,9 @@ class Listening:
             self.open.sent = end
 
     def _send_likely_end(self) -> None:
-        if self.open is not None and self.open.likely_end is not None and self.worker_session is not None:
+        if self.open is None or self.open.lost or self.worker_session is None:
+            return
+        if self.open.likely_end is not None:
             self._outbox.worker(LikelyEnd(self.worker_session, self.open.number))
 
     def _restart_detector(self, position: int) -> None:

@@ -69,7 +69,7 @@ class Clocked:
 
 @dataclass
 class Response:
-    """`server_plays` is WebRTC: sound is pulled and not sent as events."""
+    """`server_plays` is WebRTC: sound is pulled and not sent as events. `utterance` is what it answers, if sound."""
 
     id: str
     generation: int
@@ -81,6 +81,7 @@ class Response:
     done: ResponseDone | None = None
     status: Literal["in_progress"] | FinalStatus = "in_progress"
     previous_item_id: str | None = None
+    utterance: int | None = None
     started: bool = False
     tokens: list[TokenSpan] = field(default_factory=list)
     _unsent_tokens: list[TokenSpan] = field(default_factory=list)

@@ -323,9 +323,15 @@ class Session:
             self._outbox.send(event)
 
     def _worker_error(self, message: WorkerError) -> None:
-        for event in self._captions.failed(message.message):
+        """What failed is heard again when it is needed next: an open utterance at its end, another with a question."""
+        self._briefing.drop_utterance(message.utterance)
+        utterance, answer = self._listening.open, self._speaking.active
+        if utterance is not None and utterance.number == message.utterance:
+            utterance.lost = True
+            return
+        for event in self._captions.failed(message.utterance, message.message):
             self._outbox.send(event)
-        if self._speaking.active is not None and self._speaking.active.done is None:
+        if answer is not None and answer.done is None and message.utterance in (None, answer.utterance):
             self._speaking.fail(message.code, message.message)
 
     # --- small things ---

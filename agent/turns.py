@@ -122,6 +122,8 @@ class Turns:
         self._captions.committed(utterance.number, item, wanted=source.transcription is not None)
         for event in self._captions.heard(utterance.number, utterance.transcript, final=False):
             self._outbox.send(event)
+        if utterance.lost:
+            self._briefing.hand_over(item)
         if not turn.by_client and source.turn_detection is not None and source.turn_detection.create_response:
             self._speaking.request_turn(replace(self._plan(), turn_detection_ms=turn.waited_ms, answers=item.id))
 

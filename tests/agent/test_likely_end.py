@@ -37,9 +37,12 @@ def pausing(driver: SessionDriver | None = None) -> SessionDriver:
 
 
 def heard(driver: SessionDriver, session: int, utterance: int) -> bytes:
-    """What the worker was given of an utterance."""
-    pieces = (m for m in driver.asked(wire.AudioIn) if (m.session, m.utterance) == (session, utterance))
-    return b"".join(m.pcm for m in pieces)
+    """What the worker was given of an utterance since it was last told that it begins."""
+    given = b""
+    for message in driver.asked(wire.StartUtterance | wire.AudioIn):
+        if (message.session, message.utterance) == (session, utterance):
+            given = given + message.pcm if isinstance(message, wire.AudioIn) else b""
+    return given
 
 
 def spoken(driver: SessionDriver) -> list[UserMessage]:
@@ -62,7 +65,7 @@ def check_wire(driver: SessionDriver) -> None:
         key, before = (message.session, message.utterance), last.get((message.session, message.utterance))
         match message:
             case wire.StartUtterance():
-                assert before is None
+                assert before in (None, wire.DropUtterance)
             case wire.AudioIn():
                 assert message.pcm and before in (wire.StartUtterance, wire.AudioIn, wire.LikelyEnd)
             case wire.LikelyEnd():
@@ -214,7 +217,7 @@ LENGTHS_S = st.integers(1, 40).map(lambda steps: steps * 0.02)
 STEPS = st.one_of(
     st.tuples(st.just("speak"), LENGTHS_S),
     st.tuples(st.just("hush"), LENGTHS_S),
-    st.tuples(st.sampled_from(["commit", "clear", "lose"]), st.none()),
+    st.tuples(st.sampled_from(["commit", "clear", "lose", "fail"]), st.none()),
     st.tuples(st.just("set"), st.sampled_from(SETTINGS)),
 )
 
@@ -244,6 +247,9 @@ def test_whatever_happens_in_a_pause_the_worker_misses_nothing_but_silence(
                 driver.do(driver.session.worker_lost())
                 slot += 1
                 driver.do(driver.session.worker_ready(WorkerSlot(slot, READY)))
+            case "fail":
+                for start in driver.asked(wire.StartUtterance)[-1:]:
+                    driver.worker(wire.WorkerError(slot, "busy", "no place", start.utterance))
             case _:
                 driver.send(type=f"input_audio_buffer.{action}")
     check_heard(driver)

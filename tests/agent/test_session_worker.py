@@ -141,3 +141,89 @@ def test_worker_error_about_an_utterance_fails_its_transcription() -> None:
     failed = driver.last("conversation.item.input_audio_transcription.failed")
     assert failed["error"]["message"] == "listening failed"
     check(driver.events)
+
+
+# --- an utterance that the worker could not hear ---
+
+FAILED = "conversation.item.input_audio_transcription.failed"
+COMPLETED = "conversation.item.input_audio_transcription.completed"
+
+
+def committed(driver: SessionDriver) -> int:
+    """Says something and commits it; the utterance's number."""
+    driver.speak(0.3)
+    driver.send(type="input_audio_buffer.commit")
+    return int(driver.asked(wire.EndUtterance)[-1].utterance)
+
+
+def lost(utterance: int) -> wire.WorkerError:
+    return wire.WorkerError(1, "busy", "no place", utterance)
+
+
+def test_one_failed_utterance_leaves_the_transcription_of_the_others_alone() -> None:
+    driver = SessionDriver(reply=None, transcript=None, settings=PUSH_TO_TALK)
+    first, second = committed(driver), committed(driver)
+    items = [event["item_id"] for event in driver.of("input_audio_buffer.committed")]
+    driver.worker(lost(first))
+    assert [event["item_id"] for event in driver.of(FAILED)] == items[:1]
+    driver.worker(wire.Transcript(1, second, "A tea.", final=True))
+    assert [event["item_id"] for event in driver.of(COMPLETED)] == items[1:]
+    check(driver.events)
+
+
+def test_one_failed_utterance_leaves_the_answer_to_another_alone() -> None:
+    driver = SessionDriver(reply=None, settings=PUSH_TO_TALK)
+    first, second = committed(driver), committed(driver)
+    driver.send(type="response.create")
+    driver.worker(lost(first))
+    assert not driver.of("response.done")
+    driver.worker(lost(second))
+    error = driver.last("response.done")["response"]["status_details"]["error"]
+    assert (error["code"], error["message"]) == ("busy", "no place")
+    check(driver.events)
+
+
+def test_what_was_lost_while_it_was_spoken_is_heard_again_at_its_end() -> None:
+    driver = SessionDriver(reply="Sure.")
+    driver.speak(0.4)
+    (start,) = driver.asked(wire.StartUtterance)
+    driver.worker(lost(start.utterance))
+    before = len(driver.to_worker)
+    driver.speak(0.4)
+    assert not driver.to_worker[before:], "nothing is sent where nobody listens"
+    driver.worker(lost(start.utterance))
+    driver.hush(1.5)
+    again = driver.to_worker[before:]
+    assert [type(message) for message in again if not isinstance(message, wire.AudioIn)] == [
+        wire.StartUtterance,
+        wire.EndUtterance,
+        wire.Respond,
+    ]
+    heard_s = sum(len(message.pcm) for message in again if isinstance(message, wire.AudioIn)) / 32_000
+    assert heard_s == pytest.approx(0.8 + 0.5, abs=0.07)
+    assert not driver.of(FAILED) and driver.of(COMPLETED)
+    assert driver.last("response.done")["response"]["status"] == "completed"
+    check(driver.events)
+
+
+def test_what_is_lost_twice_is_not_answered() -> None:
+    driver = SessionDriver(reply=None, transcript=None)
+    driver.speak(0.4)
+    (start,) = driver.asked(wire.StartUtterance)
+    driver.worker(lost(start.utterance))
+    driver.hush(0.7)
+    assert driver.asked(wire.Respond)
+    driver.worker(lost(start.utterance))
+    assert driver.last("response.done")["response"]["status"] == "failed"
+    assert len(driver.asked(wire.StartUtterance)) == 2
+
+
+def test_what_was_lost_is_written_down_though_nobody_wants_an_answer() -> None:
+    driver = SessionDriver(settings=PUSH_TO_TALK)
+    driver.speak(0.4)
+    (start,) = driver.asked(wire.StartUtterance)
+    driver.worker(lost(start.utterance))
+    driver.send(type="input_audio_buffer.commit")
+    driver.advance(0.1)
+    assert driver.last(COMPLETED)["transcript"] == driver.transcript
+    check(driver.events)

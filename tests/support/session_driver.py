@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable
+from types import UnionType
 from typing import Any, Literal
 
 import numpy as np
@@ -34,14 +35,14 @@ class LoudnessVad:
 
 
 class SessionDriver:
-    """`reply` is what the scripted worker answers, word by word; None leaves the worker silent."""
+    """`reply` is what the scripted worker answers, word by word, `transcript` what it understands; None: nothing."""
 
     def __init__(
         self,
         *,
         transport: Literal["websocket", "webrtc"] = "websocket",
         reply: str | None = "It is noon.",
-        transcript: str = "What time is it?",
+        transcript: str | None = "What time is it?",
         settings: dict[str, Any] | None = None,
         start: bool = True,
         worker: bool = True,
@@ -147,7 +148,7 @@ class SessionDriver:
     def last(self, kind: str) -> dict[str, Any]:
         return self.of(kind)[-1]
 
-    def asked(self, kind: type[wire.Message]) -> list[Any]:
+    def asked(self, kind: type[wire.Message] | UnionType) -> list[Any]:
         return [message for message in self.to_worker if isinstance(message, kind)]
 
     # --- the scripted worker ---
@@ -157,13 +158,13 @@ class SessionDriver:
             self._asked.append(message)
         elif isinstance(message, wire.Cancel):
             self._asked = [ask for ask in self._asked if ask.generation != message.generation]
-        elif isinstance(message, wire.EndUtterance):
+        elif isinstance(message, wire.EndUtterance) and self.transcript is not None:
             self._ended.append(message)
 
     def _answer(self) -> None:
         while self._ended:
             ended = self._ended.pop(0)
-            self.worker(wire.Transcript(ended.session, ended.utterance, self.transcript, final=True))
+            self.worker(wire.Transcript(ended.session, ended.utterance, self.transcript or "", final=True))
         while self._asked:
             self.worker(*answer(self._asked.pop(0), self.reply or ""))
 
