@@ -1,9 +1,9 @@
 """What working piece by piece costs: the time of each network's stream over the time of its `forward` on the whole.
 
 Both do the same work in the same run, in turns, and the least processor time of each counts, so that other work on the
-machine does not. `cost_ratio` is that of one session with pieces as the worker feeds them: `UNIT_SAMPLES` of sound,
-blocks of the encoder, calls of the flow decoder's plan. Larger pieces and eight sessions at once show where the price
-comes from: a product of few rows reads all weights for them.
+machine does not. `cost_ratio` is that of one session with pieces as the worker feeds them: `UNIT_SAMPLES` of sound, and
+the blocks of the encoder and frames of the merger that they complete; calls of the flow decoder's plan. Other pieces
+and eight sessions at once show where the price comes from: a product of few rows reads all weights for them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ ROWS = 8
 MEL_HZ, OUTPUT_MEL_HZ = 100, 50
 MERGER_HZ = 8.0
 TOGETHER = (1, 2, 4, 8)
+WINDOW_MS = 32
+UNIT_MS = str(1000 * UNIT_SAMPLES // SAMPLE_RATE)
 INFILL_SIZE = FlowConfig(hidden=256, num_layers=2, num_heads=4, ffn_dim=1024, mlp_dim=256, codebook_size=256)
 INFILL_PROMPT_FRAMES, INFILL_FRAMES = 40, 48
 """12.5 Hz: a prompt of 3.2 s and an answer of 3.8 s."""
@@ -73,24 +75,25 @@ def measure(ear: BlockEar, voice: EmbeddedVoice, spoken: Spoken, rounds: int) ->
     calls = _calls(voice.flow, spoken, 1)
     sizes = [call.layout.start.shape[1] * UPSAMPLING for call in calls]
     block, block_frames = ear.encoder.block_mel_frames, ear.encoder.config.block_frames
-    unit_ms, block_ms = 1000 * UNIT_SAMPLES // SAMPLE_RATE, 1000 * block // MEL_HZ
+    block_ms = 1000 * block // MEL_HZ
     chunk = voice.flow.voicebox.config.chunk_frames
     chunk_ms = 1000 * chunk // OUTPUT_MEL_HZ
+    pieces_ms = [n * block_ms for n in TOGETHER]
     by_piece = {
         "features": ratios(
             rounds,
             lambda: ear.mel(spoken.samples),
-            {str(unit_ms // n): partial(_hear, ear.mel, spoken.samples, UNIT_SAMPLES // n) for n in (10, 1)},
+            {str(n): partial(_hear, ear.mel, spoken.samples, n * SAMPLE_RATE // 1000) for n in (WINDOW_MS, *pieces_ms)},
         ),
         "encoder": ratios(
             rounds,
             lambda: ear.encoder(mel),
-            {str(n * block_ms): partial(_encode, ear.encoder, mel, n * block) for n in TOGETHER},
+            {str(n): partial(_encode, ear.encoder, mel, n // block_ms * block) for n in pieces_ms},
         ),
         "merger": ratios(
             rounds,
             lambda: ear.merger.forward(frames, MERGER_HZ),
-            {str(n * block_ms): partial(_merge, ear.merger, frames, n * block_frames) for n in TOGETHER},
+            {str(n): partial(_merge, ear.merger, frames, n // block_ms * block_frames) for n in pieces_ms},
         ),
         "flow": ratios(
             rounds,
@@ -106,9 +109,9 @@ def measure(ear: BlockEar, voice: EmbeddedVoice, spoken: Spoken, rounds: int) ->
         ),
     }  # fmt: skip
     service = {
-        "features": by_piece["features"][str(unit_ms)],
-        "encoder": by_piece["encoder"][str(block_ms)],
-        "merger": by_piece["merger"][str(block_ms)],
+        "features": by_piece["features"][UNIT_MS],
+        "encoder": by_piece["encoder"][UNIT_MS],
+        "merger": by_piece["merger"][UNIT_MS],
         "flow": by_piece["flow"]["plan"],
         "vocoder": by_piece["vocoder"]["plan"],
         "infill": infill_cost(max(1, rounds // 3)),
@@ -121,17 +124,25 @@ def measure(ear: BlockEar, voice: EmbeddedVoice, spoken: Spoken, rounds: int) ->
 
 
 def _eight_rows(ear: BlockEar, voice: EmbeddedVoice, spoken: Spoken, rounds: int) -> dict[str, float]:
-    """The same of eight sessions in step; the merger's groups close at their own times, so it has no batch."""
+    """The same of eight sessions in step, against one pass over the whole of all of them; the merger has none of
+    several rows, so against a pass for each."""
     samples, codes, durations = (
         part.expand(ROWS, -1).contiguous() for part in (spoken.samples, spoken.codes, spoken.durations)
     )
     batch = Spoken(samples, codes, durations)
     mel, calls = ear.mel(samples), _calls(voice.flow, spoken, ROWS)
     sound = voice.flow(codes, durations)
-    block, sizes = ear.encoder.block_mel_frames, [call.layout.start.shape[1] * UPSAMPLING for call in calls]
+    blocks = UNIT_SAMPLES * MEL_HZ // SAMPLE_RATE // ear.encoder.block_mel_frames
+    unit_mel, unit_frames = blocks * ear.encoder.block_mel_frames, blocks * ear.encoder.config.block_frames
+    frames = ear.encoder(mel)
+    sizes = [call.layout.start.shape[1] * UPSAMPLING for call in calls]
     pairs: dict[str, tuple[Work, Work]] = {
         "features": (lambda: ear.mel(samples), lambda: _hear(ear.mel, samples, UNIT_SAMPLES)),
-        "encoder": (lambda: ear.encoder(mel), lambda: _encode(ear.encoder, mel, block)),
+        "encoder": (lambda: ear.encoder(mel), lambda: _encode(ear.encoder, mel, unit_mel)),
+        "merger": (
+            lambda: [ear.merger.forward(row, MERGER_HZ) for row in frames],
+            lambda: _merge_together(ear.merger, frames, unit_frames),
+        ),
         "flow": (lambda: voice.flow(batch.codes, batch.durations), lambda: _decode(voice.flow, calls)),
         "vocoder": (lambda: voice.vocoder(sound), lambda: _vocode(voice.vocoder, sound, sizes)),
     }
@@ -188,6 +199,15 @@ def _merge(merger: CausalMerger, frames: Tensor, piece_frames: int) -> None:
     for piece in frames.split(piece_frames):
         _, state = merger.step(piece, state, MERGER_HZ)
     merger.flush(state)
+
+
+def _merge_together(merger: CausalMerger, frames: Tensor, piece_frames: int) -> None:
+    rows = frames.shape[0]
+    states, rates = [merger.initial_state(frames.shape[2]) for _ in range(rows)], [MERGER_HZ] * rows
+    for piece in frames.split(piece_frames, dim=1):
+        states = [state for _, state in merger.step_together(list(piece), states, rates)]
+    for state in states:
+        merger.flush(state)
 
 
 def _calls(flow: FlowDecoder, spoken: Spoken, rows: int) -> list[FlowChunk]:

@@ -60,6 +60,32 @@ def turn(
 
 
 @app.command()
+def callers(
+    clips: Clips = CHECKOUT / "tests" / "speech",
+    callers: Annotated[int, typer.Option(min=1, help="callers at once")] = 8,
+    turns: Annotated[int, typer.Option(min=1, help="turns of each")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="conversations held")] = 2,
+    model: Model = "embedded",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """A worker with several callers: first sounds, stutters, how busy it is, and what its networks cost there."""
+    from worker.threads import limit_threads
+
+    limit_threads(threads)
+    from benchmarks import callers as benchmark
+    from worker.audio_files import AudioFileError, read_question
+    from worker.loading import ModelError, load_model
+
+    try:
+        questions = [read_question(path) for path in _recordings(clips)]
+        report = benchmark.run(load_model(model, callers), questions, callers, turns, rounds)
+    except (AudioFileError, ModelError) as error:
+        _fail(error)
+    _print({**report, "threads": threads}, json)
+
+
+@app.command()
 def start(model: Model = "embedded", json: Json = False) -> None:
     """How long a fresh service takes to be ready, and what it holds in memory."""
     from benchmarks import start as benchmark

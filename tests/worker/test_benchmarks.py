@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import controllers, look_ahead, rates, stream_costs, streaming, turn
+from agent.wire import AudioOut
+from benchmarks import callers, controllers, look_ahead, rates, stream_costs, streaming, turn
 from streaming.flow import FlowConfig
 from streaming.infill import InfillDials
 from streaming.sensevoice_chunks import ChunkDials
 from streaming.vocoder_window import WindowDials
 from tests.worker.tiny import pipeline
+from worker.audio_files import read_question
 from worker.turn import TurnSettings
 from worker.voice import EmbeddedVoice
 
@@ -35,6 +37,26 @@ def test_turn_reports_times_of_every_turn() -> None:
 
 def test_percentile_is_a_measured_value() -> None:
     assert [turn._percentile([3.0, 1.0, 2.0], share) for share in (0.01, 0.5, 0.95)] == [1.0, 2.0, 3.0]
+
+
+def test_callers_hear_their_answers_and_every_network_has_its_cost() -> None:
+    clips = [read_question(path) for path in CLIPS]
+    report = callers.run(pipeline(3), clips, callers=3, turns=2, rounds=1)
+    assert report["callers"] == 3 and report["turns"] == 6
+    assert 0 < report["first_audio_ms_p50"] <= report["first_audio_ms_p95"]
+    assert 0 < report["busy_share"] < 1
+    assert set(report["cost_ratio"]) == {"features", "encoder", "merger", "flow", "vocoder"}
+    assert all(0.3 < ratio < 30 for ratio in report["cost_ratio"].values())
+
+
+def test_a_caller_counts_every_gap_in_what_is_heard() -> None:
+    caller = callers.Caller(0, [])
+    caller.ended_at = 1.0
+    for samples, now in ((2400, 1.2), (2400, 1.29), (2400, 1.45), (2400, 1.5)):
+        caller.take(AudioOut(0, 1, 0, bytes(2 * samples), [], []), now, 24_000)
+    # 200 ms of sound from 1.2 s on end at 1.4 s: the third piece is 50 ms late.
+    assert caller.first_audio_ms == [pytest.approx(200.0)]
+    assert caller.stutters_ms == [pytest.approx(50.0)]
 
 
 def test_rates_are_met_and_compared_with_top_k() -> None:

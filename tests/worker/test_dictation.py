@@ -27,10 +27,10 @@ from tests.support.official import question, save_official
 from tests.worker.scripted import Ear, HandClock, ScriptedModel
 from worker.dictation import LEAST_TOKENS, TOKENS_PER_S
 from worker.engine import Engine
+from worker.listening import MAX_HEARD
 from worker.loading import load_model
 from worker.parts import SpeechModel
 from worker.pipeline import Networks, Pipeline
-from worker.listening import MAX_HEARD
 from worker.turn import TurnSettings, write_down
 
 SECOND = b"\x00\x10" * 16_000
