@@ -63,6 +63,7 @@ class OfficialVoice:
         window: WindowDials = WindowDials(),  # noqa: B008
     ) -> None:
         self.flow, self.vocoder, self.prompt, self.window = flow, vocoder, prompt, window
+        flow.begin(prompt)  # remembers the prompt, which the first answer need not wait for then
 
     def begin(self) -> OfficialVoiceStream:
         return OfficialVoiceStream(self)

@@ -10,13 +10,16 @@ absolute frame, so that both times start from the same. With one chunk as long a
 anew at every step, this is the official decode.
 
 Most of a window is prefix, which the steps of a chunk do not change, though they change what the network makes of it:
-`prefix_every` says how many steps go on with the same keys and values of the prefix.
+`prefix_every` says how many steps go on with the same keys and values of the prefix. Most of a prefix is the prompt,
+the same in all answers: `keep_prompt` makes its keys and values once, while the voice says the beginning of its prompt
+over again, and every window of every answer in this voice attends to those.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -27,15 +30,19 @@ from streaming.mel24k import MEL_BINS
 from streaming.unmerge import UPSAMPLING
 
 NOISE_FRAMES = 1024
+REHEARSED_FRAMES = 12
+"""12.5 Hz: how much a prompt is followed by while its keys and values are made. With nothing behind it they would be
+twice as far from those of real answers; more than this changes little."""
 
 
 @dataclass(frozen=True)
 class InfillDials:
     """Steps and guidance as in `Voicebox.solve`; frames are 12.5 Hz.
 
-    `chunk_frames` are the lengths of the first chunks, the last repeats: short ones first, so that sound comes soon.
+    `chunk_frames` are the lengths of the first chunks, the last repeats: short ones first, so that sound comes soon,
+    each at most twice the one before, which is heard while it is made.
     `context_frames` of generated mel are kept as prefix, besides the prompt. The prefix goes through the network at
-    every `prefix_every`-th step; 1 is the official decode.
+    every `prefix_every`-th step, the prompt with it unless `keep_prompt`; 1 and False are the official decode.
     """
 
     steps: int = 15
@@ -45,6 +52,7 @@ class InfillDials:
     look_ahead_frames: int = 4
     context_frames: int = 25
     prefix_every: int = 3
+    keep_prompt: bool = True
 
     def __post_init__(self) -> None:
         if not self.chunk_frames or min(self.chunk_frames) < 1:
@@ -55,7 +63,7 @@ class InfillDials:
             raise ValueError(f"prefix_every must be at least 1 step, not {self.prefix_every}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PromptVoice:
     """Whom to sound like: codes int64 [P] at 12.5 Hz and the normalised mel [4 P, 128] that they stand for."""
 
@@ -73,9 +81,12 @@ class PromptVoice:
 class Window:
     """What one chunk is made from; the first `kept` of the target's frames are the chunk.
 
-    codes int64 [prefix + target] at 12.5 Hz, prefix mel [4 prefix, 128], noise [4 target, 128].
+    `prompt` is remembered and stands before the prefix: keys and values [steps that make them, layers, heads, frames,
+    head_dim], no frames where the prompt is part of the prefix. codes int64 [prefix + target] at 12.5 Hz, prefix mel
+    [4 prefix, 128], noise [4 target, 128].
     """
 
+    prompt: Memory
     codes: Tensor
     prefix: Tensor
     noise: Tensor
@@ -93,8 +104,11 @@ class Chunk:
 class InfillStream:
     """One utterance on its way from codes to mel."""
 
-    def __init__(self, prompt: PromptVoice, dials: InfillDials, codebook_size: int, noise: Tensor) -> None:
-        self._prompt, self._dials, self._codebook_size, self._noise = prompt, dials, codebook_size, noise
+    def __init__(
+        self, prompt: PromptVoice, remembered: Memory, dials: InfillDials, codebook_size: int, noise: Tensor
+    ) -> None:
+        self._prompt, self._remembered, self._dials = prompt, remembered, dials
+        self._codebook_size, self._noise = codebook_size, noise
         self._codes: list[int] = []  # 12.5 Hz frames from `_first` on
         self._first = 0
         self._made = 0  # frames rendered
@@ -132,12 +146,11 @@ class InfillStream:
         context = self._mel.shape[0] // UPSAMPLING
         own = torch.tensor(self._codes[at - context : at + target], dtype=torch.int64, device=self._prompt.codes.device)
         frame = self._made * UPSAMPLING + torch.arange(target * UPSAMPLING, device=self._noise.device)
-        return Window(
-            torch.cat((self._prompt.codes, own)),
-            torch.cat((self._prompt.mel, self._mel)),
-            self._noise[frame % NOISE_FRAMES],
-            kept,
-        )
+        noise = self._noise[frame % NOISE_FRAMES]
+        if self._dials.keep_prompt:
+            return Window(self._remembered, own, self._mel, noise, kept)
+        codes, prefix = torch.cat((self._prompt.codes, own)), torch.cat((self._prompt.mel, self._mel))
+        return Window(self._remembered, codes, prefix, noise, kept)
 
     def accept(self, mel: Tensor) -> None:
         """The chunk's mel [4 kept, 128], which becomes context."""
@@ -162,16 +175,33 @@ class InfillDecoder:
         weight = voicebox.cond_emb.weight
         noise = torch.randn(NOISE_FRAMES, MEL_BINS, generator=torch.Generator().manual_seed(seed))
         self.noise = noise.to(weight)
+        self._remembered: WeakKeyDictionary[PromptVoice, Memory] = WeakKeyDictionary()
 
+    @torch.inference_mode()
     def begin(self, prompt: PromptVoice | None) -> InfillStream:
-        """A new utterance; without a prompt the weights choose a speaker."""
+        """A new utterance; without a prompt the weights choose a speaker.
+
+        The first utterance of a prompt takes the time to remember it.
+        """
         weight = self.voicebox.cond_emb.weight
         if prompt is None:
             nothing = torch.zeros(0, dtype=torch.int64, device=weight.device)
-            voice = PromptVoice(nothing, weight.new_zeros(0, MEL_BINS))
-        else:
-            voice = PromptVoice(prompt.codes.to(weight.device), prompt.mel.to(weight))
-        return InfillStream(voice, self.dials, self.voicebox.config.codebook_size, self.noise)
+            prompt = PromptVoice(nothing, weight.new_zeros(0, MEL_BINS))
+        voice = PromptVoice(prompt.codes.to(weight.device), prompt.mel.to(weight))
+        if prompt not in self._remembered:
+            self._remembered[prompt] = self._remember(voice)
+        remembered = self._remembered[prompt]
+        return InfillStream(voice, remembered, self.dials, self.voicebox.config.codebook_size, self.noise)
+
+    def _remember(self, voice: PromptVoice) -> Memory:
+        """Keys and values of the prompt at every step that makes the prefix anew; of no frames unless it is kept."""
+        made: list[Memory] = []
+        nothing = self._room(-(-self.dials.steps // self.dials.prefix_every), 0)
+        if self.dials.keep_prompt and len(voice.codes):
+            again = voice.codes[:REHEARSED_FRAMES]
+            noise = self.noise[: UPSAMPLING * len(again)]
+            self._solve([Window(nothing, torch.cat((voice.codes, again)), voice.mel, noise, len(again))], made)
+        return (torch.cat([keys for keys, _ in made]), torch.cat([values for _, values in made])) if made else nothing
 
     @torch.inference_mode()
     def render(self, streams: Sequence[InfillStream]) -> list[Chunk]:
@@ -184,26 +214,24 @@ class InfillDecoder:
             stream.accept(target[:kept])
         return chunks
 
-    def _solve(self, windows: Sequence[Window]) -> list[Tensor]:
-        """The target of every window by Euler steps; rows are [prefix, padded | target, padded]."""
+    def _solve(self, windows: Sequence[Window], made: list[Memory] | None = None) -> list[Tensor]:
+        """The target of every window by Euler steps; rows are [prompt, padded | prefix, padded | target, padded], the
+        prompt in the memory alone. `made` is given the prefixes' keys and values at every step that makes them."""
         dials, network = self.dials, self.voicebox.diff_estimator
+        prompt = [window.prompt[0].shape[3] for window in windows]
         prefix = [window.prefix.shape[0] for window in windows]
         target = [window.noise.shape[0] for window in windows]
         device = self.noise.device
-        # bool [rows, frames] of the two parts; the bare pass, without a prompt, sees the target alone
-        prefix_real, real = _real(prefix, device), _real(target, device)
-        held, frames = prefix_real.shape[1], real.shape[1]
+        # bool [rows, frames] of the three parts; the bare pass, without a prompt, sees the target alone
+        prompt_real, prefix_real, real = (_real(part, device) for part in (prompt, prefix, target))
+        remembered, held, frames = prompt_real.shape[1], prefix_real.shape[1], real.shape[1]
         own = torch.arange(frames, device=device)
-        positions = torch.cat(
-            (
-                torch.arange(held, device=device).expand(len(windows), -1),
-                torch.tensor(prefix, device=device)[:, None] + own,
-            ),
-            1,
-        )
+        before = torch.tensor([prompt, prefix], device=device)[:, :, None]
+        positions = torch.cat((before[0] + torch.arange(held, device=device), before.sum(0) + own), 1)
         turns = network.turns(positions, self.noise.dtype)
         target_turns = (turns[0][:, :, held:], turns[1][:, :, held:])
-        mask, bare_mask = self.voicebox.mask(torch.cat((prefix_real, real), 1)), self.voicebox.mask(real)
+        mask = self.voicebox.mask(torch.cat((prompt_real, prefix_real, real), 1))
+        bare_mask = self.voicebox.mask(real)
         condition = torch.cat(
             (
                 self._condition([w.codes[: n // UPSAMPLING] for w, n in zip(windows, prefix, strict=True)]),
@@ -215,11 +243,17 @@ class InfillDecoder:
         nothing = network.cond_mlp(condition.new_zeros(1, 1, self.voicebox.config.hidden))
         clean = torch.nn.utils.rnn.pad_sequence([window.prefix for window in windows], batch_first=True)
         x = torch.nn.utils.rnn.pad_sequence([window.noise for window in windows], batch_first=True)
-        memory = self._memory(len(windows), held + frames)
+        memory = self._room(len(windows), remembered + held + frames)
         for step, gains in enumerate(network.step_gains(dials.steps).unsqueeze(1)):
             if step % dials.prefix_every == 0:
+                for row, window in enumerate(windows):
+                    for own_memory, kept in zip(memory, window.prompt, strict=True):
+                        own_memory[row, :, :, : prompt[row]] = kept[step // dials.prefix_every]
                 whole = torch.cat((clean, x), dim=1)
                 velocity = network.with_cache(whole, gains, condition, turns, mask, memory)[:, held:]
+                if made is not None:
+                    keys, values = (part[:, :, :, remembered : remembered + held].clone() for part in memory)
+                    made.append((keys, values))
             else:
                 velocity = network.with_cache(x, gains, condition[:, held:], target_turns, mask, memory)
             if dials.guidance > 0:
@@ -236,13 +270,11 @@ class InfillDecoder:
         vectors = self.voicebox.cond_emb(padded).repeat_interleave(UPSAMPLING, dim=1)
         return self.voicebox.diff_estimator.cond_mlp(vectors)  # type: ignore[no-any-return]
 
-    def _memory(self, rows: int, frames: int) -> Memory | None:
-        """Room for the keys and values of whole windows, where later steps use them again."""
-        if self.dials.prefix_every == 1:
-            return None
+    def _room(self, rows: int, frames: int) -> Memory:
+        """Room for the keys and values of so many frames."""
         config = self.voicebox.config
         shape = (rows, config.num_layers, config.num_heads, frames, config.hidden // config.num_heads)
-        return self.noise.new_empty(shape), self.noise.new_empty(shape)
+        return self.noise.new_zeros(shape), self.noise.new_zeros(shape)
 
 
 def _real(lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -77,7 +77,9 @@ def test_a_prompt_is_as_long_as_its_recording() -> None:
 
 
 def test_the_prompt_is_made_once_per_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_file(weights(FLOW), tmp_path / "nartts.safetensors")
+    flow = weights(FLOW)
+    flow["cond_emb.weight"] = flow["cond_emb.weight"].repeat(128, 1)  # as many codes as the toy codec has
+    save_file(flow, tmp_path / "nartts.safetensors")
     save_file(weights(VOCOS), tmp_path / "vocos.safetensors")
     files = CodecFiles(golden_file("flexicodec", "frontend.safetensors"), tmp_path / "am.mvn")
     companions = Companions(tmp_path, files, tmp_path / "nartts.safetensors", tmp_path / "vocos.safetensors")

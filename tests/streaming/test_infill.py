@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,7 +43,7 @@ def drain(decoder: InfillDecoder, stream: InfillStream) -> list[Tensor]:
 
 
 def test_one_chunk_is_the_official_decode(voicebox: Voicebox) -> None:
-    decoder = InfillDecoder(voicebox, InfillDials(steps=4, chunk_frames=(1000,), prefix_every=1))
+    decoder = InfillDecoder(voicebox, InfillDials(steps=4, chunk_frames=(1000,), prefix_every=1, keep_prompt=False))
     decoder.noise = torch.zeros(NOISE_FRAMES, 128)
     decoder.noise[:100] = FLOW["noise"][0]
     stream = decoder.begin(PROMPT)
@@ -68,20 +72,21 @@ def test_when_codes_arrive_changes_nothing(voicebox: Voicebox, pauses: set[int])
     torch.testing.assert_close(mel(pauses), mel(set()))
 
 
-def test_a_stream_in_company_is_a_stream_alone(voicebox: Voicebox) -> None:
-    decoder = InfillDecoder(voicebox, QUICK)
+@pytest.mark.parametrize("keep_prompt", [True, False])
+def test_a_stream_in_company_is_a_stream_alone(voicebox: Voicebox, keep_prompt: bool) -> None:
+    decoder = InfillDecoder(voicebox, replace(QUICK, keep_prompt=keep_prompt))
     other = PromptVoice(PROMPT.codes[:5], PROMPT.mel[:20])
 
     def streams() -> list[InfillStream]:
-        made = [decoder.begin(PROMPT), decoder.begin(other), decoder.begin(PROMPT)]
-        for stream, codes in zip(made, (CODES, CODES[3:12], CODES[:3]), strict=True):
+        made = [decoder.begin(PROMPT), decoder.begin(other), decoder.begin(PROMPT), decoder.begin(None)]
+        for stream, codes in zip(made, (CODES, CODES[3:12], CODES[:3], CODES[5:]), strict=True):
             for code in codes:
                 stream.push(code, 1)
             stream.end()
         return made
 
     alone = [torch.cat(drain(decoder, stream)) for stream in streams()]
-    company: list[list[Tensor]] = [[], [], []]
+    company: list[list[Tensor]] = [[], [], [], []]
     together = streams()
     while ready := [number for number, stream in enumerate(together) if stream.ready]:
         for number, chunk in zip(ready, decoder.render([together[number] for number in ready]), strict=True):
@@ -101,8 +106,7 @@ def test_chunks_follow_the_schedule_and_memory_is_bounded(voicebox: Voicebox) ->
     assert sizes[:4] == [1, 3, 3, 3]
     stream.end()
     assert sum(sizes) + sum(chunk.shape[0] // 4 for chunk in drain(decoder, stream)) == 200
-    window = stream.window()
-    assert len(window.codes) == len(PROMPT.codes) + 4
+    assert len(stream.window().codes) == 4
 
 
 def test_a_prefix_used_for_three_steps_hardly_changes_the_mel(voicebox: Voicebox) -> None:
@@ -118,6 +122,40 @@ def test_a_prefix_used_for_three_steps_hardly_changes_the_mel(voicebox: Voicebox
     error, of_once = ((other - anew).norm() / anew.norm() for other in (reused, once))
     assert 0 < error < of_once < 0.05
     assert error < 0.015
+
+
+def test_a_prompt_made_once_hardly_changes_the_mel(voicebox: Voicebox) -> None:
+    def mel(dials: InfillDials) -> Tensor:
+        decoder = InfillDecoder(voicebox, dials)
+        stream = decoder.begin(PROMPT)
+        for code in CODES:
+            stream.push(code, 1)
+        stream.end()
+        return torch.cat(drain(decoder, stream))
+
+    dials = InfillDials(steps=6, prefix_every=2, keep_prompt=False)
+    anew, kept = mel(dials), mel(replace(dials, keep_prompt=True))
+    in_one_chunk = mel(replace(dials, prefix_every=1, chunk_frames=(1000,)))
+    error = (kept - anew).norm() / anew.norm()
+    assert 0 < error < 0.015
+    assert error < 0.4 * (anew - in_one_chunk).norm() / anew.norm()
+
+
+def test_answers_in_one_voice_share_its_prompt_and_let_go_of_it(voicebox: Voicebox) -> None:
+    decoder = InfillDecoder(voicebox, QUICK)
+    voice = PromptVoice(PROMPT.codes, PROMPT.mel)
+    keys = []
+    for prompt in (voice, voice, PromptVoice(PROMPT.codes[:5], PROMPT.mel[:20])):
+        stream = decoder.begin(prompt)
+        for code in CODES:
+            stream.push(code, 1)
+        keys.append(stream.window().prompt[0])
+    assert keys[0] is keys[1]
+    assert [made.shape[3] for made in keys] == [52, 52, 20]
+    remembered = weakref.ref(keys[0])
+    del voice, keys, stream, prompt
+    gc.collect()
+    assert remembered() is None
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, None])
