@@ -109,8 +109,9 @@ class StreamingWhisperMel(StreamingModule[WhisperMelState]):
 
 def _log_power(samples: Tensor, window: Tensor, filters: Tensor) -> Tensor:
     """log10 mel power [rows, frames, mel_bins] of every whole window in samples [rows, n]."""
-    power: Tensor = torch.fft.rfft(samples.unfold(1, WINDOW_SAMPLES, HOP_SAMPLES) * window).abs().square()
-    return (power @ filters).clamp_min(LEAST_POWER).log10()
+    spectrum = torch.fft.rfft(samples.unfold(1, WINDOW_SAMPLES, HOP_SAMPLES) * window)
+    power: Tensor = (spectrum.real.square() + spectrum.imag.square()) @ filters
+    return power.clamp_min(LEAST_POWER).log10()
 
 
 def _reflect_left(samples: Tensor) -> Tensor:

@@ -87,8 +87,10 @@ class SpeechMel(StreamingModule[SpeechMelState]):
         if not count:
             return samples.new_zeros(samples.shape[0], 0, self.filters.shape[1])
         windows = samples.unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)[:, :count] * self.window
-        power = torch.fft.rfft(windows).abs().square() @ self.filters
-        scaled: Tensor = (power.clamp_min(LEAST_POWER).log10().clamp_min(FLOOR_LOG10) + 4.0) / 4.0
+        spectrum = torch.fft.rfft(windows)
+        # Not abs().square(), which takes a root only to square it, a third of the features' time.
+        power = (spectrum.real.square() + spectrum.imag.square()) @ self.filters
+        scaled: Tensor = (power.clamp_min(10.0**FLOOR_LOG10).log10() + 4.0) / 4.0
         return scaled
 
 
