@@ -120,6 +120,7 @@ class Briefing:
                 input_hz=self.policy.choose(settings.x_agogic.input_frame_rate).hz,
                 context=context,
                 instructions=settings.instructions,
+                followed="input_transcript" in settings.x_agogic.events,
             )
         )
 

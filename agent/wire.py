@@ -85,13 +85,15 @@ class CloseSession(Message, frozen=True):
 
 
 class StartUtterance(Message, frozen=True):
-    """The user began to speak: encode and prefill what follows behind `context` at `input_hz`."""
+    """The user began to speak: encode and prefill what follows behind `context` at `input_hz`. followed: somebody reads
+    the transcript while it is spoken, so it should not be long in coming."""
 
     session: int
     utterance: int
     input_hz: float
     context: list[ContextItem]
     instructions: str = ""
+    followed: bool = False
 
 
 class AudioIn(Message, frozen=True):

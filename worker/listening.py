@@ -2,8 +2,8 @@
 
     start ─► open ─ audio, likely end ─► open ─ end ─► ending ─(all audio taken in)─► heard ─ drop ─► gone
 
-Nobody follows an utterance while it is spoken, so its sound is listened to in long units; where it ends, or has
-probably ended, at once. What a listener that does not transcribe has heard goes to the dictation.
+Sound is listened to in long units, shorter ones where somebody follows the transcript, and at once where the utterance
+ends or has probably ended. What a listener that does not transcribe has heard goes to the dictation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agent.wire import (
     WorkerError,
 )
 from worker.dictation import Dictation
-from worker.parts import UNIT_SAMPLES, Conversation, Listener, Pcm, RequestError, SpeechModel
+from worker.parts import FOLLOWED_SAMPLES, UNIT_SAMPLES, Conversation, Listener, Pcm, RequestError, SpeechModel
 
 log = logging.getLogger("agogic.worker")
 
@@ -42,11 +42,12 @@ Clock = Callable[[], float]
 
 @dataclass(slots=True)
 class Utterance:
-    """waiting: what arrived and was not listened to yet; likely: it may have ended here, prepared: and is ready for
-    that; due_at: since when there is something to do."""
+    """unit_samples: how much audio is worth listening to; waiting: what arrived and was not listened to yet; likely: it
+    may have ended here, prepared: and is ready for that; due_at: since when there is something to do."""
 
     number: int
     listener: Listener
+    unit_samples: int
     waiting: deque[Pcm] = field(default_factory=deque)
     waiting_samples: int = 0
     due_at: float = 0.0
@@ -64,7 +65,7 @@ class Utterance:
             return not self.heard
         if self.likely:
             return not self.prepared
-        return self.waiting_samples >= UNIT_SAMPLES
+        return self.waiting_samples >= self.unit_samples
 
     @property
     def deadline(self) -> float:
@@ -117,7 +118,8 @@ class Utterances:
         last = next(reversed(self._all.values()), None)
         previous = last.listener if last and last.heard else None
         listener = self._model.listen(conversation, message.input_hz, output_hz, previous)
-        self._all[message.utterance] = Utterance(message.utterance, listener)
+        unit_samples = FOLLOWED_SAMPLES if message.followed else UNIT_SAMPLES
+        self._all[message.utterance] = Utterance(message.utterance, listener, unit_samples)
 
     def audio(self, message: AudioIn) -> None:
         """Raises RequestError."""

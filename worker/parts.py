@@ -170,7 +170,8 @@ class SpeechModel(Protocol):
         """The written request that makes the model say just this sentence."""
 
 
-UNIT_SAMPLES = 40_960
-"""Audio that nobody waits for is listened to in units of 2.56 s at 16 kHz: short ones cost three times as much."""
+UNIT_SAMPLES, FOLLOWED_SAMPLES = 40_960, 10_240
+"""Audio that nobody waits for is listened to in units of 2.56 s at 16 kHz, because short ones cost up to three times as
+much; of 640 ms where somebody follows the transcript."""
 MOST_SAMPLES = UNIT_SAMPLES
 """The most audio that one unit takes in of all callers together: others wait for a unit to end."""

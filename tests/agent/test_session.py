@@ -384,6 +384,7 @@ def test_live_caption_only_for_clients_that_asked() -> None:
         for text in ("What", "What time", "What time"):
             driver.worker(wire.Transcript(1, number, text, final=False))
         assert len(driver.of("x_agogic.input_transcript")) == expected
+        assert driver.asked(wire.StartUtterance)[-1].followed == bool(events)
 
 
 def test_no_transcription_events_when_switched_off() -> None:

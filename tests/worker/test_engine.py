@@ -30,7 +30,7 @@ from agent.wire import (
 )
 from tests.worker.scripted import SOUND_SAMPLES, Ear, HandClock, ScriptedListener, ScriptedModel
 from worker.engine import Engine
-from worker.parts import MOST_SAMPLES, UNIT_SAMPLES
+from worker.parts import FOLLOWED_SAMPLES, MOST_SAMPLES, UNIT_SAMPLES
 from worker.session import FIRST_SOUND_S
 
 SECOND = b"\x00\x10" * 16_000
@@ -56,19 +56,22 @@ def codes(ear: Ear) -> list[str]:
     return [error.code for error in ear.of(WorkerError)]
 
 
-def test_utterance_is_heard_in_pieces_and_reported() -> None:
+@pytest.mark.parametrize(("followed", "unit"), [(False, UNIT_SAMPLES), (True, FOLLOWED_SAMPLES)])
+def test_utterance_is_heard_in_units_and_reported(followed: bool, unit: int) -> None:
     model = ScriptedModel()
     engine, ear = open_engine(model)
-    engine.submit(ear, StartUtterance(1, 5, 12.5, []))
+    engine.submit(ear, StartUtterance(1, 5, 12.5, [], followed=followed))
     for at in range(0, 6 * len(SECOND), 1024):
         engine.submit(ear, AudioIn(1, 5, (6 * SECOND)[at : at + 1024]))
         drain(engine)
     engine.submit(ear, EndUtterance(1, 5))
     drain(engine)
-    assert model.heard_together == [[UNIT_SAMPLES], [UNIT_SAMPLES], [6 * 16_000 - 2 * UNIT_SAMPLES]]
+    full, rest = divmod(6 * 16_000, unit)
+    assert model.heard_together == [[unit]] * full + [[rest]]
     transcripts = ear.of(Transcript)
-    assert [t.final for t in transcripts] == [False] * 3 + [True]
-    assert [len(t.text.split()) for t in transcripts] == [25, 51, 60, 60]
+    assert [t.final for t in transcripts] == [False] * (full + 1) + [True]
+    words = [unit * (number + 1) // 1600 for number in range(full)]
+    assert [len(t.text.split()) for t in transcripts] == [*words, 60, 60]
     assert ear.of(UtteranceEncoded) == [UtteranceEncoded(1, 5, 96_000, 150, 75, 12.5, 1.0)]
 
 
