@@ -46,7 +46,7 @@ class EncoderState:
     """pending [rows, p, mel_bins] mel frames short of a block; position [rows] int64: frames encoded so far. What is
     seen on the left by the convolutions of the beginning, mel_left [rows, 1, mel_bins] and half_left [rows, 1, hidden];
     by each layer's convolution, [rows, layers, kernel - 1, hidden] normalised frames; by its attention, past [rows,
-    layers, 2, left_frames, heads, head_dim] keys and values, newest last."""
+    layers, 2, heads, left_frames, head_dim] keys and values, newest last."""
 
     pending: Tensor
     mel_left: Tensor
@@ -218,7 +218,7 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
             like.new_zeros(batch, 1, c.hidden_size),
             torch.zeros(batch, dtype=torch.int64, device=like.device),
             like.new_zeros(batch, c.layers, c.kernel - 1, c.hidden_size),
-            like.new_zeros(batch, c.layers, 2, c.left_frames, c.heads, c.hidden_size // c.heads),
+            like.new_zeros(batch, c.layers, 2, c.heads, c.left_frames, c.hidden_size // c.heads),
         )
 
     def step_heads(
@@ -271,13 +271,13 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         left = self.config.left_frames
         turns = self._turns(state.position[:, None] + torch.arange(n, device=x.device), x)
         seen = self._seen(n, state.position)
-        past = state.past.new_empty(*state.past.shape[:3], left + n, *state.past.shape[4:])
-        past[:, :, :, :left] = state.past
+        past = state.past.new_empty(*state.past.shape[:4], left + n, state.past.shape[5])
+        past[..., :left, :] = state.past
         convolutions, middle = [], x
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, EncoderLayer)
             q, k, v = layer.project(x, turns)
-            keys, values = past[:, i, 0].transpose(1, 2), past[:, i, 1].transpose(1, 2)
+            keys, values = past[:, i, 0], past[:, i, 1]
             keys[:, :, left:] = k
             values[:, :, left:] = v
             mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
@@ -293,7 +293,7 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
             half_left,
             state.position + n,
             torch.stack(convolutions, dim=1),
-            past[:, :, :, n:],
+            past[..., n:, :],
         )
         return self._heads(x, middle), new
 
