@@ -21,6 +21,9 @@ from streaming.module import StreamingModule, keep_inactive
 MEL_FRAMES_PER_FRAME = 4
 BLOCKS_TOGETHER = 8
 """Blocks that a long piece is encoded by in one pass; more of them save nothing and take memory."""
+FEW_FRAMES = 32
+"""Frames a row up to which the depthwise convolution is one product and one sum; with more, its terms are added up one
+by one, because the product of all of them leaves the cache."""
 
 
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +89,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(d)
         self.up = nn.Linear(d, config.feed_forward)
         self.down = nn.Linear(config.feed_forward, d)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def project(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, each [rows, heads, n, head_dim]."""
@@ -100,10 +103,15 @@ class EncoderLayer(nn.Module):
         """x plus its causal convolution given `left` [rows, kernel - 1, hidden] normalised frames; and the new left."""
         n = x.shape[1]
         window = torch.cat((left, self.convolution_norm(x)), dim=1)
+        return x + self.dropout(self.pointwise(F.silu(self._mix(window, n)))), window[:, n:]
+
+    def _mix(self, window: Tensor, n: int) -> Tensor:
+        if n <= FEW_FRAMES:  # what costs here is the number of calls
+            return (window.unfold(1, self.config.kernel, 1) * self.depthwise.t()).sum(-1)
         mixed = window[:, :n] * self.depthwise[0]
         for tap in range(1, self.config.kernel):
             mixed = torch.addcmul(mixed, window[:, tap : tap + n], self.depthwise[tap])
-        return x + self.dropout(self.pointwise(F.silu(mixed))), window[:, n:]
+        return mixed
 
     def feed(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.down(F.silu(self.up(self.feed_forward_norm(x)))))
@@ -272,15 +280,15 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         turns = self._turns(state.position[:, None] + torch.arange(n, device=x.device), x)
         seen = self._seen(n, state.position)
         past = state.past.new_empty(*state.past.shape[:4], left + n, state.past.shape[5])
-        past[..., :left, :] = state.past
         convolutions, middle = [], x
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, EncoderLayer)
             q, k, v = layer.project(x, turns)
-            keys, values = past[:, i, 0], past[:, i, 1]
-            keys[:, :, left:] = k
-            values[:, :, left:] = v
-            mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+            cache = past[:, i]
+            cache[..., :left, :] = state.past[:, i]  # layer by layer, so that attention finds it in the cache
+            cache[:, 0, :, left:] = k
+            cache[:, 1, :, left:] = v
+            mixed = F.scaled_dot_product_attention(q, cache[:, 0], cache[:, 1], attn_mask=seen)
             x = x + layer.out(mixed.transpose(1, 2).reshape(rows, n, hidden))
             x, convolution = layer.convolve(x, state.convolution[:, i])
             x = layer.feed(x)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streaming.encoder import BlockCausalEncoder, Encoded, EncoderConfig, EncoderState
+from streaming.encoder import FEW_FRAMES, BlockCausalEncoder, Encoded, EncoderConfig, EncoderState
 
 SMALL = EncoderConfig(
     mel_bins=6,
@@ -67,6 +67,15 @@ def test_single_mel_frames_give_the_whole(encoder: BlockCausalEncoder) -> None:
     x = mel(1, 5 * BLOCK + 3)
     with torch.inference_mode():
         assert_same(stream(encoder, x.split(1, dim=1)).frames, encoder(x))
+
+
+def test_blocks_one_by_one_and_many_at_once_give_the_whole(encoder: BlockCausalEncoder) -> None:
+    x = mel(2, 4 * (2 * FEW_FRAMES + 3))
+    with torch.inference_mode():
+        whole = encoder(x)
+        assert whole.shape[1] > FEW_FRAMES
+        assert_same(stream(encoder, x.split(BLOCK, dim=1)).frames, whole)
+        assert_same(stream(encoder, (x,)).frames, whole)
 
 
 @pytest.mark.parametrize("frames", [1, 3, 4, 5, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK + 6])
