@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from streaming.flow import Memory, Voicebox
+from streaming.flow import Memory, Turns, Voicebox
 from streaming.flow_decoder import check_code
 from streaming.mel24k import MEL_BINS
 from streaming.unmerge import UPSAMPLING
@@ -99,6 +99,33 @@ class Chunk:
 
     mel: Tensor
     ahead: Tensor
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a pass through the network is given besides mel and time; mask as for `attend`."""
+
+    condition: Tensor
+    turns: Turns
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Windows as rows [prompt, padded | prefix, padded | target, padded], the prompt in the memory alone.
+
+    clean [rows, prefix, 128], noise [rows, target, 128], real bool [rows, target]. Passes: over prefix and target;
+    over the target without a prefix, as guidance asks for; and over the target with the prefix in the memory, below
+    which stand the bare rows again if there is guidance.
+    """
+
+    clean: Tensor
+    noise: Tensor
+    real: Tensor
+    prompt_frames: int
+    whole: _Given
+    bare: _Given
+    between: _Given
 
 
 class InfillStream:
@@ -215,23 +242,52 @@ class InfillDecoder:
         return chunks
 
     def _solve(self, windows: Sequence[Window], made: list[Memory] | None = None) -> list[Tensor]:
-        """The target of every window by Euler steps; rows are [prompt, padded | prefix, padded | target, padded], the
-        prompt in the memory alone. `made` is given the prefixes' keys and values at every step that makes them."""
+        """The target of every window by Euler steps. `made` is given the prefixes' keys and values at every step that
+        makes them."""
         dials, network = self.dials, self.voicebox.diff_estimator
+        batch, rows, guided = self._batch(windows), len(windows), dials.guidance > 0
+        remembered, held = batch.prompt_frames, batch.clean.shape[1]
+        # Rows of the bare passes, which see no prefix, stand below the others.
+        memory = self._room(2 * rows if guided else rows, remembered + held + batch.noise.shape[1])
+        given_memory = (memory[0][:rows], memory[1][:rows])
+        x = batch.noise
+        for step, gains in enumerate(network.step_gains(dials.steps).unsqueeze(1)):
+            if step % dials.prefix_every == 0:
+                for row, window in enumerate(windows):
+                    for own, kept in zip(memory, window.prompt, strict=True):
+                        own[row, :, :, : kept.shape[3]] = kept[step // dials.prefix_every]
+                whole = torch.cat((batch.clean, x), dim=1)
+                velocity = self._pass(whole, gains, batch.whole, given_memory)[:, held:]
+                if made is not None:
+                    keys, values = (part[:rows, :, :, remembered : remembered + held].clone() for part in memory)
+                    made.append((keys, values))
+                bare = self._pass(x, gains, batch.bare, None) if guided else velocity
+            elif guided:
+                velocity, bare = self._pass(x.repeat(2, 1, 1), gains, batch.between, memory).chunk(2)
+            else:
+                velocity = bare = self._pass(x, gains, batch.between, memory)
+            if guided:
+                further = velocity + dials.guidance * (velocity - bare)
+                ratio = _spread(velocity, batch.real) / _spread(further, batch.real)
+                velocity = dials.rescale * further * ratio + (1 - dials.rescale) * further
+            x = x + velocity / dials.steps
+        return [row[: window.noise.shape[0]] for row, window in zip(x, windows, strict=True)]
+
+    def _pass(self, x: Tensor, gains: Tensor, given: _Given, memory: Memory | None) -> Tensor:
+        network = self.voicebox.diff_estimator
+        return network.with_cache(x, gains, given.condition, given.turns, given.mask, memory)
+
+    def _batch(self, windows: Sequence[Window]) -> _Batch:
+        network, hidden = self.voicebox.diff_estimator, self.voicebox.config.hidden
         prompt = [window.prompt[0].shape[3] for window in windows]
         prefix = [window.prefix.shape[0] for window in windows]
         target = [window.noise.shape[0] for window in windows]
-        device = self.noise.device
-        # bool [rows, frames] of the three parts; the bare pass, without a prompt, sees the target alone
+        device, dtype = self.noise.device, self.noise.dtype
         prompt_real, prefix_real, real = (_real(part, device) for part in (prompt, prefix, target))
-        remembered, held, frames = prompt_real.shape[1], prefix_real.shape[1], real.shape[1]
+        held, frames = prefix_real.shape[1], real.shape[1]
         own = torch.arange(frames, device=device)
         before = torch.tensor([prompt, prefix], device=device)[:, :, None]
         positions = torch.cat((before[0] + torch.arange(held, device=device), before.sum(0) + own), 1)
-        turns = network.turns(positions, self.noise.dtype)
-        target_turns = (turns[0][:, :, held:], turns[1][:, :, held:])
-        mask = self.voicebox.mask(torch.cat((prompt_real, prefix_real, real), 1))
-        bare_mask = self.voicebox.mask(real)
         condition = torch.cat(
             (
                 self._condition([w.codes[: n // UPSAMPLING] for w, n in zip(windows, prefix, strict=True)]),
@@ -239,30 +295,29 @@ class InfillDecoder:
             ),
             1,
         )
-        bare_turns = network.turns(own[None], self.noise.dtype)
-        nothing = network.cond_mlp(condition.new_zeros(1, 1, self.voicebox.config.hidden))
-        clean = torch.nn.utils.rnn.pad_sequence([window.prefix for window in windows], batch_first=True)
-        x = torch.nn.utils.rnn.pad_sequence([window.noise for window in windows], batch_first=True)
-        memory = self._room(len(windows), remembered + held + frames)
-        for step, gains in enumerate(network.step_gains(dials.steps).unsqueeze(1)):
-            if step % dials.prefix_every == 0:
-                for row, window in enumerate(windows):
-                    for own_memory, kept in zip(memory, window.prompt, strict=True):
-                        own_memory[row, :, :, : prompt[row]] = kept[step // dials.prefix_every]
-                whole = torch.cat((clean, x), dim=1)
-                velocity = network.with_cache(whole, gains, condition, turns, mask, memory)[:, held:]
-                if made is not None:
-                    keys, values = (part[:, :, :, remembered : remembered + held].clone() for part in memory)
-                    made.append((keys, values))
-            else:
-                velocity = network.with_cache(x, gains, condition[:, held:], target_turns, mask, memory)
-            if dials.guidance > 0:
-                bare = network.with_cache(x, gains, nothing, bare_turns, bare_mask, None)
-                guided = velocity + dials.guidance * (velocity - bare)
-                ratio = _spread(velocity, real) / _spread(guided, real)
-                velocity = dials.rescale * guided * ratio + (1 - dials.rescale) * guided
-            x = x + velocity / dials.steps
-        return [row[:frames] for row, frames in zip(x, target, strict=True)]
+        seen = torch.cat((prompt_real, prefix_real, real), 1)
+        whole = _Given(condition, network.turns(positions, dtype), self.voicebox.mask(seen))
+        nothing = network.cond_mlp(condition.new_zeros(1, 1, hidden)).expand(len(windows), frames, -1)
+        bare_turns = network.turns(own.expand(len(windows), -1), dtype)
+        bare = _Given(nothing, bare_turns, self.voicebox.mask(real))
+        between = _Given(condition[:, held:], _target_of(whole.turns, held), whole.mask)
+        if self.dials.guidance > 0:
+            hidden_before = torch.cat((torch.zeros_like(seen[:, :-frames]), real), 1)
+            between = _Given(
+                torch.cat((between.condition, nothing)),
+                _stacked(between.turns, bare_turns),
+                self.voicebox.mask(torch.cat((seen, hidden_before))),
+            )
+        pad = torch.nn.utils.rnn.pad_sequence
+        return _Batch(
+            clean=pad([window.prefix for window in windows], batch_first=True),
+            noise=pad([window.noise for window in windows], batch_first=True),
+            real=real,
+            prompt_frames=prompt_real.shape[1],
+            whole=whole,
+            bare=bare,
+            between=between,
+        )
 
     def _condition(self, codes: list[Tensor]) -> Tensor:
         """Embedded condition [rows, 4 * longest, hidden] of rows of codes."""
@@ -275,6 +330,14 @@ class InfillDecoder:
         config = self.voicebox.config
         shape = (rows, config.num_layers, config.num_heads, frames, config.hidden // config.num_heads)
         return self.noise.new_zeros(shape), self.noise.new_zeros(shape)
+
+
+def _target_of(turns: Turns, held: int) -> Turns:
+    return turns[0][:, :, held:], turns[1][:, :, held:]
+
+
+def _stacked(turns: Turns, below: Turns) -> Turns:
+    return torch.cat((turns[0], below[0])), torch.cat((turns[1], below[1]))
 
 
 def _real(lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from benchmarks import seams
 from benchmarks.golden_speech import TINY_FLOW
-from streaming.flow import Voicebox
+from streaming.flow import Memory, Voicebox
 from streaming.flow_decoder import SpeechCodeError
-from streaming.infill import NOISE_FRAMES, InfillDecoder, InfillDials, InfillStream, PromptVoice
+from streaming.infill import NOISE_FRAMES, InfillDecoder, InfillDials, InfillStream, PromptVoice, _Given
 from streaming.vocoder_window import VocoderStream, WindowDials, exact_window
 from streaming.vocos import Vocos, VocosConfig
 from tests.support.golden import assert_close, golden_tensors, weights
@@ -139,6 +139,36 @@ def test_a_prompt_made_once_hardly_changes_the_mel(voicebox: Voicebox) -> None:
     error = (kept - anew).norm() / anew.norm()
     assert 0 < error < 0.015
     assert error < 0.4 * (anew - in_one_chunk).norm() / anew.norm()
+
+
+class PassByPass(InfillDecoder):
+    """Between the steps that make the prefix, one window's bare pass runs by itself, without any memory."""
+
+    together = 0
+
+    def _pass(self, x: Tensor, gains: Tensor, given: _Given, memory: Memory | None) -> Tensor:
+        if memory is None:
+            self.bare = given
+        if x.shape[0] == 1:
+            return super()._pass(x, gains, given, memory)
+        assert memory is not None and given.mask is not None
+        self.together += 1
+        first = _Given(given.condition[:1], (given.turns[0][:1], given.turns[1][:1]), given.mask[:1])
+        velocity = super()._pass(x[:1], gains, first, (memory[0][:1], memory[1][:1]))
+        return torch.cat((velocity, super()._pass(x[1:], gains, self.bare, None)))
+
+
+def test_the_pass_without_a_prefix_sees_none_of_it(voicebox: Voicebox) -> None:
+    def mel(decoder: InfillDecoder) -> Tensor:
+        stream = decoder.begin(PROMPT)
+        for code in CODES:
+            stream.push(code, 1)
+        return torch.cat(drain(decoder, stream))
+
+    dials = replace(QUICK, steps=4)
+    apart = PassByPass(voicebox, dials)
+    torch.testing.assert_close(mel(InfillDecoder(voicebox, dials)), mel(apart), rtol=1e-4, atol=1e-5)
+    assert apart.together == 2 * 6, "two of four steps, five chunks and the rehearsal of the prompt"
 
 
 def test_answers_in_one_voice_share_its_prompt_and_let_go_of_it(voicebox: Voicebox) -> None:
