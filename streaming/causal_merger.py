@@ -133,7 +133,9 @@ class CausalMerger:
         frames = self._embed(torch.cat([stream.frames for stream in closing]))
         means = group_means(frames, torch.tensor(sizes, device=frames.device))
         rows, queries = _arrange([stream.lengths for stream in closing])
-        order = torch.tensor([row + [0] * (max(map(len, rows)) - len(row)) for row in rows], device=frames.device)
+        longest = max(map(len, rows))
+        # Each row is padded with a vector of its own: one stream's garbage must not reach another.
+        order = torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], device=frames.device)
         mixed, states = self._transformer.step_ragged(
             torch.cat((frames, means))[order], list(map(len, rows)), [stream.transformer for stream in closing]
         )

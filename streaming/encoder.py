@@ -285,7 +285,7 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
             assert isinstance(layer, EncoderLayer)
             q, k, v = layer.project(x, turns)
             cache = past[:, i]
-            cache[..., :left, :] = state.past[:, i]  # layer by layer, so that attention finds it in the cache
+            cache[..., :left, :] = state.past[:, i]  # only now: attention reads it while it is near
             cache[:, 0, :, left:] = k
             cache[:, 1, :, left:] = v
             mixed = F.scaled_dot_product_attention(q, cache[:, 0], cache[:, 1], attn_mask=seen)

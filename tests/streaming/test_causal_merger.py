@@ -104,6 +104,20 @@ def test_streams_together_give_what_each_gives_alone(
         torch.testing.assert_close(last.embeddings, merger.flush(expected_state)[0].embeddings, rtol=1e-4, atol=1e-5)
 
 
+@torch.inference_mode()
+def test_one_streams_garbage_does_not_reach_another(merger: CausalMerger) -> None:
+    generator = torch.Generator().manual_seed(3)
+    garbage = torch.full((40, 12), torch.nan)
+    clip = torch.randn(18, 12, generator=generator).cumsum(0)
+    fresh = [merger.initial_state(12) for _ in range(3)]
+    broken, (together, _), _ = merger.step_together([garbage, clip, garbage], fresh, [12.5, 4.0, 12.5])
+    alone, _ = merger.step(clip, fresh[1], 4.0)
+    assert alone.durations_frames
+    assert broken[0].embeddings.isnan().all()
+    assert sum(broken[0].durations_frames) > sum(alone.durations_frames)  # so that the clip's row was padded
+    torch.testing.assert_close(together.embeddings, alone.embeddings, rtol=1e-5, atol=1e-5)
+
+
 def test_a_rate_that_cannot_be_met_leaves_every_stream_as_it_was(merger: CausalMerger) -> None:
     frames = [torch.randn(9, 12), torch.randn(9, 12)]
     states: list[StreamState] = [merger.step(piece, merger.initial_state(12), 8.0)[1] for piece in frames]
