@@ -97,6 +97,11 @@ class CodeFrames:
         return self._complete(self._lengths())
 
     @property
+    def drained(self) -> bool:
+        """Whether nothing will come any more."""
+        return self._ended and not self._waiting
+
+    @property
     def next_frames(self) -> int:
         """12.5 Hz frames that the next chunks have together, if codes do not end before."""
         return sum(self._lengths())

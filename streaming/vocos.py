@@ -157,9 +157,12 @@ class Vocos(StreamingModule[VocosState]):
 
     def flush(self, state: VocosState) -> tuple[Tensor, VocosState]:
         """The last `delay_samples`, [rows, delay_samples]."""
+        return self.finish(state.mel.new_zeros(state.mel.shape[0], 0, MEL_BINS), state)
+
+    def finish(self, x: Tensor, state: VocosState) -> tuple[Tensor, VocosState]:
+        """`step` with the last frames and `flush` in one: [rows, 480 * frames + delay_samples]."""
         ahead = self.config.look_ahead_frames
-        silence = state.mel.new_zeros(state.mel.shape[0], ahead, MEL_BINS)
-        late, state = self.step(silence, state)
+        late, state = self.step(F.pad(x, (0, 0, 0, ahead)), state)
         last = state.frames[:, None] - ahead - torch.arange(_OVERLAPS - 1, 0, -1, device=state.frames.device)
         weight = _overlap_add(self.head.squared_window().flatten() * (last >= 0).unsqueeze(2))[:, -_OVERLAP_SAMPLES:]
         rest = (state.sound / weight.clamp_min(1e-11))[:, :_EDGE_SAMPLES]

@@ -157,6 +157,9 @@ class Engine:
 
     def _schedule(self) -> tuple[Session, Due] | tuple[None, None]:
         """The session whose next unit is due first."""
+        answers = sum(session.answering for session in self._sessions.values())
+        for session in self._sessions.values():
+            session.other_answers = answers - session.answering
         due = [(found.deadline, key, found) for key, session in self._sessions.items() if (found := session.due())]
         if not due:
             return None, None

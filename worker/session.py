@@ -52,8 +52,9 @@ log = logging.getLogger("agogic.worker")
 
 FIRST_OUTPUT_HZ = 12.5
 """The rate that the first answer is expected to have; only a wrong guess costs time."""
-HURRY_S = 0.2
-"""With less sound than this in hand, the next piece is not waited for to grow."""
+HURRY_S, HURRY_EACH_S = 0.1, 0.03
+"""With less sound than this in hand, the next piece is not waited for to grow; so much more for every other answer that
+is being made, whose turn may come first."""
 FIRST_SOUND_S = 0.1
 """An answer should be heard this soon; those who would run dry earlier go before it."""
 
@@ -81,7 +82,10 @@ class Response:
 
 
 class Session:
-    """See the module. number: the service's name for this slot; send: where its messages go; clock: seconds."""
+    """See the module. number: the service's name for this slot; send: where its messages go; clock: seconds.
+
+    other_answers: how many other sessions are being answered just now.
+    """
 
     def __init__(self, number: int, model: SpeechModel, send: Send, clock: Clock) -> None:
         self.number = number
@@ -90,6 +94,7 @@ class Session:
         self._clock = clock
         self._response: Response | None = None
         self._generation = -1
+        self.other_answers = 0
         self._output_hz = FIRST_OUTPUT_HZ
         self._dictation = Dictation(model, lambda utterance, text: send(Transcript(number, utterance, text, True)))
         self.utterances = Utterances(number, model, self._dictation, send, clock)
@@ -139,6 +144,11 @@ class Session:
         if listening is not None and (speaking is None or listening.deadline <= speaking.deadline):
             return listening
         return speaking or self._dictation_due()
+
+    @property
+    def answering(self) -> bool:
+        """Whether an answer is being made."""
+        return self._response is not None
 
     def listening_due(self) -> Due | None:
         """The same for listening alone."""
@@ -206,7 +216,7 @@ class Session:
             deadline = response.first_audio_at + response.samples / self._model.output_sample_rate
         if speaker is None:
             return Due("answer", deadline)
-        speaker.hurried = deadline - self._clock() < HURRY_S
+        speaker.hurried = deadline - self._clock() < HURRY_S + HURRY_EACH_S * self.other_answers
         unit = speaker.unit
         return Due("answer" if unit == "end" else unit, deadline)
 

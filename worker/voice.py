@@ -26,8 +26,8 @@ from worker.parts import Pcm
 
 Latency = Literal["usual", "low"]
 CHUNKS: dict[Latency, ChunkPlan] = {
-    "usual": ChunkPlan(lengths=(2, 4), look_ahead=(1, 2), together=(1, 1, 4, 8)),
-    "low": ChunkPlan(lengths=(1, 1, 2, 4), look_ahead=(0, 0, 1, 2), together=(1, 1, 1, 1, 4, 8)),
+    "usual": ChunkPlan(lengths=(2, 4), look_ahead=(1, 2), together=(1, 4, 16)),
+    "low": ChunkPlan(lengths=(1, 1, 2, 4), look_ahead=(0, 0, 1, 2), together=(1, 1, 1, 1, 4, 16)),
 }
 """How an answer is cut: it is heard after three 12.5 Hz frames of speech, or after one. Calls make more chunks at once
 as the sound in hand grows."""
@@ -88,7 +88,7 @@ class EmbeddedVoice:
     @torch.inference_mode()
     def render(self, streams: Sequence[EmbeddedVoiceStream]) -> list[Pcm]:
         """Streams whose next chunks are equally long go through the networks as rows of one batch."""
-        alike: dict[tuple[int, int], list[tuple[EmbeddedVoiceStream, FlowChunk]]] = {}
+        alike: dict[tuple[int, int, bool], list[tuple[EmbeddedVoiceStream, FlowChunk]]] = {}
         sounds: dict[EmbeddedVoiceStream, Pcm] = {}
         for stream in streams:
             chunk = stream.frames.take()
@@ -96,26 +96,27 @@ class EmbeddedVoice:
                 sounds[stream] = stream.flush()
             else:
                 frames = chunk.real_frames(self.flow.look_ahead_frames)[0]
-                alike.setdefault((chunk.codes.shape[1], frames), []).append((stream, chunk))
-        for (_, frames), members in alike.items():
-            sounds |= self._render(members, frames)
+                alike.setdefault((chunk.codes.shape[1], frames, stream.frames.drained), []).append((stream, chunk))
+        for (_, frames, last), members in alike.items():
+            sounds |= self._render(members, frames, last)
         return [sounds[stream] for stream in streams]
 
     def _render(
-        self, members: list[tuple[EmbeddedVoiceStream, FlowChunk]], frames: int
+        self, members: list[tuple[EmbeddedVoiceStream, FlowChunk]], frames: int, last: bool
     ) -> dict[EmbeddedVoiceStream, Pcm]:
-        """Sound of chunks of one length, of which `frames` 12.5 Hz frames are real."""
+        """Sound of chunks of one length, of which `frames` 12.5 Hz frames are real; `last`: nothing comes behind."""
         started = time.perf_counter()
         chunks = FlowChunk.stack([chunk for _, chunk in members])
         mel, flow = self.flow.step(chunks, join_rows([stream.flow for stream, _ in members]))
         made = time.perf_counter()
         vocoder = join_rows([stream.vocoder for stream, _ in members])
-        sound, vocoder = self.vocoder.step(mel[:, : UPSAMPLING * frames], vocoder)
+        speak = self.vocoder.finish if last else self.vocoder.step
+        sound, vocoder = speak(mel[:, : UPSAMPLING * frames], vocoder)
         ended = time.perf_counter()
         given = {}
         flows, vocoders = split_rows(flow, len(members)), split_rows(vocoder, len(members))
         for index, (stream, _) in enumerate(members):
-            stream.flow, stream.vocoder = flows[index], vocoders[index]
+            stream.flow, stream.vocoder, stream.finished = flows[index], vocoders[index], last
             stream.flow_ms += (made - started) * 1e3 / len(members)
             stream.vocoder_ms += (ended - made) * 1e3 / len(members)
             given[stream] = stream.give(sound[index].numpy())
@@ -134,8 +135,8 @@ class EmbeddedVoiceStream:
         self.vocoder = voice.vocoder.initial_state(1)
         self._networks = voice
         self._late = voice.vocoder.delay_samples
+        self.finished = False
         self._ended = False
-        self._flushed = False
 
     @property
     def hurried(self) -> bool:
@@ -147,11 +148,7 @@ class EmbeddedVoiceStream:
 
     @property
     def ready(self) -> bool:
-        return self.frames.ready or (self._ended and not self._flushed)
-
-    @property
-    def finished(self) -> bool:
-        return self._flushed
+        return self.frames.ready or (self._ended and not self.finished)
 
     @property
     def next_samples(self) -> int:
@@ -166,7 +163,7 @@ class EmbeddedVoiceStream:
 
     def flush(self) -> Pcm:
         """The vocoder's tail; nothing where no code ever came."""
-        self._flushed = True
+        self.finished = True
         if not int(self.vocoder.frames):
             return np.zeros(0, np.float32)
         started = time.perf_counter()
