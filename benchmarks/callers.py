@@ -160,8 +160,8 @@ class Exchange:
 
 
 def run(model: Pipeline, clips: list[Pcm], callers: int = 8, turns: int = 2, rounds: int = 2) -> dict[str, object]:
-    """What callers hear in the last of some rounds, `busy_share` of one processor's time, and each network's cost in the
-    best of them."""
+    """What callers hear in the last of some rounds, `busy_share` of one processor's time, and the cost of each network
+    in the best of them."""
     ear, voice = model.networks.ear, model.networks.voice
     if not isinstance(ear, BlockEar) or not isinstance(voice, EmbeddedVoice):
         raise ModelError("only models with causal networks are measured; give 'embedded'")

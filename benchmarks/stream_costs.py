@@ -9,9 +9,10 @@ and eight sessions at once show where the price comes from: a product of few row
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ MEL_HZ, OUTPUT_MEL_HZ = 100, 50
 MERGER_HZ = 8.0
 TOGETHER = (1, 2, 4, 8)
 WINDOW_MS = 32
+FRAME_S = 0.08
 UNIT_MS = str(1000 * UNIT_SAMPLES // SAMPLE_RATE)
 INFILL_SIZE = FlowConfig(hidden=256, num_layers=2, num_heads=4, ffn_dim=1024, mlp_dim=256, codebook_size=256)
 INFILL_PROMPT_FRAMES, INFILL_FRAMES = 40, 48
@@ -42,11 +44,12 @@ INFILL_PROMPT_FRAMES, INFILL_FRAMES = 40, 48
 WHOLE_FRAMES = 100_000
 
 Work = Callable[[], object]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """What is measured with: samples [1, n] at 16 kHz, and codes and durations int64 [1, G]."""
+    """An utterance and an answer: samples [1, n] at 16 kHz, and codes and durations int64 [1, G]."""
 
     samples: Tensor
     codes: Tensor
@@ -67,47 +70,60 @@ def ratios(rounds: int, whole: Work, streams: Mapping[str, Work]) -> dict[str, f
     return {name: round(seconds / least[0], 3) for name, seconds in zip(streams, least[1:], strict=True)}
 
 
-def measure(ear: BlockEar, voice: EmbeddedVoice, spoken: Spoken, rounds: int) -> dict[str, object]:
-    """cost_ratio by network as the service works; the same for 8 rows at once; and by length of the pieces in ms."""
-    mel = ear.mel(spoken.samples)
-    frames = ear.encoder(mel)[0]
-    sound = voice.flow(spoken.codes, spoken.durations)
-    calls = _calls(voice.flow, spoken, 1)
-    sizes = [call.layout.start.shape[1] * UPSAMPLING for call in calls]
+def measure(ear: BlockEar, voice: EmbeddedVoice, turns: Sequence[Spoken], rounds: int) -> dict[str, object]:
+    """cost_ratio by network as the service works, over all turns; the same for 8 rows at once; and by length of the
+    pieces in ms."""
+    mels = [ear.mel(turn.samples) for turn in turns]
+    frames = [ear.encoder(mel)[0] for mel in mels]
+    sounds = [voice.flow(turn.codes, turn.durations) for turn in turns]
+    calls = [_calls(voice.flow, turn, 1) for turn in turns]
+    sizes = [_mel_frames(made) for made in calls]
     block, block_frames = ear.encoder.block_mel_frames, ear.encoder.config.block_frames
     block_ms = 1000 * block // MEL_HZ
     chunk = voice.flow.voicebox.config.chunk_frames
-    chunk_ms = 1000 * chunk // OUTPUT_MEL_HZ
     pieces_ms = [n * block_ms for n in TOGETHER]
+
+    def hear(piece_ms: int) -> Work:
+        samples = piece_ms * SAMPLE_RATE // 1000
+        return _each(lambda turn: _hear(ear.mel, turn.samples, samples), turns)
+
+    def encode(blocks: int) -> Work:
+        return _each(lambda mel: _encode(ear.encoder, mel, blocks * block), mels)
+
+    def merge(blocks: int) -> Work:
+        return _each(lambda part: _merge(ear.merger, part, blocks * block_frames), frames)
+
+    def decode(chunks: int) -> Work:
+        plan = ChunkPlan(voice.flow.plan.lengths, voice.flow.plan.look_ahead, (chunks,))
+        decoder = FlowDecoder(voice.flow.voicebox, voice.flow.dials, plan).eval()
+        return _each(lambda made: _decode(decoder, made), [_calls(decoder, turn, 1) for turn in turns])
+
     by_piece = {
         "features": ratios(
-            rounds,
-            lambda: ear.mel(spoken.samples),
-            {str(n): partial(_hear, ear.mel, spoken.samples, n * SAMPLE_RATE // 1000) for n in (WINDOW_MS, *pieces_ms)},
+            rounds, _each(lambda turn: ear.mel(turn.samples), turns), {str(n): hear(n) for n in (WINDOW_MS, *pieces_ms)}
         ),
-        "encoder": ratios(
-            rounds,
-            lambda: ear.encoder(mel),
-            {str(n): partial(_encode, ear.encoder, mel, n // block_ms * block) for n in pieces_ms},
-        ),
+        "encoder": ratios(rounds, _each(ear.encoder, mels), {str(n * block_ms): encode(n) for n in TOGETHER}),
         "merger": ratios(
             rounds,
-            lambda: ear.merger.forward(frames, MERGER_HZ),
-            {str(n): partial(_merge, ear.merger, frames, n // block_ms * block_frames) for n in pieces_ms},
+            _each(lambda part: ear.merger.forward(part, MERGER_HZ), frames),
+            {str(n * block_ms): merge(n) for n in TOGETHER},
         ),
         "flow": ratios(
             rounds,
-            lambda: voice.flow(spoken.codes, spoken.durations),
-            {"plan": partial(_decode, voice.flow, calls)}
-            | {str(n * chunk_ms): partial(_decode, *_together(voice.flow, spoken, n)) for n in TOGETHER},
+            _each(lambda turn: voice.flow(turn.codes, turn.durations), turns),
+            {"plan": _each(lambda made: _decode(voice.flow, made), calls)}
+            | {str(n * chunk * 1000 // OUTPUT_MEL_HZ): decode(n) for n in TOGETHER},
         ),
         "vocoder": ratios(
             rounds,
-            lambda: voice.vocoder(sound),
-            {"plan": partial(_vocode, voice.vocoder, sound, sizes)}
-            | {str(n * chunk_ms): partial(_vocode, voice.vocoder, sound, n * chunk) for n in TOGETHER},
+            _each(voice.vocoder, sounds),
+            {"plan": _each(lambda at: _vocode(voice.vocoder, sounds[at], sizes[at]), range(len(turns)))}
+            | {
+                str(n * chunk * 1000 // OUTPUT_MEL_HZ): _each(partial(_vocode_in, voice.vocoder, n * chunk), sounds)
+                for n in TOGETHER
+            },
         ),
-    }  # fmt: skip
+    }
     service = {
         "features": by_piece["features"][UNIT_MS],
         "encoder": by_piece["encoder"][UNIT_MS],
@@ -118,8 +134,10 @@ def measure(ear: BlockEar, voice: EmbeddedVoice, spoken: Spoken, rounds: int) ->
     }
     return {
         "cost_ratio": service,
-        "cost_ratio_8_rows": _eight_rows(ear, voice, spoken, rounds),
+        "cost_ratio_8_rows": _eight_rows(ear, voice, turns[0], rounds),
         "cost_ratio_by_piece_ms": by_piece,
+        "turns_s": [round(turn.samples.shape[1] / SAMPLE_RATE, 1) for turn in turns],
+        "answers_s": [round(int(turn.durations.sum()) * FRAME_S, 1) for turn in turns],
     }
 
 
@@ -135,7 +153,7 @@ def _eight_rows(ear: BlockEar, voice: EmbeddedVoice, spoken: Spoken, rounds: int
     blocks = UNIT_SAMPLES * MEL_HZ // SAMPLE_RATE // ear.encoder.block_mel_frames
     unit_mel, unit_frames = blocks * ear.encoder.block_mel_frames, blocks * ear.encoder.config.block_frames
     frames = ear.encoder(mel)
-    sizes = [call.layout.start.shape[1] * UPSAMPLING for call in calls]
+    sizes = _mel_frames(calls)
     pairs: dict[str, tuple[Work, Work]] = {
         "features": (lambda: ear.mel(samples), lambda: _hear(ear.mel, samples, UNIT_SAMPLES)),
         "encoder": (lambda: ear.encoder(mel), lambda: _encode(ear.encoder, mel, unit_mel)),
@@ -221,11 +239,13 @@ def _calls(flow: FlowDecoder, spoken: Spoken, rows: int) -> list[FlowChunk]:
     return calls
 
 
-def _together(flow: FlowDecoder, spoken: Spoken, chunks: int) -> tuple[FlowDecoder, list[FlowChunk]]:
-    """A decoder that always makes so many chunks at once, and its calls."""
-    plan = ChunkPlan(flow.plan.lengths, flow.plan.look_ahead, (chunks,))
-    decoder = FlowDecoder(flow.voicebox, flow.dials, plan).eval()
-    return decoder, _calls(decoder, spoken, 1)
+def _mel_frames(calls: list[FlowChunk]) -> list[int]:
+    return [call.layout.start.shape[1] * UPSAMPLING for call in calls]
+
+
+def _each(work: Callable[[Item], object], items: Iterable[Item]) -> Work:
+    kept = list(items)
+    return lambda: [work(item) for item in kept]
 
 
 def _decode(flow: FlowDecoder, calls: list[FlowChunk]) -> None:
@@ -234,14 +254,19 @@ def _decode(flow: FlowDecoder, calls: list[FlowChunk]) -> None:
         _, state = flow.step(call, state)
 
 
-def _vocode(vocoder: Vocos, mel: Tensor, piece_frames: int | list[int]) -> None:
-    """A list names the lengths of the first pieces; what is left is the last one."""
-    state = vocoder.initial_state(mel.shape[0])
-    if isinstance(piece_frames, list):
-        ends = torch.tensor(piece_frames).cumsum(0)
-        pieces = torch.tensor_split(mel, ends[ends < mel.shape[1]], dim=1)
-    else:
-        pieces = mel.split(piece_frames, dim=1)
-    for piece in pieces:
+def _vocode(vocoder: Vocos, mel: Tensor, sizes: list[int]) -> None:
+    """`sizes` names the lengths of the first pieces; what is left is the last one."""
+    ends = torch.tensor(sizes).cumsum(0)
+    _vocode_pieces(vocoder, torch.tensor_split(mel, ends[ends < mel.shape[1]], dim=1))
+
+
+def _vocode_in(vocoder: Vocos, piece_frames: int, mel: Tensor) -> None:
+    _vocode_pieces(vocoder, mel.split(piece_frames, dim=1))
+
+
+def _vocode_pieces(vocoder: Vocos, pieces: Sequence[Tensor]) -> None:
+    *first, last = pieces
+    state = vocoder.initial_state(last.shape[0])
+    for piece in first:
         _, state = vocoder.step(piece, state)
-    vocoder.flush(state)
+    vocoder.finish(last, state)

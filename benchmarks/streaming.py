@@ -34,15 +34,15 @@ def run(model: Pipeline, clips: list[Path], sentences: int = 4, rounds: int = 5)
     ear, voice = model.networks.ear, model.networks.voice
     if not isinstance(ear, BlockEar) or not isinstance(voice, EmbeddedVoice):
         raise ModelError("only models with causal networks are measured; give 'embedded'")
-    samples = torch.from_numpy(read_question(clips[0]))[None]
+    questions = [torch.from_numpy(read_question(path))[None] for path in clips[:sentences]]
     spoken = [_speech(model, text) for text in reply_pool(sentences, HELD_OUT_SEED)]
-    codes, durations = max(spoken, key=lambda tokens: tokens[0].shape[1])
+    turns = [stream_costs.Spoken(samples, *tokens) for samples, tokens in zip(questions, spoken, strict=False)]
     border, inside, clicks = _seams(voice, spoken)
     infilled = seams.run()
     return {
-        "lookahead_ms": look_ahead.embedded(ear, voice, samples) | look_ahead.official(),
+        "lookahead_ms": look_ahead.embedded(ear, voice, questions[0]) | look_ahead.official(),
         "first_sound_ms": look_ahead.first_sound_ms(voice),
-        **stream_costs.measure(ear, voice, stream_costs.Spoken(samples, codes, durations), rounds),
+        **stream_costs.measure(ear, voice, turns, rounds),
         "prefix_reuse": prefix_reuse.run(max(1, rounds // 3)),
         "seam_ratio": round((border + 1e-6) / (inside + 1e-6), 3),
         "seam_distance": border,
