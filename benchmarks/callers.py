@@ -45,7 +45,7 @@ from worker.pipeline import Pipeline
 from worker.voice import EmbeddedVoice
 
 WINDOW_SAMPLES = 512
-LIKELY_END_S, END_S = 0.192, 0.5
+LIKELY_END_S, END_S = 0.256, 0.5
 """Silence after which the service says that an utterance has probably ended, and that it has."""
 PAUSE_S = 0.4
 BETWEEN_CALLERS_S = 0.43

@@ -122,7 +122,8 @@ class Session:
                     if self._response and self._response.request.generation <= message.generation:
                         self._finish("cancelled")
         except RequestError as error:
-            self._send(WorkerError(self.number, error.code, str(error)))
+            utterance = None if isinstance(message, Respond | Cancel) else message.utterance
+            self._send(WorkerError(self.number, error.code, str(error), utterance))
 
     def _respond(self, message: Respond) -> None:
         if message.generation <= self._generation:

@@ -308,7 +308,10 @@ def test_a_wrong_message_is_one_error_for_its_session(message: AudioIn, code: st
     engine.submit(ear, message)
     drain(engine)
     assert codes(ear) == [code]
-    assert ear.of(WorkerError)[0].session == message.session
+    error = ear.of(WorkerError)[0]
+    assert error.session == message.session
+    known = message.session == 1 and not isinstance(message, Cancel)
+    assert error.utterance == (message.utterance if known else None)
     engine.submit(ear, ask())
     drain(engine)
     assert ear.of(ResponseDone)[0].reason == "completed"
