@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from streaming.chunk_plan import ChunkPlan
 from streaming.flow import FlowConfig, Voicebox
 from streaming.flow_decoder import CodeFrames, FlowChunk, FlowDecoder, FlowDials, FlowState, SpeechCodeError
-from streaming.module import select_rows
+from streaming.module import join_rows, select_rows, split_rows
 from streaming.unmerge import UnmergeConfig, repeat_codes
 from streaming.vocos import Vocos, VocosConfig
 
@@ -195,6 +195,39 @@ def test_sessions_out_of_step_do_not_touch_each_other(
                     made[row].append(mel[row, : 4 * chunk.real_frames(decoder.look_ahead_frames)[0]])
         for row, codes in enumerate(rows):
             torch.testing.assert_close(torch.cat(made[row]), render(decoder, codes, 1), **TOLERANCE)
+
+
+@settings(max_examples=10, deadline=None)
+@given(ages=st.lists(st.integers(0, 5), min_size=2, max_size=4))
+def test_sessions_of_any_age_step_as_rows_of_one_state(decoder: FlowDecoder, vocoder: Vocos, ages: list[int]) -> None:
+    decoder = FlowDecoder(decoder.voicebox, decoder.dials, ChunkPlan((4,), (2,))).eval()
+    states, sounds, chunks, alone, mels = [], [], [], [], []
+    with torch.inference_mode():
+        for row, age in enumerate(ages):
+            frames, state, sound = decoder.frames(), decoder.initial_state(1), vocoder.initial_state(1)
+            for number in range(4 * age + 6):
+                frames.push((7 * row + number) % 100, 1)
+            taken = [frames.take() for _ in range(age + 1)]
+            *earlier, last = [chunk for chunk in taken if chunk is not None]
+            for chunk in earlier:
+                mel, state = decoder.step(chunk, state)
+                _, sound = vocoder.step(mel, sound)
+            mel, after = decoder.step(last, state)
+            alone.append((mel, after, *vocoder.step(mel, sound)))
+            states.append(state)
+            sounds.append(sound)
+            chunks.append(last)
+            mels.append(mel)
+        mel, after = decoder.step(FlowChunk.stack(chunks), join_rows(states))
+        wave, sound = vocoder.step(torch.cat(mels), join_rows(sounds))
+        together = zip(
+            mel.split(1), split_rows(after, len(ages)), wave.split(1), split_rows(sound, len(ages)), strict=True
+        )
+        for made, expected in zip(together, alone, strict=True):
+            torch.testing.assert_close(made[0], expected[0], **TOLERANCE)
+            torch.testing.assert_close(made[1].keys, expected[1].keys, **TOLERANCE)
+            torch.testing.assert_close(made[2], expected[2], **TOLERANCE)
+            torch.testing.assert_close(made[3].sound, expected[3].sound, **TOLERANCE)
 
 
 def test_a_long_utterance_outlives_every_ring(decoder: FlowDecoder) -> None:
