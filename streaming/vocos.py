@@ -144,8 +144,7 @@ class Vocos(StreamingModule[VocosState]):
             y, past = block.step(y if settled else y * real, past)
             pasts.append(past)
         windowed = self.head.windowed(self.backbone.final_layer_norm(y))
-        sound = _overlap_add(windowed if settled else windowed * real)
-        sound[:, :_OVERLAP_SAMPLES] += state.sound
+        sound = _overlap_add(windowed if settled else windowed * real, state.sound)
         done = x.shape[1] * HOP_SAMPLES
         new = VocosState(state.frames + x.shape[1], seen[:, :, -HISTORY:], tuple(pasts), sound[:, done:])
         # A hop is completed by the beginning of its newest frame's window. Frame 0's hop has nothing else, close to
@@ -169,11 +168,17 @@ class Vocos(StreamingModule[VocosState]):
         return torch.cat((late, rest), dim=1), state
 
 
-def _overlap_add(frames: Tensor) -> Tensor:
-    """[batch, frames, 1920] -> [batch, 480 * frames + 1440]."""
+def _overlap_add(frames: Tensor, begun: Tensor | None = None) -> Tensor:
+    """[batch, frames, 1920] -> [batch, 480 * frames + 1440]; `begun` [batch, 1440]: the sums that earlier frames left.
+
+    The oldest frame comes first in every sum, so that pieces round as the whole does.
+    """
     hops = frames.unflatten(2, (_OVERLAPS, HOP_SAMPLES))
-    count = hops.shape[1]
-    added = F.pad(hops[:, :, 0], (0, 0, 0, _OVERLAPS - 1))
-    for place in range(1, _OVERLAPS):
-        added[:, place : place + count] += hops[:, :, place]
-    return added.flatten(1)
+    batch, count = hops.shape[:2]
+    added = frames.new_zeros(batch, (count + _OVERLAPS - 1) * HOP_SAMPLES)
+    if begun is not None:
+        added[:, :_OVERLAP_SAMPLES] = begun
+    sums = added.unflatten(1, (-1, HOP_SAMPLES))
+    for place in reversed(range(_OVERLAPS)):
+        sums[:, place : place + count] += hops[:, :, place]
+    return added
