@@ -96,7 +96,8 @@ def run(golden_dir: Path = COMMITTED, utterances: int = 6, codes: int = 90, step
     tensors = golden["voicebox_tiny"]
     prompt = PromptVoice(tensors["codes"][0, : tensors["prompt"].shape[1] // 4], tensors["prompt"][0])
     chunked = InfillDecoder(flow.requires_grad_(False), InfillDials(steps=steps))
-    at_once = InfillDecoder(flow, InfillDials(steps=steps, chunk_frames=(WHOLE,)))
+    official = InfillDials(steps=steps, chunk_frames=(WHOLE,), prefix_every=1, keep_prompt=False)
+    at_once = InfillDecoder(flow, official)
     ratios, found, joints = [], 0, 0
     for seed in range(utterances):
         generator = torch.Generator().manual_seed(seed)
