@@ -177,9 +177,10 @@ def infill_subject() -> tuple[Voicebox, PromptVoice, list[int]]:
 
 
 def infill_cost(rounds: int) -> float:
-    """Mode (a) as shipped against the official one-shot decode."""
+    """Mode (a) as shipped, with the keys and values that its voice has made of the prompt, against the official one-shot
+    decode, which uses nothing again."""
     voicebox, prompt, codes = infill_subject()
-    at_once = InfillDecoder(voicebox, InfillDials(chunk_frames=(WHOLE_FRAMES,), prefix_every=1))
+    at_once = InfillDecoder(voicebox, InfillDials(chunk_frames=(WHOLE_FRAMES,), prefix_every=1, keep_prompt=False))
     chunked = InfillDecoder(voicebox, InfillDials())
     stream: Mapping[str, Work] = {"infill": lambda: infill(chunked, prompt, codes)}
     return ratios(rounds, lambda: infill(at_once, prompt, codes), stream)["infill"]
