@@ -78,8 +78,7 @@ class OfficialVoice:
 
 
 class OfficialVoiceStream:
-    """One answer's sound. flow_ms and vocoder_ms: time spent so far; samples: given out so far; hurried: its listener
-    is about to run dry, which changes nothing here: how a chunk sounds depends on its length."""
+    """One answer's sound. flow_ms and vocoder_ms: time spent so far; samples: given out so far."""
 
     def __init__(self, voice: OfficialVoice) -> None:
         self._voice = voice
@@ -87,7 +86,6 @@ class OfficialVoiceStream:
         self._vocoder = VocoderStream(voice.vocoder, voice.window)
         self._ended = False
         self._flushed = False
-        self.hurried = False
         self.pushed_frames = 0
         self.samples = 0
         self.flow_ms = 0.0
@@ -105,6 +103,9 @@ class OfficialVoiceStream:
     @property
     def next_samples(self) -> int:
         return self.flow.next_frames * FRAME_SAMPLES
+
+    def pace(self, *, hurried: bool, alone: bool) -> None:
+        """Changes nothing: how a chunk sounds depends on its length."""
 
     def push(self, code: int, duration_frames: int) -> None:
         """The next code. Raises `SpeechCodeError`."""

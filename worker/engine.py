@@ -133,18 +133,21 @@ class Engine:
             utterances.hear()
 
     def _speak_together(self, first: Session, unit: Unit) -> None:
-        """The next token, or the next stretch of sound, of `first` and of every other answer that is at that point.
+        """The next token, or the next stretch of sound, of `first` and of every other answer that is at that point; of
+        sounds only those equally long, because others would be made one after the other all the same.
 
         An error there is nobody's own: it ends all answers that took part.
         """
         others = [session for session in self._sessions.values() if session is not first]
         pairs: list[tuple[Session, Speaker]] = []
-        room = MOST_SOUND_S * self._model.output_sample_rate
         for session in (first, *others):
             speaker = session.joining(unit)
-            if speaker is not None and (not pairs or speaker.unit_samples <= room):
+            if speaker is None:
+                continue
+            samples = speaker.unit_samples
+            total_s = samples * (len(pairs) + 1) / self._model.output_sample_rate
+            if not pairs or (samples == pairs[0][1].unit_samples and total_s <= MOST_SOUND_S):
                 pairs.append((session, speaker))
-                room -= speaker.unit_samples
         try:
             events = self._model.step([speaker for _, speaker in pairs])
         except Exception as error:

@@ -93,9 +93,7 @@ class Listener(Protocol):
 
 
 class Speaker(Protocol):
-    """One answer being made. hurried: its listener is about to run dry, so sound should come of what there is."""
-
-    hurried: bool
+    """One answer being made."""
 
     def step(self) -> list[Spoken]:
         """One unit of work. `Finished` comes last; nothing may be asked afterwards."""
@@ -107,6 +105,10 @@ class Speaker(Protocol):
     @property
     def unit_samples(self) -> int:
         """How much sound the next unit makes, about; 0 where it makes none."""
+
+    def pace(self, *, hurried: bool, alone: bool) -> None:
+        """hurried: its listener is about to run dry, so sound should come of what there is; alone: nobody else has to
+        wait for a long unit."""
 
     @property
     def text(self) -> str: ...

@@ -261,14 +261,9 @@ class Reply:
     def text(self) -> str:
         return self._words.text_so_far.strip()
 
-    @property
-    def hurried(self) -> bool:
-        return self.voice is not None and self.voice.hurried
-
-    @hurried.setter
-    def hurried(self, hurried: bool) -> None:
+    def pace(self, *, hurried: bool, alone: bool) -> None:
         if self.voice is not None:
-            self.voice.hurried = hurried
+            self.voice.pace(hurried=hurried, alone=alone)
 
     @property
     def unit(self) -> Unit:

@@ -55,7 +55,7 @@ FIRST_OUTPUT_HZ = 12.5
 HURRY_S, HURRY_EACH_S = 0.1, 0.03
 """With less sound than this in hand, the next piece is not waited for to grow; so much more for every other answer that
 is being made, whose turn may come first."""
-FIRST_SOUND_S = 0.1
+FIRST_SOUND_S = 0.2
 """An answer should be heard this soon; those who would run dry earlier go before it."""
 
 Reason = Literal["completed", "max_output_tokens", "cancelled", "failed"]
@@ -217,7 +217,8 @@ class Session:
             deadline = response.first_audio_at + response.samples / self._model.output_sample_rate
         if speaker is None:
             return Due("answer", deadline)
-        speaker.hurried = deadline - self._clock() < HURRY_S + HURRY_EACH_S * self.other_answers
+        hurried = deadline - self._clock() < HURRY_S + HURRY_EACH_S * self.other_answers
+        speaker.pace(hurried=hurried, alone=not self.other_answers)
         unit = speaker.unit
         return Due("answer" if unit == "end" else unit, deadline)
 

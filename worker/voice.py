@@ -31,19 +31,19 @@ CHUNKS: dict[Latency, ChunkPlan] = {
 }
 """How an answer is cut: it is heard after three 12.5 Hz frames of speech, or after one. Calls make more chunks at once
 as the sound in hand grows."""
+CHUNKS_AMONG_OTHERS = 4
+"""1.28 s, in a call that others have to wait for."""
 FRAME_SAMPLES = UPSAMPLING * HOP_SAMPLES
 """Output samples of one 12.5 Hz frame."""
 OUTPUT_SAMPLE_RATE = SAMPLE_RATE_HZ
 
 
 class VoiceStream(Protocol):
-    """One answer's sound. samples: given out so far; flow_ms, vocoder_ms: time spent so far; hurried: the listener is
-    about to run dry, so sound may come in smaller pieces where that does not change it."""
+    """One answer's sound. samples: given out so far; flow_ms, vocoder_ms: time spent so far."""
 
     samples: int
     flow_ms: float
     vocoder_ms: float
-    hurried: bool
 
     @property
     def ready(self) -> bool:
@@ -62,6 +62,9 @@ class VoiceStream(Protocol):
     @property
     def next_samples(self) -> int:
         """How many samples the next chunks have, about."""
+
+    def pace(self, *, hurried: bool, alone: bool) -> None:
+        """As `Speaker.pace`, as far as that does not change the sound."""
 
 
 Stream = TypeVar("Stream", bound=VoiceStream)
@@ -138,13 +141,9 @@ class EmbeddedVoiceStream:
         self.finished = False
         self._ended = False
 
-    @property
-    def hurried(self) -> bool:
-        return self.frames.hurried
-
-    @hurried.setter
-    def hurried(self, hurried: bool) -> None:
+    def pace(self, *, hurried: bool, alone: bool) -> None:
         self.frames.hurried = hurried
+        self.frames.most_chunks = max(self.frames.plan.together) if alone else CHUNKS_AMONG_OTHERS
 
     @property
     def ready(self) -> bool:

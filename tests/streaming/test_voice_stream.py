@@ -149,6 +149,20 @@ def test_in_a_hurry_complete_chunks_do_not_wait_for_more() -> None:
     assert not frames.ready, "a chunk and what it sees are not complete"
 
 
+def test_among_others_calls_are_shorter_than_planned() -> None:
+    frames = CodeFrames(ChunkPlan((4,), (2,), (4,)), 2, 100)
+    frames.push(3, 8)
+    frames.push(3, 8)
+    frames.push(3, 8)
+    frames.most_chunks = 2
+    assert [len(chunk.layout.start[0]) for _ in range(2) if (chunk := frames.take())] == [8, 8]
+    frames.most_chunks = 4
+    frames.push(3, 8)
+    assert not frames.ready
+    frames.end()
+    assert frames.next_frames == 16
+
+
 @pytest.mark.parametrize(
     "plan",
     [((), (1,)), ((0,), (1,)), ((4,), ()), ((4,), (-1,)), ((4,), (3,)), ((4,), (2,), ()), ((4,), (2,), (0,))],

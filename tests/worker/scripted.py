@@ -68,11 +68,14 @@ class ScriptedSpeaker:
     closed: bool = False
     joins: bool = False
     unit_samples: int = 0
-    hurried: bool = False
+    pace_set: tuple[bool, bool] | None = None
 
     @property
     def unit(self) -> Unit:
         return "token" if self.joins else "end"
+
+    def pace(self, *, hurried: bool, alone: bool) -> None:
+        self.pace_set = (hurried, alone)
 
     def step(self) -> list[Spoken]:
         self.units.append(self.name)
@@ -139,7 +142,7 @@ class ScriptedModel:
     def respond(self, question: Question) -> ScriptedSpeaker:
         self.questions.append(question)
         text = "w" if question.transcribe else question.conversation.items[-1].text
-        fail_at = 2 if text == "fail" else -1
+        fail_at = 4 if text == "fail" else -1
         speaker = ScriptedSpeaker(
             self.words,
             fail_at=fail_at,
