@@ -177,8 +177,8 @@ def infill_subject() -> tuple[Voicebox, PromptVoice, list[int]]:
 
 
 def infill_cost(rounds: int) -> float:
-    """Mode (a) as shipped, with the keys and values that its voice has made of the prompt, against the official one-shot
-    decode, which uses nothing again."""
+    """Mode (a) as shipped, with the keys and values that its voice has made of the prompt, against the official
+    one-shot decode, which uses nothing again."""
     voicebox, prompt, codes = infill_subject()
     at_once = InfillDecoder(voicebox, InfillDials(chunk_frames=(WHOLE_FRAMES,), prefix_every=1, keep_prompt=False))
     chunked = InfillDecoder(voicebox, InfillDials())
