@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
-import msgspec
 import typer
+
+from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and exactness.")
 
@@ -22,10 +23,7 @@ class Released(StrEnum):
     SEVEN_B = "7B"
 
 
-Model = Annotated[str, typer.Option(help="'embedded' or a checkpoint directory")]
-Threads = Annotated[int, typer.Option(min=1, help="torch threads")]
 Clips = Annotated[Path, typer.Option(help="folder of recorded questions")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
 @app.command()
@@ -41,22 +39,16 @@ def turn(
     json: Json = False,
 ) -> None:
     """How soon after a question its answer is heard, and what a turn costs."""
-    from worker.threads import limit_threads
+    with measuring("bench", threads):
+        from benchmarks import turn as benchmark
+        from worker.loading import load_model
+        from worker.turn import TurnSettings
 
-    limit_threads(threads)
-    from benchmarks import turn as benchmark
-    from worker.audio_files import AudioFileError
-    from worker.loading import ModelError, load_model
-    from worker.turn import TurnSettings
-
-    try:
         files = _recordings(clips)
         settings = TurnSettings(input_rate, output_rate, realtime=realtime)
         loaded = load_model(model, latency="low" if low_latency else "usual")
-        report = benchmark.run(loaded, files, settings, repeat, None if json else _progress)
-    except (AudioFileError, ModelError) as error:
-        _fail(error)
-    _print({**report, "threads": threads}, json)
+        report = benchmark.run(loaded, files, settings, repeat, None if json else progress)
+        print_report({**report, "threads": threads}, json)
 
 
 @app.command()
@@ -70,19 +62,14 @@ def callers(
     json: Json = False,
 ) -> None:
     """A worker with several callers: first sounds, stutters, how busy it is, and what its networks cost there."""
-    from worker.threads import limit_threads
+    with measuring("bench", threads):
+        from benchmarks import callers as benchmark
+        from worker.audio_files import read_question
+        from worker.loading import load_model
 
-    limit_threads(threads)
-    from benchmarks import callers as benchmark
-    from worker.audio_files import AudioFileError, read_question
-    from worker.loading import ModelError, load_model
-
-    try:
         questions = [read_question(path) for path in _recordings(clips)]
         report = benchmark.run(load_model(model, callers), questions, callers, turns, rounds)
-    except (AudioFileError, ModelError) as error:
-        _fail(error)
-    _print({**report, "threads": threads}, json)
+        print_report({**report, "threads": threads}, json)
 
 
 @app.command()
@@ -93,8 +80,8 @@ def start(model: Model = "embedded", json: Json = False) -> None:
     try:
         report = benchmark.run(model)
     except benchmark.StartError as error:
-        _fail(error)
-    _print(report, json)
+        fail("bench", error)
+    print_report(report, json)
 
 
 @app.command()
@@ -106,19 +93,12 @@ def rates(
     json: Json = False,
 ) -> None:
     """How exactly requested frame rates are met, and what lower ones save."""
-    from worker.threads import limit_threads
+    with measuring("bench", threads):
+        from benchmarks import rates as benchmark
+        from worker.loading import load_model
 
-    limit_threads(threads)
-    from benchmarks import rates as benchmark
-    from worker.audio_files import AudioFileError
-    from worker.loading import ModelError, load_model
-
-    try:
         say = None if json else lambda text: print(text, file=sys.stderr)
-        report = benchmark.run(load_model(model), _recordings(clips), sentences, say)
-    except (AudioFileError, ModelError) as error:
-        _fail(error)
-    _print(report, json)
+        print_report(benchmark.run(load_model(model), _recordings(clips), sentences, say), json)
 
 
 @app.command()
@@ -131,18 +111,12 @@ def streaming(
     json: Json = False,
 ) -> None:
     """What working chunk by chunk costs, how far each network looks ahead, and whether seams show."""
-    from worker.threads import limit_threads
+    with measuring("bench", threads):
+        from benchmarks import streaming as benchmark
+        from worker.loading import load_model
 
-    limit_threads(threads)
-    from benchmarks import streaming as benchmark
-    from worker.audio_files import AudioFileError
-    from worker.loading import ModelError, load_model
-
-    try:
         report = benchmark.run(load_model(model), _recordings(clips), sentences, rounds)
-    except (AudioFileError, ModelError) as error:
-        _fail(error)
-    _print({**report, "threads": threads}, json)
+        print_report({**report, "threads": threads}, json)
 
 
 @app.command()
@@ -150,18 +124,11 @@ def controllers(
     clips: Clips = CHECKOUT / "tests" / "speech", model: Model = "embedded", threads: Threads = 1, json: Json = False
 ) -> None:
     """Three ways to meet an input rate without seeing the future."""
-    from worker.threads import limit_threads
+    with measuring("bench", threads):
+        from benchmarks import controllers as benchmark
+        from worker.loading import load_model
 
-    limit_threads(threads)
-    from benchmarks import controllers as benchmark
-    from worker.audio_files import AudioFileError
-    from worker.loading import ModelError, load_model
-
-    try:
-        report = benchmark.run(load_model(model), _recordings(clips))
-    except (AudioFileError, ModelError) as error:
-        _fail(error)
-    _print(report, json)
+        print_report(benchmark.run(load_model(model), _recordings(clips)), json)
 
 
 @app.command()
@@ -175,8 +142,8 @@ def golden(
     try:
         report = benchmark.run(golden)
     except FileNotFoundError as error:
-        _fail(error)
-    _print(report, json)
+        fail("bench", error)
+    print_report(report, json)
 
 
 @app.command()
@@ -187,12 +154,10 @@ def thinker(
     json: Json = False,
 ) -> None:
     """Our decoder against transformers' own, FlexiSLM-0.5B's size, random weights."""
-    from worker.threads import limit_threads
+    with measuring("bench", threads):
+        from benchmarks import thinker as benchmark
 
-    limit_threads(threads)
-    from benchmarks import thinker as benchmark
-
-    _print(benchmark.run(steps, rounds), json)
+        print_report(benchmark.run(steps, rounds), json)
 
 
 @app.command()
@@ -207,8 +172,8 @@ def load(
     try:
         report = benchmark.run(size.value, adapters=adapters)
     except (benchmark.LoadBenchError, OSError) as error:
-        _fail(error)
-    _print(report, json)
+        fail("bench", error)
+    print_report(report, json)
 
 
 @app.command()
@@ -221,7 +186,7 @@ def roofline(
     """The least time a GPU can take, by arithmetic alone; the defaults are an H200's. Measures nothing."""
     from benchmarks import roofline as arithmetic
 
-    _print(arithmetic.run(size.value, gigabytes_per_s * 1e9, teraflops * 1e12), json)
+    print_report(arithmetic.run(size.value, gigabytes_per_s * 1e9, teraflops * 1e12), json)
 
 
 @app.command()
@@ -232,12 +197,10 @@ def codec(
     json: Json = False,
 ) -> None:
     """FlexiCodec in full size against the published package, where that is installed."""
-    from worker.threads import limit_threads
+    with measuring("bench", threads):
+        from benchmarks import codec as benchmark
 
-    limit_threads(threads)
-    from benchmarks import codec as benchmark
-
-    _print(benchmark.run(seconds, threads, rounds), json)
+        print_report(benchmark.run(seconds, threads, rounds), json)
 
 
 @app.command()
@@ -247,37 +210,18 @@ def seams(
     json: Json = False,
 ) -> None:
     """Whether the joints between chunks of the official voice can be heard."""
-    from worker.threads import limit_threads
+    with measuring("bench", threads):
+        from benchmarks import seams as benchmark
 
-    limit_threads(threads)
-    from benchmarks import seams as benchmark
-
-    try:
-        report = benchmark.run(golden)
-    except FileNotFoundError as error:
-        _fail(error)
-    _print(report, json)
+        try:
+            report = benchmark.run(golden)
+        except FileNotFoundError as error:
+            fail("bench", error)
+        print_report(report, json)
 
 
 def _recordings(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.glob("*") if path.suffix in (".wav", ".flac", ".opus", ".ogg"))
     if not files:
-        _fail(FileNotFoundError(f"{folder} holds no recordings; give a folder of WAV, FLAC or Opus files"))
+        fail("bench", FileNotFoundError(f"{folder} holds no recordings; give a folder of WAV, FLAC or Opus files"))
     return files
-
-
-def _fail(error: Exception) -> NoReturn:
-    print(f"agogic bench: {error}", file=sys.stderr)
-    raise typer.Exit(2) from error
-
-
-def _progress(done: int, total: int) -> None:
-    print(f"\r{done} of {total} turns", end="" if done < total else "\n", file=sys.stderr, flush=True)
-
-
-def _print(report: dict[str, object], json: bool) -> None:
-    if json:
-        print(msgspec.json.encode(report).decode())
-        return
-    for name, value in report.items():
-        print(f"{name:28} {value}")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Measure the model: understanding, voice.")
+from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress
 
-Model = Annotated[str, typer.Option(help="'embedded' or a checkpoint directory")]
-Threads = Annotated[int, typer.Option(min=1, help="torch threads")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+app = typer.Typer(no_args_is_help=True, help="Measure the model: understanding, voice.")
 
 
 @app.command()
@@ -28,20 +24,16 @@ def barista(
     json: Json = False,
 ) -> None:
     """Share of recorded orders whose every slot the answer restates."""
-    from worker.threads import limit_threads
+    with measuring("eval", threads):
+        from benchmarks import barista as benchmark
+        from worker.loading import load_model
 
-    limit_threads(threads)
-    from benchmarks import barista as benchmark
-    from worker.audio_files import AudioFileError
-    from worker.loading import ModelError, load_model
-
-    try:
-        chosen = benchmark.read_clips(clips, labels, held_out)
-        report = benchmark.run(load_model(model, exact_at_end=exact), chosen, input_rate, None if json else _progress)
-    except (AudioFileError, ModelError, benchmark.LabelsError) as error:
-        print(f"agogic eval: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    _print(report, json)
+        try:
+            chosen = benchmark.read_clips(clips, labels, held_out)
+        except benchmark.LabelsError as error:
+            fail("eval", error)
+        loaded = load_model(model, exact_at_end=exact)
+        print_report(benchmark.run(loaded, chosen, input_rate, None if json else progress), json, lists=False)
 
 
 @app.command()
@@ -54,19 +46,16 @@ def conversation(
     json: Json = False,
 ) -> None:
     """Share of held-out turns that are answered word for word, most of which need the answers before them."""
-    from worker.threads import limit_threads
+    with measuring("eval", threads):
+        from benchmarks import conversation as benchmark
+        from training.speech_data import SynthesisError
+        from worker.loading import load_model
 
-    limit_threads(threads)
-    from benchmarks import conversation as benchmark
-    from training.speech_data import SynthesisError
-    from worker.loading import ModelError, load_model
-
-    try:
-        report = benchmark.run(load_model(model), per_kind, spoken, input_rate, None if json else _progress)
-    except (ModelError, SynthesisError) as error:
-        print(f"agogic eval: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    _print(report, json)
+        try:
+            report = benchmark.run(load_model(model), per_kind, spoken, input_rate, None if json else progress)
+        except SynthesisError as error:
+            fail("eval", error)
+        print_report(report, json, lists=False)
 
 
 @app.command()
@@ -79,32 +68,11 @@ def voice(
     json: Json = False,
 ) -> None:
     """Word error rate of an outside recogniser on spoken replies, beside the source voice's own."""
-    from worker.threads import limit_threads
+    with measuring("eval", threads):
+        from training.voice_eval import run
+        from worker.loading import load_model
+        from worker.turn import TurnSettings, speak_text
 
-    limit_threads(threads)
-    from training.voice_eval import run
-    from worker.loading import ModelError, load_model
-    from worker.turn import TurnSettings, speak_text
-
-    try:
-        loaded = load_model(model)
-    except ModelError as error:
-        print(f"agogic eval: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    settings = TurnSettings(output_hz=output_rate)
-    report: dict[str, object] = dict(run(lambda text: speak_text(loaded, text, settings), sentences, processes))
-    report["requested_output_hz"] = output_rate
-    _print(report, json)
-
-
-def _progress(done: int, total: int) -> None:
-    print(f"\r{done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
-
-
-def _print(report: dict[str, object], json: bool) -> None:
-    if json:
-        print(msgspec.json.encode(report).decode())
-        return
-    for name, value in report.items():
-        if not isinstance(value, list):
-            print(f"{name:24} {value}")
+        loaded, settings = load_model(model), TurnSettings(output_hz=output_rate)
+        report: dict[str, object] = dict(run(lambda text: speak_text(loaded, text, settings), sentences, processes))
+        print_report({**report, "requested_output_hz": output_rate}, json, lists=False)
