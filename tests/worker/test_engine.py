@@ -36,8 +36,10 @@ from worker.session import FIRST_SOUND_S
 SECOND = b"\x00\x10" * 16_000
 
 
-def open_engine(model: ScriptedModel, slots: int = 4, sessions: int = 1) -> tuple[Engine, Ear]:
-    engine, ear = Engine(model, slots, HandClock()), Ear()
+def open_engine(
+    model: ScriptedModel, slots: int = 4, sessions: int = 1, clock: HandClock | None = None
+) -> tuple[Engine, Ear]:
+    engine, ear = Engine(model, slots, clock or HandClock()), Ear()
     for number in range(1, sessions + 1):
         engine.submit(ear, OpenSession(number))
     return engine, ear
@@ -259,11 +261,8 @@ def test_sound_of_several_answers_is_made_together_but_not_without_bound() -> No
 
 
 def test_who_would_run_dry_goes_before_who_has_just_asked() -> None:
-    clock = HandClock()
-    model, ear = ScriptedModel(words=30), Ear()
-    engine = Engine(model, 2, clock)
-    for session in (1, 2):
-        engine.submit(ear, OpenSession(session))
+    model, clock = ScriptedModel(words=30), HandClock()
+    engine, ear = open_engine(model, sessions=2, clock=clock)
     engine.submit(ear, ask("a", session=1))
     for _ in range(3):
         engine.iterate()
@@ -276,11 +275,8 @@ def test_who_would_run_dry_goes_before_who_has_just_asked() -> None:
 
 
 def test_answers_hurry_when_little_is_in_hand_and_the_more_the_more_are_made() -> None:
-    clock = HandClock()
-    model, ear = ScriptedModel(words=30), Ear()
-    engine = Engine(model, 2, clock)
-    for session in (1, 2):
-        engine.submit(ear, OpenSession(session))
+    model, clock = ScriptedModel(words=30), HandClock()
+    engine, ear = open_engine(model, sessions=2, clock=clock)
     engine.submit(ear, ask("a", session=1))
     paces = []
     for _ in range(4):
