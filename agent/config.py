@@ -38,6 +38,7 @@ class ModelConfig(Section, frozen=True):
     spec: str = "embedded"
     voice: str = ""
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    slots: Annotated[int, Meta(ge=0, le=256)] = 0
     threads: Annotated[int, Meta(ge=0)] = 0
     latency: Literal["usual", "low"] = "usual"
     start_timeout_s: Positive = 120.0

@@ -35,6 +35,8 @@ def worker_command(model: ModelConfig, log_level: str) -> list[str]:
     command = [sys.executable, "-m", "worker", "--model", model.spec, "--log-level", log_level, "--exit-with-parent"]
     if model.voice:
         command += ["--voice", model.voice]
+    if model.slots:
+        command += ["--slots", str(model.slots)]
     if model.threads:
         command += ["--threads", str(model.threads)]
     return [*command, "--latency", model.latency]

@@ -31,6 +31,11 @@ def service() -> Iterator[ServiceProcess]:
         yield process
 
 
+def test_worker_of_the_embedded_model_takes_eight_callers(service: ServiceProcess) -> None:
+    ready = json.loads(service.get("/readyz")[1])
+    assert ready["ready"] and ready["model"] == "embedded" and ready["slots"] == 8
+
+
 def clip(path: Path) -> bytes:
     """s16le at 24 kHz with silence around it, as an open microphone gives it."""
     samples, recorded_hz = soundfile.read(path, dtype="float32")

@@ -246,3 +246,9 @@ def test_a_configured_voice_reaches_the_worker() -> None:
     command = worker_command(config.model, "info")
     assert command[command.index("--voice") + 1] == "me.wav"
     assert "--voice" not in worker_command(parse_config("").model, "info")
+
+
+def test_configured_places_reach_the_worker() -> None:
+    command = worker_command(parse_config("[model]\nslots = 12").model, "info")
+    assert command[command.index("--slots") + 1] == "12"
+    assert "--slots" not in worker_command(parse_config("").model, "info")
