@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,8 +46,8 @@ class KVCache:
     ) -> None:
         shape = (layers, slots, kv_heads, max_positions, head_dim)
         # Masked-out positions must hold finite numbers: a NaN times a zero weight would still be NaN.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = _lazy_zeros(shape, dtype, torch.device(device))
+        self.values = _lazy_zeros(shape, dtype, torch.device(device))
         self.max_positions = max_positions
         self.lengths = [0] * slots
 
@@ -91,3 +93,10 @@ class KVCache:
         """Count the planned positions as held."""
         for slot in append.rows:
             self.lengths[slot] += append.positions.shape[1]
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take no memory on a CPU before they are written: torch would write every one of them."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -125,3 +128,16 @@ def test_filtering_keeps_ties_and_the_first_token_past_the_nucleus() -> None:
 def test_drawing_follows_the_probabilities() -> None:
     probabilities = torch.tensor([0.0, 0.25, 0.75, 0.0]).expand(4, 4)
     assert draw(probabilities, torch.tensor([0.0, 0.2499, 0.25, 0.9999])).tolist() == [1, 1, 2, 2]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_places_that_nobody_fills_take_no_memory(dtype: torch.dtype) -> None:
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+    before = resident_mb()
+    cache = KVCache(4, 64, 2048, 4, 64, dtype)
+    assert cache.keys.dtype == dtype and cache.keys.nbytes > 200e6
+    assert resident_mb() - before < 50
+    assert not cache.keys[2, 63].any() and not cache.values[3, 0].any()
