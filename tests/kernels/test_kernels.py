@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kernels.attention import attend, attend_reference, attention_probabilities
-from kernels.kv_cache import CacheFullError
+from kernels.kv_cache import CacheFullError, KVCache
 from kernels.rope import rope_angles, rotate_half, rotate_interleaved
 from kernels.sampling import draw, filtered_probabilities
 from models.qwen2 import DecoderConfig, HeadOfLayer, Qwen2Model
