@@ -172,7 +172,9 @@ class BlockHearing:
         return self._tail
 
     def finish(self) -> Tensor:
-        return self.prepare()
+        tail = self.prepare()
+        self._open = None  # nothing takes this end back, and the caches before it are large
+        return tail
 
     def features(self, pcm: Pcm) -> Tensor:
         """Takes samples [n]; features [blocks of the encoder, mel_bins] that are complete now."""
