@@ -72,7 +72,8 @@ def test_agent_names_no_heavy_package_outside_its_verbs() -> None:
 
 
 def test_loading_the_service_loads_no_torch() -> None:
-    code = f"import sys, agent.app, agent.cli.serve; print([m for m in sys.modules if m.split('.')[0] in {HEAVY!r}])"
+    heavy = f"[m for m in sys.modules if m.split('.')[0] in {HEAVY!r}]"
+    code = f"import sys, agent.server.app, agent.cli.serve; print({heavy})"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.stdout.strip() == "[]", ended.stdout + ended.stderr
 

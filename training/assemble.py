@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import torch
 
-from models.config import AgogicConfig, FlexiSLMConfig
-from models.export import export_flexislm
-from models.flexislm import FlexiSLM
-from models.packing import save_packed
-from streaming.encoder import EncoderConfig
+from models.checkpoints.export import export_flexislm
+from models.checkpoints.packing import save_packed
+from models.networks.config import AgogicConfig, FlexiSLMConfig
+from models.networks.flexislm import FlexiSLM
+from streaming.hearing.encoder import EncoderConfig
 from training.slm import (
     ALIGNMENT_HEAD,
     MAX_GROUP,

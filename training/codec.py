@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streaming.codec import CodecConfig, SpeechCodec, merge_batch
-from streaming.unmerge import Frames, Unmerge, UnmergeConfig, repeat_codes
-from streaming.voice_files import load_codec, save_network
+from models.checkpoints.voice_files import load_codec, save_network
+from streaming.flexicodec.codec import CodecConfig, SpeechCodec, merge_batch
+from streaming.speaking.unmerge import Frames, Unmerge, UnmergeConfig, repeat_codes
 from training.toml_config import load_config
 from training.voice_codes import RATES_HZ, save_codes
 from training.voice_features import MEL_PER_FRAME, PHONES, VoiceBatch, VoiceSet, batches, collate, load
@@ -117,9 +117,7 @@ def train(config: CodecTrainingConfig) -> CodecTrainer:
     voice = load(Path(config.voice))
     trainer = CodecTrainer(config)
     print(f"codec {sum(p.numel() for p in trainer.codec.parameters()) / 1e6:.2f} M parameters", flush=True)
-    progress = Progress(
-        trainer, Path(config.checkpoint), minutes=config.minutes, learning_rate=config.learning_rate
-    )
+    progress = Progress(trainer, Path(config.checkpoint), minutes=config.minutes, learning_rate=config.learning_rate)
     rng = np.random.default_rng(progress.step + 1)
     chosen, queue = voice.part("reply", "open"), list[list[int]]()
     for step in progress.steps():

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streaming.mel_filters import mel_filters
-from streaming.speech_mel import FLOOR_LOG10, HOP_SAMPLES, LEAST_POWER, SAMPLE_RATE, WINDOW_SAMPLES
+from streaming.hearing.mel_filters import mel_filters
+from streaming.hearing.speech_mel import FLOOR_LOG10, HOP_SAMPLES, LEAST_POWER, SAMPLE_RATE, WINDOW_SAMPLES
 
 MEL_BINS = 80
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from streaming.chunk_plan import ChunkPlan
-from streaming.flow import FlowConfig, Voicebox
-from streaming.voice_files import load_codec, load_flow, save_network
+from models.checkpoints.voice_files import load_codec, load_flow, save_network
+from streaming.speaking.chunk_plan import ChunkPlan
+from streaming.speaking.flow import FlowConfig, Voicebox
 from training.codec import mel_loss, phone_loss
 from training.toml_config import load_config
 from training.voice_codes import RATES_HZ, CodeStore, load_codes, pad_codes

@@ -71,6 +71,4 @@ class Judge:
 
 
 def total(verdicts: Sequence[Verdict]) -> Verdict:
-    return Verdict(
-        sum(v.sentences for v in verdicts), sum(v.words for v in verdicts), sum(v.errors for v in verdicts)
-    )
+    return Verdict(sum(v.sentences for v in verdicts), sum(v.words for v in verdicts), sum(v.errors for v in verdicts))

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from streaming.encoder import BlockCausalEncoder, Encoded, EncoderConfig
+from streaming.hearing.encoder import BlockCausalEncoder, Encoded, EncoderConfig
 from training.features import Augmenter, Clip, held_out, load_recordings, load_store, noise_bank, scale
 from training.world import carriers, order_bodies
 

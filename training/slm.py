@@ -20,9 +20,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.frame_rate import frame_rate_embedding
-from models.talker import CODE_OFFSET, Talker
-from streaming.encoder import BlockCausalEncoder, Encoded, EncoderConfig
+from models.networks.frame_rate import frame_rate_embedding
+from models.networks.talker import CODE_OFFSET, Talker
+from streaming.hearing.encoder import BlockCausalEncoder, Encoded, EncoderConfig
 from training.features import Augmenter, load_recordings, load_store, noise_bank, scale
 from training.recogniser import Example as CtcExample
 from training.recogniser import character_ids, loss_of

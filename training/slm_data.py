@@ -17,9 +17,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.prompts import PastTurn, chat_prompt, repeat_request
-from models.prompts import Prompts as PromptTexts
-from models.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
+from models.networks.prompts import PastTurn, chat_prompt, repeat_request
+from models.networks.prompts import Prompts as PromptTexts
+from models.networks.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
 from training.conversations import KINDS, after_another_order, answers_before, kind, turn_of_kind
 from training.features import Clip, held_out, without_silence
 from training.speech_codes import SpokenText
@@ -71,7 +71,7 @@ class Item:
 
 
 class Prompts:
-    """Text ids around the user's turn, as `models.prompts` lays them out."""
+    """Text ids around the user's turn, as `models.networks.prompts` lays them out."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.qwen2 import DecoderConfig, HeadOfLayer
-from models.talker import CODE_OFFSET, Talker
-from models.thinker import Thinker
-from streaming.grouping import group_frames
-from streaming.merger import InterleavedMergingTransformer, merger_mode
-from streaming.rate_control import group_causal
-from streaming.transformer import LayerScale, TransformerConfig
+from models.networks.qwen2 import DecoderConfig, HeadOfLayer
+from models.networks.talker import CODE_OFFSET, Talker
+from models.networks.thinker import Thinker
+from streaming.layers.transformer import LayerScale, TransformerConfig
+from streaming.merging.grouping import group_frames
+from streaming.merging.merger import InterleavedMergingTransformer, merger_mode
+from streaming.merging.rate_control import group_causal
 
 ENCODER_HZ = 25.0
 MAX_GROUP = 16

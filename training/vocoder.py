@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streaming.mel24k import Mel24k
-from streaming.vocos import Vocos, VocosConfig
-from streaming.voice_files import save_network
+from models.checkpoints.voice_files import save_network
+from streaming.speaking.mel24k import Mel24k
+from streaming.speaking.vocos import Vocos, VocosConfig
 from training.toml_config import load_config
 from training.voice_data import load_audio
 from training.voice_features import FRAME_SAMPLES, MEL_PER_FRAME, VoiceSet, load

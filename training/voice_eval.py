@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from streaming.flow_decoder import FlowDecoder, FlowDials
-from streaming.mel24k import Mel24k
-from streaming.voice_files import load_codec, load_flow, load_vocoder
+from models.checkpoints.voice_files import load_codec, load_flow, load_vocoder
+from streaming.speaking.flow_decoder import FlowDecoder, FlowDials
+from streaming.speaking.mel24k import Mel24k
 from training.features import log_power, scale
 from training.judge import Judge, Verdict, total
 from training.voice_data import lexicon_of, synthesise

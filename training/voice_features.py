@@ -16,7 +16,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from streaming.mel24k import Mel24k
+from streaming.speaking.mel24k import Mel24k
 from training.features import log_power, scale
 from training.voice_data import SAMPLE_RATE_HZ, VoiceClip, load_audio, load_clips
 

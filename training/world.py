@@ -15,7 +15,15 @@ from dataclasses import dataclass
 Order = dict[str, str]
 
 DRINKS = (
-    "coffee", "iced coffee", "drip coffee", "house coffee", "mocha", "iced mocha", "americano", "cappuccino", "latte",
+    "coffee",
+    "iced coffee",
+    "drip coffee",
+    "house coffee",
+    "mocha",
+    "iced mocha",
+    "americano",
+    "cappuccino",
+    "latte",
     "espresso",
 )
 SIZES = ("small", "medium", "large", "eight ounce", "twelve ounce", "sixteen ounce", "twenty ounce")
@@ -29,51 +37,143 @@ SLOT_ORDER = ("size", "numberOfShots", "roast", "coffeeDrink", "milkAmount", "su
 HELD_OUT_SEED = 1_000_000
 
 _BASE_PRICE_CENTS = {
-    "coffee": 200, "drip coffee": 200, "house coffee": 200, "iced coffee": 250, "espresso": 250,
-    "americano": 300, "cappuccino": 350, "latte": 350, "mocha": 400, "iced mocha": 400,
+    "coffee": 200,
+    "drip coffee": 200,
+    "house coffee": 200,
+    "iced coffee": 250,
+    "espresso": 250,
+    "americano": 300,
+    "cappuccino": 350,
+    "latte": 350,
+    "mocha": 400,
+    "iced mocha": 400,
 }
 _SIZE_PRICE_CENTS = {
-    "small": 0, "eight ounce": 0, "medium": 50, "twelve ounce": 50, "large": 100, "sixteen ounce": 100,
+    "small": 0,
+    "eight ounce": 0,
+    "medium": 50,
+    "twelve ounce": 50,
+    "large": 100,
+    "sixteen ounce": 100,
     "twenty ounce": 150,
 }
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
 _CARRIERS = (
-    "can i get", "can i have", "can i please have", "can i please get", "could i get", "could i have",
-    "could i please get", "may i have", "may i please have", "may i get", "i would like", "i'd like",
-    "i would like to have", "i'd like to have", "i would like to order", "i'd like to order", "i want",
-    "i want to order", "i want to have", "i'll have", "i will have", "i'll take", "i need", "give me", "please give me",
-    "get me", "please get me", "make me", "please make me", "brew me", "brew", "prepare", "can you make me",
-    "can you get me", "can you give me", "can you please make me", "can you brew me", "could you make me",
-    "could you get me", "could you please give me", "would you make me", "let me get", "let me have", "order me",
-    "order", "get", "make", "may i order", "can i order", "fix me", "hi can i get", "hello i'd like", "hey could i get",
-    "hi i'd like", "could you brew", "can you brew", "can you make", "could you make", "",
+    "can i get",
+    "can i have",
+    "can i please have",
+    "can i please get",
+    "could i get",
+    "could i have",
+    "could i please get",
+    "may i have",
+    "may i please have",
+    "may i get",
+    "i would like",
+    "i'd like",
+    "i would like to have",
+    "i'd like to have",
+    "i would like to order",
+    "i'd like to order",
+    "i want",
+    "i want to order",
+    "i want to have",
+    "i'll have",
+    "i will have",
+    "i'll take",
+    "i need",
+    "give me",
+    "please give me",
+    "get me",
+    "please get me",
+    "make me",
+    "please make me",
+    "brew me",
+    "brew",
+    "prepare",
+    "can you make me",
+    "can you get me",
+    "can you give me",
+    "can you please make me",
+    "can you brew me",
+    "could you make me",
+    "could you get me",
+    "could you please give me",
+    "would you make me",
+    "let me get",
+    "let me have",
+    "order me",
+    "order",
+    "get",
+    "make",
+    "may i order",
+    "can i order",
+    "fix me",
+    "hi can i get",
+    "hello i'd like",
+    "hey could i get",
+    "hi i'd like",
+    "could you brew",
+    "can you brew",
+    "can you make",
+    "could you make",
+    "",
 )
 _ENDINGS = ("", "", "", "", "", "", " please", " please", " thank you", " thanks")
 
 _GREETINGS = (
-    "hello", "hi", "hi there", "hey", "good morning", "good afternoon", "good evening", "hello there", "hey there",
+    "hello",
+    "hi",
+    "hi there",
+    "hey",
+    "good morning",
+    "good afternoon",
+    "good evening",
+    "hello there",
+    "hey there",
 )
 _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     (_GREETINGS, "Hello, what can I get you?"),
-    (("how are you", "how are you doing", "how is it going", "how are you today"),
-     "I am doing great. What can I get you?"),
-    (("what do you have", "what is on the menu", "what's on the menu", "what can i get here", "what drinks do you have",
-      "what kind of coffee do you have"), "We have coffee, espresso, latte, cappuccino, mocha and americano."),
-    (("what kind of milk do you have", "which milk do you have", "do you have any milk", "what milk do you have"),
-     "We have whole milk, skim milk, soy milk, almond milk and cream."),
+    (
+        ("how are you", "how are you doing", "how is it going", "how are you today"),
+        "I am doing great. What can I get you?",
+    ),
+    (
+        (
+            "what do you have",
+            "what is on the menu",
+            "what's on the menu",
+            "what can i get here",
+            "what drinks do you have",
+            "what kind of coffee do you have",
+        ),
+        "We have coffee, espresso, latte, cappuccino, mocha and americano.",
+    ),
+    (
+        ("what kind of milk do you have", "which milk do you have", "do you have any milk", "what milk do you have"),
+        "We have whole milk, skim milk, soy milk, almond milk and cream.",
+    ),
     (("what sizes do you have", "what sizes are there", "which sizes do you have"), "We have small, medium and large."),
-    (("what roasts do you have", "which roasts do you have", "what kind of roast do you have"),
-     "We have light, medium and dark roast."),
-    (("thank you", "thanks", "thank you very much", "thanks a lot", "great thank you", "perfect thanks"),
-     "You are welcome. Enjoy your coffee."),
+    (
+        ("what roasts do you have", "which roasts do you have", "what kind of roast do you have"),
+        "We have light, medium and dark roast.",
+    ),
+    (
+        ("thank you", "thanks", "thank you very much", "thanks a lot", "great thank you", "perfect thanks"),
+        "You are welcome. Enjoy your coffee.",
+    ),
     (("goodbye", "bye", "bye bye", "see you later", "see you", "have a nice day"), "Goodbye, have a nice day."),
-    (("what is your name", "who are you", "what's your name", "are you a robot", "are you human"),
-     "I am agogic, your barista."),
+    (
+        ("what is your name", "who are you", "what's your name", "are you a robot", "are you human"),
+        "I am agogic, your barista.",
+    ),
     (("what can you do", "can you help me", "help", "i need help"), "I can take your coffee order."),
     (("are you open", "when do you close", "what are your hours", "when do you open"), "We are always open."),
-    (("is it good", "do you like coffee", "is the coffee good", "what do you recommend", "what is good here"),
-     "I recommend the house coffee."),
+    (
+        ("is it good", "do you like coffee", "is the coffee good", "what do you recommend", "what is good here"),
+        "I recommend the house coffee.",
+    ),
 )
 DECLINE = "Sorry, I can only help with coffee orders."
 NOTHING_ORDERED = "You have not ordered anything yet. What can I get you?"
@@ -81,14 +181,36 @@ CANCELLED = "No problem, I cancelled your order."
 SMALL_TALK_REPLIES = tuple(reply for _, reply in _SMALL_TALK)
 
 _OFF_TOPIC = (
-    "what is the weather like {when}", "play some music by {name}", "call {name}", "set a timer for {number} minutes",
-    "tell me a joke", "what time is it", "turn on the lights in the {room}", "how far is {place}",
-    "book a flight to {place}", "who won the game {when}", "send a message to {name}", "what is the capital of {place}",
-    "do you sell {thing}", "can i get a {thing}", "i want to buy a {thing}", "i would like a {thing}",
-    "where is the {room}", "how old is {name}", "remind me to call {name} {when}", "open the door to the {room}",
-    "translate this into french", "how do i get to {place}", "what is the news {when}",
-    "what is {number} plus {number}", "tell me about {place}", "is there a train to {place} {when}",
-    "could you bring me a {thing}", "what does {name} think about it", "i am looking for a {thing}", "stop the music",
+    "what is the weather like {when}",
+    "play some music by {name}",
+    "call {name}",
+    "set a timer for {number} minutes",
+    "tell me a joke",
+    "what time is it",
+    "turn on the lights in the {room}",
+    "how far is {place}",
+    "book a flight to {place}",
+    "who won the game {when}",
+    "send a message to {name}",
+    "what is the capital of {place}",
+    "do you sell {thing}",
+    "can i get a {thing}",
+    "i want to buy a {thing}",
+    "i would like a {thing}",
+    "where is the {room}",
+    "how old is {name}",
+    "remind me to call {name} {when}",
+    "open the door to the {room}",
+    "translate this into french",
+    "how do i get to {place}",
+    "what is the news {when}",
+    "what is {number} plus {number}",
+    "tell me about {place}",
+    "is there a train to {place} {when}",
+    "could you bring me a {thing}",
+    "what does {name} think about it",
+    "i am looking for a {thing}",
+    "stop the music",
 )
 _FILL = {
     "when": ("today", "tomorrow", "this week", "tonight", "on sunday", "next week", "this morning"),
@@ -96,8 +218,24 @@ _FILL = {
     "number": ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "fifteen", "twenty"),
     "room": ("kitchen", "bathroom", "bedroom", "garden", "office", "hall", "garage"),
     "place": ("paris", "london", "new york", "the station", "the airport", "germany", "china", "the city", "the beach"),
-    "thing": ("pizza", "burger", "sandwich", "beer", "glass of wine", "bicycle", "newspaper", "phone", "salad", "steak",
-              "book", "bag of chips", "train ticket", "pair of shoes", "soup", "hot dog"),
+    "thing": (
+        "pizza",
+        "burger",
+        "sandwich",
+        "beer",
+        "glass of wine",
+        "bicycle",
+        "newspaper",
+        "phone",
+        "salad",
+        "steak",
+        "book",
+        "bag of chips",
+        "train ticket",
+        "pair of shoes",
+        "soup",
+        "hot dog",
+    ),
 }
 
 
@@ -165,8 +303,13 @@ def _tails(parts: list[str]) -> list[str]:
         return [""]
     if len(parts) == 1:
         return [f" with {parts[0]}", f" and {parts[0]}"]
-    return [f" with {parts[0]} and {parts[1]}", f" with {parts[0]} with {parts[1]}", f" with {parts[0]} {parts[1]}",
-            f" and {parts[0]} and {parts[1]}", f" with {parts[0]} and with {parts[1]}"]
+    return [
+        f" with {parts[0]} and {parts[1]}",
+        f" with {parts[0]} with {parts[1]}",
+        f" with {parts[0]} {parts[1]}",
+        f" and {parts[0]} and {parts[1]}",
+        f" with {parts[0]} and with {parts[1]}",
+    ]
 
 
 def _article(phrase: str) -> str:
@@ -239,26 +382,50 @@ def _change(order: Order, rng: random.Random) -> tuple[str, Order]:
         value = rng.choice(values)
         changed[slot] = value
         article = _article(value)
-        said = rng.choice((f"make it {article} {value}", f"make that {article} {value}", f"make it {value}",
-                           f"{article} {value} please", f"can you make it {article} {value}",
-                           f"i want {article} {value} instead", f"{value} please"))
+        said = rng.choice(
+            (
+                f"make it {article} {value}",
+                f"make that {article} {value}",
+                f"make it {value}",
+                f"{article} {value} please",
+                f"can you make it {article} {value}",
+                f"i want {article} {value} instead",
+                f"{value} please",
+            )
+        )
     elif kind == "drink":
         value = rng.choice(DRINKS)
         changed["coffeeDrink"] = value
-        said = rng.choice((f"make it {_article(value)} {value}", f"i want {_article(value)} {value} instead",
-                           f"change it to {_article(value)} {value}", f"make that {_article(value)} {value}"))
+        said = rng.choice(
+            (
+                f"make it {_article(value)} {value}",
+                f"i want {_article(value)} {value} instead",
+                f"change it to {_article(value)} {value}",
+                f"make that {_article(value)} {value}",
+            )
+        )
     elif kind in ("milk", "sugar"):
         slot, things = ("milkAmount", MILKS) if kind == "milk" else ("sugarAmount", SUGARS)
         value = _amount(rng) + rng.choice(things)
         changed[slot] = value
-        said = rng.choice((f"with {value}", f"add {value}", f"and {value}", f"with {value} please",
-                           f"can you add {value}", f"i'd like {value} with that", f"{value} please",
-                           f"with {value} instead"))
+        said = rng.choice(
+            (
+                f"with {value}",
+                f"add {value}",
+                f"and {value}",
+                f"with {value} please",
+                f"can you add {value}",
+                f"i'd like {value} with that",
+                f"{value} please",
+                f"with {value} instead",
+            )
+        )
     else:
         slot, word = ("milkAmount", "milk") if kind == "no milk" else ("sugarAmount", "sugar")
         changed.pop(slot, None)
-        said = rng.choice((f"no {word}", f"without {word}", f"no {word} please", f"leave out the {word}",
-                           f"hold the {word}"))
+        said = rng.choice(
+            (f"no {word}", f"without {word}", f"no {word} please", f"leave out the {word}", f"hold the {word}")
+        )
     return lead + said, changed
 
 
@@ -279,20 +446,42 @@ def sample_turn(rng: random.Random) -> Turn:
         return Turn(history, said, confirm_change(changed), changed)
     if draw < 0.84:
         if rng.random() < 0.5:
-            said = rng.choice(("how much is that", "how much is it", "what does it cost", "how much do i owe you",
-                               "what is the price", "how much does that cost", "what do i owe you"))
+            said = rng.choice(
+                (
+                    "how much is that",
+                    "how much is it",
+                    "what does it cost",
+                    "how much do i owe you",
+                    "what is the price",
+                    "how much does that cost",
+                    "what do i owe you",
+                )
+            )
             if rng.random() < 0.2:
                 return Turn("", said, NOTHING_ORDERED, None)
             return Turn(history, said, f"That is {price_text(order)}.", None)
-        said = rng.choice(("no that's all", "that's all", "that's it", "no thank you", "no thanks", "nothing else",
-                           "no that is all thanks", "that would be all", "no", "that's it thank you"))
+        said = rng.choice(
+            (
+                "no that's all",
+                "that's all",
+                "that's it",
+                "no thank you",
+                "no thanks",
+                "nothing else",
+                "no that is all thanks",
+                "that would be all",
+                "no",
+                "that's it thank you",
+            )
+        )
         return Turn(history, said, f"Great, that is {price_text(order)}.", None)
     if draw < 0.87:
         if rng.random() < 0.5:
             said = rng.choice(("cancel my order", "cancel that", "never mind", "forget it", "please cancel my order"))
             return Turn(history, said, CANCELLED, None)
-        said = rng.choice(("can you repeat that", "what did you say", "say that again", "repeat that please", "pardon",
-                           "sorry what"))
+        said = rng.choice(
+            ("can you repeat that", "what did you say", "say that again", "repeat that please", "pardon", "sorry what")
+        )
         return Turn(history, said, confirm(order), order)
     if draw < 0.94:
         phrases, reply = rng.choice(_SMALL_TALK)

@@ -1,7 +1,8 @@
 """From a model's name to a loaded pipeline.
 
 A directory that brings its own codec is laid out like `models/embedded`; any other is an official checkpoint, whose
-audio encoder, flow decoder and vocoder are found or fetched (`models.hub`) and whose voice is that of a recording.
+audio encoder, flow decoder and vocoder are found or fetched (`models.checkpoints.hub`) and whose voice is that of a
+recording.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ import msgspec
 import torch
 from torch import nn
 
-from models.checkpoint import load_flexislm, load_tokenizer
-from models.config import ENCODER_RATE_HZ
+from models.checkpoints.flexislm_checkpoint import load_flexislm, load_tokenizer
+from models.checkpoints.hub import resolve_model
+from models.checkpoints.packing import load_packed
+from models.checkpoints.voice_files import VoiceFileError, load_flow, load_vocoder
 from models.errors import CheckpointError
-from models.hub import resolve_model
-from models.packing import load_packed
-from models.tokenizer import TextTokenizer
-from streaming.causal_merger import CausalMerger
-from streaming.encoder import BlockCausalEncoder, EncoderConfig
-from streaming.flow_decoder import FlowDecoder, FlowDials
-from streaming.merger import InterleavedMergingTransformer
-from streaming.rate_control import RateController
-from streaming.voice_files import VoiceFileError, load_flow, load_vocoder
+from models.networks.config import ENCODER_RATE_HZ
+from models.networks.tokenizer import TextTokenizer
+from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig
+from streaming.merging.causal_merger import CausalMerger
+from streaming.merging.merger import InterleavedMergingTransformer
+from streaming.merging.rate_control import RateController
+from streaming.speaking.flow_decoder import FlowDecoder, FlowDials
 from worker.audio_files import AudioFileError
-from worker.hearing import BlockEar, Spelling
+from worker.ears.block import BlockEar, Spelling
 from worker.pipeline import Networks, Pipeline
-from worker.voice import CHUNKS, EmbeddedVoice, Latency
+from worker.voices.embedded import CHUNKS, EmbeddedVoice, Latency
 
 EMBEDDED = "embedded"
 

@@ -11,18 +11,18 @@ import msgspec
 import torch
 
 from kernels.packed_linear import pack_linears
-from models.checkpoint import load_flexislm, load_tokenizer
+from models.checkpoints.expected_speed import Work, free_memory, needed_bytes, official_work
+from models.checkpoints.flexislm_checkpoint import load_flexislm, load_tokenizer
+from models.checkpoints.hub import Companions
+from models.checkpoints.inventory import Sizes, inspect_files
+from models.checkpoints.omni_checkpoint import load_omni_encoder
 from models.errors import CheckpointError
-from models.expected_speed import Work, free_memory, needed_bytes, official_work
-from models.hub import Companions
-from models.inventory import Sizes, inspect_files
-from models.official_voice import OfficialVoice, load_official_voice
-from models.omni_checkpoint import load_omni_encoder
-from streaming.infill import InfillDials
+from streaming.speaking.infill import InfillDials
 from worker.audio_files import read_question
-from worker.official_ear import OmniEar
+from worker.ears.omni import OmniEar
 from worker.pipeline import Networks
-from worker.voice import Latency
+from worker.voices.embedded import Latency
+from worker.voices.official import OfficialVoice, load_official_voice
 
 PROMPT_FILE = "prompt.wav"
 """A recording of this name in the checkpoint's directory is its voice where the caller names none."""

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from agent.wire import ContextItem, ResponseStats
-from models.flexislm import FlexiSLM
-from models.generation import Answer, AnswerOptions, Runner, Step
-from models.prompts import PastTurn, Prompt, chat_prompt, repeat_request
-from models.tokenizer import TextTokenizer
-from worker.hearing import Ear, Hearing, realised_hz
+from models.networks.flexislm import FlexiSLM
+from models.networks.generation import Answer, AnswerOptions, Runner, Step
+from models.networks.prompts import PastTurn, Prompt, chat_prompt, repeat_request
+from models.networks.tokenizer import TextTokenizer
+from worker.ears.block import Ear, Hearing, realised_hz
 from worker.parts import (
     Conversation,
     Encoded,
@@ -35,7 +35,7 @@ from worker.parts import (
     Unit,
 )
 from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool, add_audio
-from worker.voice import FRAME_SAMPLES, OUTPUT_SAMPLE_RATE, SpokenTokens, Voice
+from worker.voices.embedded import FRAME_SAMPLES, OUTPUT_SAMPLE_RATE, SpokenTokens, Voice
 from worker.words import WordClock
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4.0, 12.5

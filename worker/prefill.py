@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from models.generation import Answer, AnswerOptions, Runner
-from models.prompts import Prompt
-from models.tokenizer import TextTokenizer
+from models.networks.generation import Answer, AnswerOptions, Runner
+from models.networks.prompts import Prompt
+from models.networks.tokenizer import TextTokenizer
 from worker.parts import RequestError
 
 MAX_POSITIONS = 2048

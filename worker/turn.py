@@ -165,9 +165,7 @@ def _answer(
     )
     pcm = np.concatenate(sounds) if sounds else np.zeros(0, np.float32)
     busy_ms = stopwatch.busy_s * 1e3
-    return Turn(
-        transcript, speaker.text, reason, pcm, tokens, words, encoded, stats, first_audio_ms, total_ms, busy_ms
-    )
+    return Turn(transcript, speaker.text, reason, pcm, tokens, words, encoded, stats, first_audio_ms, total_ms, busy_ms)
 
 
 def report(turn: Turn, output_sample_rate: int, input_hz: float) -> dict[str, object]:

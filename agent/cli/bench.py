@@ -40,7 +40,7 @@ def turn(
 ) -> None:
     """How soon after a question its answer is heard, and what a turn costs."""
     with measuring("bench", threads):
-        from benchmarks import turn as benchmark
+        from benchmarks.dialogue import turn as benchmark
         from worker.loading import load_model
         from worker.turn import TurnSettings
 
@@ -63,7 +63,7 @@ def callers(
 ) -> None:
     """A worker with several callers: first sounds, stutters, how busy it is, and what its networks cost there."""
     with measuring("bench", threads):
-        from benchmarks import callers as benchmark
+        from benchmarks.dialogue import callers as benchmark
         from worker.audio_files import read_question
         from worker.loading import load_model
 
@@ -75,7 +75,7 @@ def callers(
 @app.command()
 def start(model: Model = "embedded", json: Json = False) -> None:
     """How long a fresh service takes to be ready, and what it holds in memory."""
-    from benchmarks import start as benchmark
+    from benchmarks.dialogue import start as benchmark
 
     try:
         report = benchmark.run(model)
@@ -94,7 +94,7 @@ def rates(
 ) -> None:
     """How exactly requested frame rates are met, and what lower ones save."""
     with measuring("bench", threads):
-        from benchmarks import rates as benchmark
+        from benchmarks.dialogue import rates as benchmark
         from worker.loading import load_model
 
         say = None if json else lambda text: print(text, file=sys.stderr)
@@ -112,7 +112,7 @@ def streaming(
 ) -> None:
     """What working chunk by chunk costs, how far each network looks ahead, and whether seams show."""
     with measuring("bench", threads):
-        from benchmarks import streaming as benchmark
+        from benchmarks.streams import bench as benchmark
         from worker.loading import load_model
 
         report = benchmark.run(load_model(model), _recordings(clips), sentences, rounds)
@@ -125,7 +125,7 @@ def controllers(
 ) -> None:
     """Three ways to meet an input rate without seeing the future."""
     with measuring("bench", threads):
-        from benchmarks import controllers as benchmark
+        from benchmarks.dialogue import controllers as benchmark
         from worker.loading import load_model
 
         print_report(benchmark.run(load_model(model), _recordings(clips)), json)
@@ -137,7 +137,7 @@ def golden(
     json: Json = False,
 ) -> None:
     """Our networks against recorded inputs and outputs of the originals."""
-    from benchmarks import golden as benchmark
+    from benchmarks.golden import suite as benchmark
 
     try:
         report = benchmark.run(golden)
@@ -155,7 +155,7 @@ def thinker(
 ) -> None:
     """Our decoder against transformers' own, FlexiSLM-0.5B's size, random weights."""
     with measuring("bench", threads):
-        from benchmarks import thinker as benchmark
+        from benchmarks.official import thinker as benchmark
 
         print_report(benchmark.run(steps, rounds), json)
 
@@ -167,7 +167,7 @@ def load(
     json: Json = False,
 ) -> None:
     """What loading a FlexiSLM checkpoint takes in memory, over its bytes; writes one into a temporary folder."""
-    from benchmarks import load as benchmark
+    from benchmarks.official import load as benchmark
 
     try:
         report = benchmark.run(size.value, adapters=adapters)
@@ -184,7 +184,7 @@ def roofline(
     json: Json = False,
 ) -> None:
     """The least time a GPU can take, by arithmetic alone; the defaults are an H200's. Measures nothing."""
-    from benchmarks import roofline as arithmetic
+    from benchmarks.official import roofline as arithmetic
 
     print_report(arithmetic.run(size.value, gigabytes_per_s * 1e9, teraflops * 1e12), json)
 
@@ -198,7 +198,7 @@ def codec(
 ) -> None:
     """FlexiCodec in full size against the published package, where that is installed."""
     with measuring("bench", threads):
-        from benchmarks import codec as benchmark
+        from benchmarks.official import codec as benchmark
 
         print_report(benchmark.run(seconds, threads, rounds), json)
 
@@ -211,7 +211,7 @@ def seams(
 ) -> None:
     """Whether the joints between chunks of the official voice can be heard."""
     with measuring("bench", threads):
-        from benchmarks import seams as benchmark
+        from benchmarks.streams import seams as benchmark
 
         try:
             report = benchmark.run(golden)

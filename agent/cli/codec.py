@@ -10,8 +10,8 @@ import msgspec
 import typer
 
 if TYPE_CHECKING:
-    from models.code_file import CodeHeader
-    from models.coders import Coder
+    from models.codec.code_file import CodeHeader
+    from models.codec.coders import Coder
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1.5625, 12.5
 
@@ -54,10 +54,10 @@ def encode(
     import numpy as np
     import torch
 
-    from models.code_file import CodeFileError, write_codes
-    from models.coders import header_of
-    from models.token_picture import draw_tokens, write_png
-    from streaming.flexicodec import AudioTooShortError
+    from models.codec.code_file import CodeFileError, write_codes
+    from models.codec.coders import header_of
+    from models.codec.token_picture import draw_tokens, write_png
+    from streaming.flexicodec.flexicodec import AudioTooShortError
     from worker.audio_files import AudioFileError, read_question
 
     coder = _load(model)
@@ -86,8 +86,8 @@ def decode(
     json: Json = False,
 ) -> None:
     """Turn codes back into sound."""
-    from models.code_file import CodeFileError, read_codes
-    from models.coders import check_same_model
+    from models.codec.code_file import CodeFileError, read_codes
+    from models.codec.coders import check_same_model
     from worker.audio_files import AudioFileError, write_reply
 
     try:
@@ -101,9 +101,9 @@ def decode(
 
 
 def _load(model: str) -> Coder:
-    from models.coders import load_coder
+    from models.checkpoints.voice_files import VoiceFileError
+    from models.codec.coders import load_coder
     from models.errors import CheckpointError
-    from streaming.voice_files import VoiceFileError
 
     try:
         return load_coder(model)

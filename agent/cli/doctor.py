@@ -16,7 +16,7 @@ import msgspec
 import typer
 
 if TYPE_CHECKING:
-    from models.inventory import Sizes
+    from models.checkpoints.inventory import Sizes
 
 Verdict = Literal["ok", "missing", "too big", "note"]
 _PACKAGES = (
@@ -134,7 +134,7 @@ def _vad() -> list[Finding]:
 
 
 def _page() -> list[Finding]:
-    from agent.http import WEB_ROOT
+    from agent.server.http import WEB_ROOT
 
     if (WEB_ROOT / "index.html").is_file():
         return [Finding("page", "ok", "built")]
@@ -149,8 +149,8 @@ def _model(spec: str, sessions: int) -> list[Finding]:
     """The parts of the model, whether they fit into memory, and the speed to expect."""
     if importlib.util.find_spec("torch") is None:
         return []
+    from models.checkpoints.inventory import take_inventory
     from models.errors import CheckpointError
-    from models.inventory import take_inventory
 
     try:
         inventory = take_inventory(spec)
@@ -178,7 +178,13 @@ def _prompt(directory: Path) -> list[Finding]:
 
 
 def _expectations(sizes: Sizes, embedded: bool, sessions: int) -> list[Finding]:
-    from models.expected_speed import EMBEDDED_WORK, expected_speed, measure_machine, needed_bytes, official_work
+    from models.checkpoints.expected_speed import (
+        EMBEDDED_WORK,
+        expected_speed,
+        measure_machine,
+        needed_bytes,
+        official_work,
+    )
 
     machine = measure_machine()
     work = EMBEDDED_WORK if embedded else official_work(machine.gpu)

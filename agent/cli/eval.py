@@ -25,7 +25,7 @@ def barista(
 ) -> None:
     """Share of recorded orders whose every slot the answer restates."""
     with measuring("eval", threads):
-        from benchmarks import barista as benchmark
+        from benchmarks.dialogue import barista as benchmark
         from worker.loading import load_model
 
         try:
@@ -47,7 +47,7 @@ def conversation(
 ) -> None:
     """Share of held-out turns that are answered word for word, most of which need the answers before them."""
     with measuring("eval", threads):
-        from benchmarks import conversation as benchmark
+        from benchmarks.dialogue import conversation as benchmark
         from training.speech_data import SynthesisError
         from worker.loading import load_model
 

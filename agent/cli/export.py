@@ -39,10 +39,10 @@ def export(
     """Write a model in the official layout: Thinker, Talker and merger, adapters merged, with config and tokenizer."""
     import torch
 
-    from models.checkpoint import load_flexislm
+    from models.checkpoints.export import copy_companions, export_flexislm, official_tensors
+    from models.checkpoints.flexislm_checkpoint import load_flexislm
+    from models.checkpoints.hub import EMBEDDED, EMBEDDED_DIRECTORY
     from models.errors import CheckpointError
-    from models.export import copy_companions, export_flexislm, official_tensors
-    from models.hub import EMBEDDED, EMBEDDED_DIRECTORY
 
     directory = EMBEDDED_DIRECTORY if model == EMBEDDED else Path(model)
     if output.resolve() == directory.resolve():

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from agent.config import ConfigError, ServerConfig, check_exposure, load_config
 
 if TYPE_CHECKING:
-    from agent.workers import WorkerPool
+    from agent.server.workers import WorkerPool
 
 KEY_VARIABLE = "AGOGIC_API_KEY"
 _LAST_WORDS_S = 0.3
@@ -60,7 +60,7 @@ def serve(
     except (ConfigError, CannotListen) as error:
         typer.echo(f"agogic serve: {error}", err=True)
         raise typer.Exit(2) from error
-    from agent.workers import worker_command as command_of
+    from agent.server.workers import worker_command as command_of
 
     command = shlex.split(worker_command) if worker_command is not None else command_of(loaded.model, log_level)
     status = _run(_serve(loaded, listening, command, started_s))
@@ -121,9 +121,9 @@ def _run(main: Coroutine[None, None, int]) -> int:
 async def _serve(config: ServerConfig, listening: socket.socket, command: list[str], started_s: float) -> int:
     from aiohttp import web
 
-    from agent.app import create_app
-    from agent.service import Service
-    from agent.workers import WorkerPool, WorkerUnusable
+    from agent.server.app import create_app
+    from agent.server.service import Service
+    from agent.server.workers import WorkerPool, WorkerUnusable
 
     pool = WorkerPool(command, config.model.workers, config.model.start_timeout_s)
     service = Service(config, pool)

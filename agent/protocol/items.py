@@ -1,4 +1,4 @@
-"""Conversation items as clients send them. What the conversation keeps is in `agent.conversation`."""
+"""Conversation items as clients send them. What the conversation keeps is in `agent.dialogue.conversation`."""
 
 from __future__ import annotations
 

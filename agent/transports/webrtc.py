@@ -14,17 +14,17 @@ from typing import Literal
 import msgspec
 from aiohttp import BodyPartReader, web
 
-from agent.app_keys import service_key
-from agent.auth import Unauthorized
 from agent.config import WebRtcConfig
-from agent.http import json_error
 from agent.ids import secret
 from agent.protocol.errors import ProtocolError
 from agent.rtc.description import MAX_SDP_BYTES, BadOffer
 from agent.rtc.opus import SAMPLE_RATE_HZ
 from agent.rtc.peer import Peer
-from agent.runner import SessionRunner
-from agent.service import RETRY_AFTER_S, NoCapacity
+from agent.server.app_keys import service_key
+from agent.server.auth import Unauthorized
+from agent.server.http import json_error
+from agent.server.runner import SessionRunner
+from agent.server.service import RETRY_AFTER_S, NoCapacity
 
 logger = logging.getLogger(__name__)
 

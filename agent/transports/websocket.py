@@ -14,12 +14,12 @@ from typing import Literal
 
 from aiohttp import WSMsgType, web
 
-from agent.app_keys import service_key
-from agent.auth import Unauthorized, offered_subprotocols
-from agent.http import json_error, unauthorized
 from agent.protocol.errors import ProtocolError
-from agent.runner import SessionRunner
-from agent.service import RETRY_AFTER_S, NoCapacity, Service
+from agent.server.app_keys import service_key
+from agent.server.auth import Unauthorized, offered_subprotocols
+from agent.server.http import json_error, unauthorized
+from agent.server.runner import SessionRunner
+from agent.server.service import RETRY_AFTER_S, NoCapacity, Service
 
 log = logging.getLogger("agogic.websocket")
 

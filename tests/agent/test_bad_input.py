@@ -11,14 +11,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from agent.auth import Authenticator, Unauthorized
 from agent.clock import ManualClock
 from agent.config import ServerConfig, SessionConfig
-from agent.conversation import MAX_ITEMS, Conversation, SystemMessage
-from agent.link import Lease, LeaseHolder
+from agent.dialogue.conversation import MAX_ITEMS, Conversation, SystemMessage
 from agent.protocol.errors import ProtocolError
-from agent.service import NoCapacity, Service
-from agent.workers import WorkerPool
+from agent.server.auth import Authenticator, Unauthorized
+from agent.server.link import Lease, LeaseHolder
+from agent.server.service import NoCapacity, Service
+from agent.server.workers import WorkerPool
 from tests.support.conformance import check
 from tests.support.service_process import ServiceProcess, fake_worker_command
 

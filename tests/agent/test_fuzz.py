@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.speaking import WorkerSlot
+from agent.dialogue.speaking import WorkerSlot
 from tests.support.conformance import check
 from tests.support.session_driver import READY, SessionDriver
 

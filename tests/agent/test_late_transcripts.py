@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent import wire
-from agent.speaking import WorkerSlot
+from agent.dialogue.speaking import WorkerSlot
 from tests.support.conformance import check
 from tests.support.session_driver import READY, SessionDriver
 

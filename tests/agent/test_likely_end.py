@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from agent import wire
 from agent.config import ServerConfig, SessionConfig
-from agent.conversation import UserMessage
-from agent.speaking import WorkerSlot
+from agent.dialogue.conversation import UserMessage
+from agent.dialogue.speaking import WorkerSlot
 from agent.turn.detector import LIKELY_END_SAMPLES
 from agent.turn.silero import WINDOW_SAMPLES
 from tests.support.conformance import check

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from agent import audio, wire
 from agent.config import ConfigError, ServerConfig, check_exposure, load_config, parse_config
-from agent.link import LinkError, SlotRefused, WorkerLink
-from agent.playout import Playout
-from agent.rates import RatePolicy
+from agent.dialogue.playout import Playout
+from agent.dialogue.rates import RatePolicy
+from agent.server.link import LinkError, SlotRefused, WorkerLink
 from agent.turn.detector import LikelyStopped, Resumed, SpeechStarted, SpeechStopped, TurnDetector, TurnTiming
 from agent.turn.silero import WINDOW_SAMPLES, SileroVad
 from tests.support.fake_worker import Behaviour, FakeWorker

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent import wire
-from agent.speaking import WORKER_WAIT_S, WorkerSlot
+from agent.dialogue.speaking import WORKER_WAIT_S, WorkerSlot
 from tests.support.conformance import check
 from tests.support.session_driver import READY, SessionDriver, answer
 from tests.support.situations import LONG, PUSH_TO_TALK, asked, hearing

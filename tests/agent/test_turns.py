@@ -8,7 +8,7 @@ import pytest
 
 from agent import wire
 from agent.config import ServerConfig, SessionConfig
-from agent.speaking import WorkerSlot
+from agent.dialogue.speaking import WorkerSlot
 from agent.turn.detector import LIKELY_END_SAMPLES
 from tests.support.conformance import check
 from tests.support.session_driver import READY, SessionDriver, answer

@@ -16,10 +16,10 @@ import pytest_asyncio
 from aiohttp import web
 from msgspec.structs import replace
 
-from agent.app import create_app
 from agent.config import HttpConfig, ServerConfig, WebRtcConfig
-from agent.service import Service
-from agent.workers import WorkerPool
+from agent.server.app import create_app
+from agent.server.service import Service
+from agent.server.workers import WorkerPool
 from tests.support.rtc_client import RATE_HZ, RtcClient
 from tests.support.speech import order
 

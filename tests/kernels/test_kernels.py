@@ -12,7 +12,7 @@ from kernels.attention import attend, attend_reference, attention_probabilities
 from kernels.kv_cache import CacheFullError, KVCache
 from kernels.rope import rope_angles, rotate_half, rotate_interleaved
 from kernels.sampling import draw, filtered_probabilities
-from models.qwen2 import DecoderConfig, HeadOfLayer, Qwen2Model
+from models.networks.qwen2 import DecoderConfig, HeadOfLayer, Qwen2Model
 
 CONFIG = DecoderConfig(
     vocab_size=11, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, rope_theta=1e4

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.packed_linear import PackedWeight, _takes, pack_linears
-from models.qwen2 import DecoderConfig, Qwen2Model
-from streaming.transformer import ProjectedTransformer, TransformerConfig
+from models.networks.qwen2 import DecoderConfig, Qwen2Model
+from streaming.layers.transformer import ProjectedTransformer, TransformerConfig
 
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
 

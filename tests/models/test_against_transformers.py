@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.thinker import Ours, Theirs
+from benchmarks.official.thinker import Ours, Theirs
 from kernels.packed_linear import pack_linears
-from models.qwen2 import DecoderConfig
-from models.thinker import Thinker
+from models.networks.qwen2 import DecoderConfig
+from models.networks.thinker import Thinker
 
 CONFIG = DecoderConfig(vocab_size=211, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2)
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.checkpoint import LORA_PREFIX, load_flexislm, load_tokenizer
-from models.config import read_config
+from models.checkpoints.export import export_flexislm
+from models.checkpoints.flexislm_checkpoint import LORA_PREFIX, load_flexislm, load_tokenizer
 from models.errors import CheckpointError
-from models.export import export_flexislm
-from models.flexislm import FlexiSLM
+from models.networks.config import read_config
+from models.networks.flexislm import FlexiSLM
 from tests.support.golden import golden_dirs
 
 FOLDER = golden_dirs("flexislm")[0]

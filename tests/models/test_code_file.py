@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.code_file import CodeFileError, CodeHeader, read_codes, write_codes
-from streaming.flexicodec import SpeechCodes
+from models.codec.code_file import CodeFileError, CodeHeader, read_codes, write_codes
+from streaming.flexicodec.flexicodec import SpeechCodes
 
 
 def header(groups: int, books: int, frames: int) -> CodeHeader:

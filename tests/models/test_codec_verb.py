@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from agent.cli.codec import app
-from benchmarks.golden_codec import TINY_CODEC, TINY_SENSEVOICE
-from streaming.codec import CodecConfig, SpeechCodec
-from streaming.fbank import FEATURES, SenseVoiceFrontEnd
-from streaming.flexicodec import FlexiCodec
-from streaming.flow import FlowConfig, Voicebox
-from streaming.unmerge import UnmergeConfig
-from streaming.vocos import Vocos, VocosConfig
-from streaming.voice_files import save_network
+from benchmarks.golden.codec import TINY_CODEC, TINY_SENSEVOICE
+from models.checkpoints.voice_files import save_network
+from streaming.flexicodec.codec import CodecConfig, SpeechCodec
+from streaming.flexicodec.fbank import FEATURES, SenseVoiceFrontEnd
+from streaming.flexicodec.flexicodec import FlexiCodec
+from streaming.speaking.flow import FlowConfig, Voicebox
+from streaming.speaking.unmerge import UnmergeConfig
+from streaming.speaking.vocos import Vocos, VocosConfig
 from tests.support.golden import golden_tensors
 
 SPEECH = golden_tensors("flexicodec", "audio.safetensors")["b_16k"].numpy()

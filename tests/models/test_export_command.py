@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from agent.cli.export import export
-from models.checkpoint import load_flexislm
+from models.checkpoints.flexislm_checkpoint import load_flexislm
 from tests.support.golden import golden_dirs
 
 FOLDER = golden_dirs("flexislm")[0]

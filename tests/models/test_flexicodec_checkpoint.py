@@ -9,12 +9,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.golden_codec import TINY_CODEC, TINY_SENSEVOICE
+from benchmarks.golden.codec import TINY_CODEC, TINY_SENSEVOICE
+from models.checkpoints.flexicodec_checkpoint import (
+    CodecFiles,
+    load_flexicodec,
+    load_vocos,
+    load_voicebox,
+    read_codec_config,
+)
 from models.errors import CheckpointError
-from models.flexicodec_checkpoint import CodecFiles, load_flexicodec, load_vocos, load_voicebox, read_codec_config
-from streaming.fbank import FEATURES, SenseVoiceFrontEnd
-from streaming.flexicodec import FlexiCodec
-from streaming.weight_norm import unfold_weight_norm
+from streaming.flexicodec.fbank import FEATURES, SenseVoiceFrontEnd
+from streaming.flexicodec.flexicodec import FlexiCodec
+from streaming.layers.weight_norm import unfold_weight_norm
 from tests.support.golden import golden_tensors, weights
 
 

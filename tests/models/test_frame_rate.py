@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.frame_rate import frame_rate_embedding
+from models.networks.frame_rate import frame_rate_embedding
 from tests.support.golden import golden_tensors
 
 

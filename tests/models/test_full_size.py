@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.load import load_apart, write_checkpoint
-from benchmarks.released_sizes import ENCODER_DIM, Size, released_config
-from models.checkpoint import official_key
-from models.flexislm import FlexiSLM
-from streaming.omni_encoder import OmniEncoder, OmniEncoderConfig
+from benchmarks.official.load import load_apart, write_checkpoint
+from benchmarks.official.released_sizes import ENCODER_DIM, Size, released_config
+from models.checkpoints.flexislm_checkpoint import official_key
+from models.networks.flexislm import FlexiSLM
+from streaming.hearing.omni_encoder import OmniEncoder, OmniEncoderConfig
 
 ROWS = 151_944
 CODES = 3 + 32_768

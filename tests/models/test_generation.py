@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.checkpoint import load_flexislm
-from models.flexislm import FlexiSLM
-from models.generation import AnswerOptions, Runner, Step
-from models.prompts import PastTurn, Prompts, chat_prompt, repeat_request
-from models.talker import AUDIO_START, CODE_OFFSET
-from models.tokenizer import TextTokenizer
+from models.checkpoints.flexislm_checkpoint import load_flexislm
+from models.networks.flexislm import FlexiSLM
+from models.networks.generation import AnswerOptions, Runner, Step
+from models.networks.prompts import PastTurn, Prompts, chat_prompt, repeat_request
+from models.networks.talker import AUDIO_START, CODE_OFFSET
+from models.networks.tokenizer import TextTokenizer
 from tests.support.golden import golden_dirs
 
 FOLDER: Path = golden_dirs("flexislm")[0]

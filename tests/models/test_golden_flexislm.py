@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.golden_files import Golden, run_fixture
-from benchmarks.golden_flexislm import checks, prompt_results
+from benchmarks.golden.files import Golden, run_fixture
+from benchmarks.golden.flexislm import checks, prompt_results
 from tests.support.golden import RELATIVE_TOLERANCE, golden_dirs
 
 FOLDER = golden_dirs("flexislm")[-1]

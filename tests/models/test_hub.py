@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import errors
 
 from agent.config import load_config
+from models.checkpoints.hub import EMBEDDED_DIRECTORY, resolve_codec, resolve_model
 from models.errors import CheckpointError
-from models.hub import EMBEDDED_DIRECTORY, resolve_codec, resolve_model
 from tests.support.golden import CHECKOUT
 
 REPOSITORIES = {

@@ -11,11 +11,11 @@ from typer.testing import CliRunner, Result
 
 from agent.cli import doctor
 from agent.cli.main import build
-from models.checkpoint import load_flexislm
-from models.expected_speed import EMBEDDED_WORK, Machine, expected_speed, needed_bytes, official_work
-from models.hub import AUDIO_ENCODER, FLOW, VOCODER
-from models.inventory import Sizes, take_inventory
-from models.omni_checkpoint import load_omni_encoder
+from models.checkpoints.expected_speed import EMBEDDED_WORK, Machine, expected_speed, needed_bytes, official_work
+from models.checkpoints.flexislm_checkpoint import load_flexislm
+from models.checkpoints.hub import AUDIO_ENCODER, FLOW, VOCODER
+from models.checkpoints.inventory import Sizes, take_inventory
+from models.checkpoints.omni_checkpoint import load_omni_encoder
 from tests.support.official import save_official
 
 SEVEN_BILLION = Sizes(
@@ -78,7 +78,7 @@ def test_doctor_says_what_fits_and_how_fast(directory: Path, monkeypatch: pytest
     found = findings(run("--model", directory, "--json"))
     assert found["model's memory"]["verdict"] == found["voice"]["verdict"] == "ok"
     assert "ms a step" in found["speed"]["detail"]
-    monkeypatch.setattr("models.expected_speed.free_memory", lambda: 1_000_000)
+    monkeypatch.setattr("models.checkpoints.expected_speed.free_memory", lambda: 1_000_000)
     result = run("--model", directory, "--json")
     assert result.exit_code == 1 and findings(result)["model's memory"]["verdict"] == "too big"
 

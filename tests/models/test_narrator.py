@@ -10,14 +10,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from benchmarks.golden_codec import TINY_CODEC, TINY_SENSEVOICE
-from benchmarks.golden_speech import TINY_ARTTS
+from benchmarks.golden.codec import TINY_CODEC, TINY_SENSEVOICE
+from benchmarks.golden.speech import TINY_ARTTS
+from models.codec.narrator import Narrator
+from models.codec.spoken_text import PhonemeError, SpokenText, english_letters, espeak
 from models.errors import CheckpointError
-from models.narrator import Narrator
-from models.spoken_text import PhonemeError, SpokenText, english_letters, espeak
-from streaming.artts import ArSampling, ArTts
-from streaming.fbank import FEATURES, SenseVoiceFrontEnd
-from streaming.flexicodec import FlexiCodec
+from streaming.flexicodec.artts import ArSampling, ArTts
+from streaming.flexicodec.fbank import FEATURES, SenseVoiceFrontEnd
+from streaming.flexicodec.flexicodec import FlexiCodec
 from tests.support.golden import golden_tensors
 
 GREEDY = ArSampling(top_k=1, max_length_ratio=1.0)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.checkpoints.packing import load_packed, save_packed
 from models.errors import CheckpointError
-from models.packing import load_packed, save_packed
 
 
 @pytest.fixture

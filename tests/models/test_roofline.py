@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.cli.bench import app
-from benchmarks import roofline
+from benchmarks.official import roofline
 
 H200 = 4.3e12, 790e12
 

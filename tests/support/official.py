@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.golden_codec import TINY_CODEC, TINY_SENSEVOICE
-from models.hub import AUDIO_ENCODER, FLOW, SENSEVOICE, VOCODER, VOICE_CODEC
-from streaming.fbank import FEATURES, SenseVoiceFrontEnd
-from streaming.flexicodec import FlexiCodec
-from streaming.flow import FlowConfig, Voicebox
-from streaming.vocos import Vocos, VocosConfig
+from benchmarks.golden.codec import TINY_CODEC, TINY_SENSEVOICE
+from models.checkpoints.hub import AUDIO_ENCODER, FLOW, SENSEVOICE, VOCODER, VOICE_CODEC
+from streaming.flexicodec.fbank import FEATURES, SenseVoiceFrontEnd
+from streaming.flexicodec.flexicodec import FlexiCodec
+from streaming.speaking.flow import FlowConfig, Voicebox
+from streaming.speaking.vocos import Vocos, VocosConfig
 from tests.support.golden import golden_file, golden_tensors
 
 FLOW_CONFIG = FlowConfig(hidden=64, num_layers=1, num_heads=1, ffn_dim=64, mlp_dim=64, codebook_size=8**5)

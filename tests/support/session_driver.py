@@ -13,11 +13,11 @@ import numpy as np
 from agent import wire
 from agent.clock import ManualClock
 from agent.config import ServerConfig
-from agent.effects import Close, Effect, SendEvent
+from agent.dialogue.effects import Close, Effect, SendEvent
+from agent.dialogue.session import Session
+from agent.dialogue.speaking import WorkerSlot
 from agent.ids import Ids
 from agent.protocol.session_object import default_settings, updated
-from agent.session import Session
-from agent.speaking import WorkerSlot
 from tests.support.fake_worker import SAMPLE_RATE_HZ, WORD_FRAMES, WORD_SAMPLES
 
 READY = wire.Ready(wire.WIRE_VERSION, "fake", 4, SAMPLE_RATE_HZ, 12.5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from streaming.speech_mel import SpeechMel
+from streaming.hearing.speech_mel import SpeechMel
 from training.features import (
     MEL_BINS,
     Augmenter,

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
-from streaming.encoder import Encoded
+from streaming.hearing.encoder import Encoded
 from training.features import Clip
 from training.recogniser import (
     ALPHABET,

@@ -15,8 +15,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
-from streaming.encoder import BlockCausalEncoder, EncoderConfig
+from models.networks.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
+from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig
 from training.conversations import kind
 from training.features import Clip
 from training.slm import SlmConfig, SlmTraining

@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from agent.wire import AudioOut
-from benchmarks import callers, controllers, look_ahead, rates, stream_costs, streaming, turn
-from streaming.flow import FlowConfig
-from streaming.infill import InfillDials
-from streaming.sensevoice_chunks import ChunkDials
-from streaming.vocoder_window import WindowDials
+from benchmarks.dialogue import callers, controllers, rates, turn
+from benchmarks.streams import bench as streaming
+from benchmarks.streams import costs as stream_costs
+from benchmarks.streams import look_ahead
+from streaming.flexicodec.sensevoice_chunks import ChunkDials
+from streaming.speaking.flow import FlowConfig
+from streaming.speaking.infill import InfillDials
+from streaming.speaking.vocoder_window import WindowDials
 from tests.worker.tiny import pipeline
 from worker.audio_files import read_question
 from worker.turn import TurnSettings
-from worker.voice import EmbeddedVoice
+from worker.voices.embedded import EmbeddedVoice
 
 CLIPS = sorted((Path(__file__).resolve().parents[1] / "speech").glob("*.opus"))[:2]
 

@@ -19,7 +19,7 @@ from worker.loading import load_model
 from worker.parts import Conversation, Finished, Pcm, Question
 from worker.pipeline import Pipeline, Utterance
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice
-from worker.voice import EmbeddedVoice
+from worker.voices.embedded import EmbeddedVoice
 
 SPEECH = Path(__file__).resolve().parents[1] / "speech"
 LABELS: dict[str, Order] = {

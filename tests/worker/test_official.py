@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from agent.wire import ContextItem
-from models.config import parse_config
-from models.flexislm import FlexiSLM
-from models.hub import EMBEDDED_DIRECTORY
-from models.official_voice import OfficialVoice
-from models.prompts import block
-from models.tokenizer import TextTokenizer
-from streaming.flow import FlowConfig, Voicebox
-from streaming.infill import InfillDecoder, InfillDials, PromptVoice
-from streaming.omni_encoder import OmniEncoder, OmniEncoderConfig
-from streaming.vocos import Vocos, VocosConfig
+from models.checkpoints.hub import EMBEDDED_DIRECTORY
+from models.networks.config import parse_config
+from models.networks.flexislm import FlexiSLM
+from models.networks.prompts import block
+from models.networks.tokenizer import TextTokenizer
+from streaming.hearing.omni_encoder import OmniEncoder, OmniEncoderConfig
+from streaming.speaking.flow import FlowConfig, Voicebox
+from streaming.speaking.infill import InfillDecoder, InfillDials, PromptVoice
+from streaming.speaking.vocos import Vocos, VocosConfig
 from tests.worker.tiny import CODES, CONFIG, WIDTH, awake
-from worker.official_ear import CausalOmniHearing, OmniEar, OmniHearing
+from worker.ears.omni import CausalOmniHearing, OmniEar, OmniHearing
 from worker.parts import Pcm, RequestError
 from worker.pipeline import Networks, Pipeline
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice, write_down
+from worker.voices.official import OfficialVoice
 
 STEPS = 20
 

@@ -20,13 +20,13 @@ from typer.testing import CliRunner, Result
 import worker.official_loading
 from agent.cli.main import build
 from agent.config import parse_config
-from agent.workers import worker_command
-from models.hub import AUDIO_ENCODER, FLOW, VOCODER, VOICE_CODEC
-from streaming.log_mel import whisper_log_mel
+from agent.server.workers import worker_command
+from models.checkpoints.hub import AUDIO_ENCODER, FLOW, VOCODER, VOICE_CODEC
+from streaming.hearing.log_mel import whisper_log_mel
 from tests.support.golden import golden_file
 from tests.support.official import question, save_official
+from worker.ears.omni import CausalOmniHearing, OmniEar, OmniHearing
 from worker.loading import ModelError, load_model
-from worker.official_ear import CausalOmniHearing, OmniEar, OmniHearing
 from worker.parts import Pcm
 from worker.pipeline import Pipeline
 from worker.turn import Turn, TurnSettings, ask_by_text, ask_by_voice, write_down
@@ -146,7 +146,7 @@ def test_a_voice_is_made_once(directory: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     load_model(str(directory))
     assert len(list((tmp_path / "agogic" / "voices").iterdir())) == 1
-    monkeypatch.setattr("models.official_voice.load_flexicodec", lambda files: pytest.fail("the codec was read again"))
+    monkeypatch.setattr("worker.voices.official.load_flexicodec", lambda files: pytest.fail("the codec was read again"))
     load_model(str(directory))
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from agent.wire import ContextItem, TokenSpan, WordSpan
-from streaming.grouping import group_frames
+from streaming.merging.grouping import group_frames
 from tests.worker.tiny import networks, pipeline
-from worker.hearing import BlockEar
+from worker.ears.block import BlockEar
 from worker.parts import Conversation, Finished, Pcm, Question, RequestError, Sound, Speaker, TextPiece
 from worker.pipeline import LONGEST_PAUSE, LONGEST_PER_LETTER, Pipeline, Reply, Utterance
 from worker.prefill import PROMPT_POSITIONS

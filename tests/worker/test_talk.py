@@ -86,7 +86,7 @@ def test_any_sound_file_is_a_question(
 def test_what_was_said_is_printed_once(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, heard: str, printed: list[str]
 ) -> None:
-    monkeypatch.setattr("worker.hearing.BlockHearing.transcript", heard)
+    monkeypatch.setattr("worker.ears.block.BlockHearing.transcript", heard)
     result = run("talk", tone(tmp_path / "q.wav", 16_000), "--model", model, "--task", task)
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()

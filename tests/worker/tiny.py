@@ -12,23 +12,23 @@ from safetensors.torch import save_file
 from torch import nn
 
 import models
-from models.checkpoint import official_key
-from models.config import parse_config
-from models.flexislm import FlexiSLM
-from models.packing import save_packed
-from models.tokenizer import TextTokenizer
-from streaming.causal_merger import CausalMerger
-from streaming.codec import CodecConfig, SpeechCodec
-from streaming.encoder import BlockCausalEncoder, EncoderConfig
-from streaming.flow import FlowConfig, Voicebox
-from streaming.flow_decoder import FlowDecoder, FlowDials
-from streaming.rate_control import RateController
-from streaming.unmerge import UnmergeConfig
-from streaming.vocos import Vocos, VocosConfig
-from streaming.voice_files import save_network
-from worker.hearing import BlockEar
+from models.checkpoints.flexislm_checkpoint import official_key
+from models.checkpoints.packing import save_packed
+from models.checkpoints.voice_files import save_network
+from models.networks.config import parse_config
+from models.networks.flexislm import FlexiSLM
+from models.networks.tokenizer import TextTokenizer
+from streaming.flexicodec.codec import CodecConfig, SpeechCodec
+from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig
+from streaming.merging.causal_merger import CausalMerger
+from streaming.merging.rate_control import RateController
+from streaming.speaking.flow import FlowConfig, Voicebox
+from streaming.speaking.flow_decoder import FlowDecoder, FlowDials
+from streaming.speaking.unmerge import UnmergeConfig
+from streaming.speaking.vocos import Vocos, VocosConfig
+from worker.ears.block import BlockEar
 from worker.pipeline import Networks, Pipeline
-from worker.voice import EmbeddedVoice
+from worker.voices.embedded import EmbeddedVoice
 
 CODES = 64
 WIDTH = 32

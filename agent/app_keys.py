@@ -1,9 +1,0 @@
-"""Keys under which the aiohttp application holds what handlers need."""
-
-from __future__ import annotations
-
-from aiohttp import web
-
-from agent.service import Service
-
-service_key: web.AppKey[Service] = web.AppKey("service", Service)

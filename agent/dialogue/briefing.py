@@ -1,0 +1,129 @@
+"""What the worker is told: utterances with what came before them, and questions. It keeps caches only, so everything it
+must know is sent again when another takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agent.config import SessionConfig
+from agent.dialogue.captions import Captions
+from agent.dialogue.conversation import Conversation, Item, UserMessage, context_of
+from agent.dialogue.effects import Outbox
+from agent.dialogue.listening import Listening, Utterance
+from agent.dialogue.rates import RatePolicy
+from agent.dialogue.response import Response
+from agent.dialogue.speaking import WorkerSlot
+from agent.protocol.session_object import SessionSettings
+from agent.wire import ContextItem, DropUtterance, Respond, StartUtterance
+
+
+class Briefing:
+    """`settings` gives the session's settings as they are now.
+
+    `config.opening` is what the model is told when it is to speak and nobody has said anything: in an empty
+    conversation, and after a silence that the client wants filled.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        conversation: Conversation,
+        listening: Listening,
+        captions: Captions,
+        settings: Callable[[], SessionSettings],
+        config: SessionConfig,
+    ) -> None:
+        self.policy = RatePolicy()
+        self._outbox = outbox
+        self._conversation = conversation
+        self._listening = listening
+        self._captions = captions
+        self._settings = settings
+        self._max_output_tokens = config.max_output_tokens
+        self._opening = config.opening
+        self._slot: WorkerSlot | None = None
+        self._held: set[int] = set()
+
+    def worker_ready(self, slot: WorkerSlot) -> None:
+        """It holds nothing: the open utterance, and those whose transcript is still to come, go to it again."""
+        self._slot = slot
+        self.policy = RatePolicy(slot.ready.min_rate_hz, slot.ready.max_rate_hz)
+        self._listening.worker_session = slot.session
+        if self._listening.open is not None:
+            self.start_utterance(self._listening.open)
+            self._listening.replay()
+        for item in self._captions.unfinished():
+            self.hand_over(item)
+
+    def worker_lost(self) -> None:
+        self._slot = None
+        self._held.clear()
+        self._listening.worker_session = None
+
+    def start_utterance(self, utterance: Utterance) -> None:
+        """The user began to speak, after everything the conversation holds, or goes on with the turn before."""
+        continued = self._conversation.find(utterance.continues) if utterance.continues is not None else None
+        items = self._conversation.items if continued is None else self._before(continued)
+        self._start(utterance.number, context_of(items))
+
+    def drop_utterance(self, number: int | None) -> None:
+        if self._slot is not None and number in self._held:
+            self._held.discard(number)
+            self._outbox.worker(DropUtterance(self._slot.session, number))
+
+    def question(self, response: Response, slot: WorkerSlot) -> Respond:
+        """The request for an answer; sees to it that the sound to be answered is with the worker."""
+        plan = response.plan
+        items = plan.items if plan.items is not None else self._conversation.items
+        if items and isinstance(items[-1], UserMessage):
+            self._hand_over(items[-1], context_of(items[:-1]))
+        limit = plan.max_output_tokens
+        context = context_of(items)
+        if not context or (isinstance(items[-1], UserMessage) and items[-1].silent):
+            context.append(ContextItem("user", self._opening))
+        response.utterance = context[-1].utterance
+        return Respond(
+            session=slot.session,
+            generation=response.generation,
+            context=context,
+            output_hz=plan.output_rate.hz,
+            instructions=plan.instructions,
+            speech=plan.modality == "audio",
+            max_output_tokens=self._max_output_tokens if limit == "inf" else limit,
+            input_hz=plan.input_rate.hz,
+        )
+
+    def hand_over(self, item: UserMessage) -> None:
+        """Sees to it that the worker has, or gets, the sound of an item of the conversation."""
+        self._hand_over(item, context_of(self._before(item)))
+
+    def _hand_over(self, item: UserMessage, context: list[ContextItem]) -> None:
+        """The sound of a committed item, if it is still kept and the worker does not have it."""
+        if self._slot is None or item.silent or item.pcm is None or item.utterance in self._held:
+            return
+        if item.utterance is None:
+            item.utterance = self._listening.next_number()
+            wanted = self._settings().audio.input.transcription is not None
+            self._captions.committed(item.utterance, item, wanted=wanted)
+        self._start(item.utterance, context)
+        self._listening.send_utterance(item.utterance, item.pcm.tobytes(), ended=True)
+
+    def _start(self, number: int, context: list[ContextItem]) -> None:
+        if self._slot is None:
+            return
+        self._held.add(number)
+        settings = self._settings()
+        self._outbox.worker(
+            StartUtterance(
+                session=self._slot.session,
+                utterance=number,
+                input_hz=self.policy.choose(settings.x_agogic.input_frame_rate).hz,
+                context=context,
+                instructions=settings.instructions,
+                followed="input_transcript" in settings.x_agogic.events,
+            )
+        )
+
+    def _before(self, item: Item) -> list[Item]:
+        items = self._conversation.items
+        return items[: items.index(item)] if item in items else []

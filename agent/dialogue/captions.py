@@ -1,0 +1,83 @@
+"""What the user was understood to say, as the protocol's transcription events.
+
+The recogniser may revise what it wrote, the protocol's deltas only append: so a delta is sent only while the new text
+continues the old, and `completed` carries the truth. Nothing is sent before the utterance is committed. A model
+without a recogniser writes down what it has heard later, after its answer: `completed` waits for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.dialogue.conversation import UserMessage
+from agent.protocol import server_events as events
+from agent.protocol.server_events import ServerEvent
+from agent.turn.silero import SAMPLE_RATE_HZ
+
+
+@dataclass
+class _Caption:
+    item: UserMessage
+    seconds: float
+    wanted: bool
+    encoded: bool = False
+    sent: str = ""
+
+
+class Captions:
+    """Utterances whose final transcript is still to come. They leave when it does, or when their item is deleted."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, _Caption] = {}
+
+    def committed(self, utterance: int, item: UserMessage, *, wanted: bool) -> None:
+        samples = item.pcm.size if item.pcm is not None else 0
+        self._open[utterance] = _Caption(item, samples / SAMPLE_RATE_HZ, wanted)
+
+    def heard(self, utterance: int, text: str, *, final: bool) -> list[ServerEvent]:
+        """`text` is the whole transcript so far."""
+        caption = self._open.get(utterance)
+        if caption is None:
+            return []
+        caption.item.transcript = text
+        if final:
+            del self._open[utterance]
+        if not caption.wanted:
+            return []
+        happened: list[ServerEvent] = []
+        if text.startswith(caption.sent) and len(text) > len(caption.sent):
+            delta, caption.sent = text[len(caption.sent) :], text
+            happened.append(events.TranscriptionDelta(item_id=caption.item.id, delta=delta))
+        if final:
+            usage: dict[str, object] = {"type": "duration", "seconds": round(caption.seconds, 3)}
+            happened.append(events.TranscriptionCompleted(item_id=caption.item.id, transcript=text, usage=usage))
+        return happened
+
+    def encoded(self, utterance: int) -> None:
+        """The worker has heard all of it; what is still open then is written down when the worker finds the time."""
+        if utterance in self._open:
+            self._open[utterance].encoded = True
+
+    def failed(self, utterance: int | None, message: str) -> list[ServerEvent]:
+        """The worker will not say any more about this utterance; None: about all that are open."""
+        return self._fail([number for number in self._open if utterance in (None, number)], message)
+
+    def worker_lost(self) -> list[ServerEvent]:
+        """The next worker hears again what this one had not; of what was to be written down later only the newest,
+        for it has no room to hear many at once."""
+        late = [number for number, caption in list(self._open.items())[:-1] if caption.encoded]
+        return self._fail(late, "The worker was lost before it wrote this down.")
+
+    def _fail(self, utterances: list[int], message: str) -> list[ServerEvent]:
+        error: dict[str, object] = {"type": "server_error", "code": "transcription_failed", "message": message}
+        failed = [self._open.pop(number) for number in utterances]
+        return [
+            events.TranscriptionFailed(item_id=caption.item.id, error=error) for caption in failed if caption.wanted
+        ]
+
+    def unfinished(self) -> list[UserMessage]:
+        return [caption.item for caption in self._open.values()]
+
+    def drop(self, utterance: int | None) -> None:
+        if utterance is not None:
+            self._open.pop(utterance, None)

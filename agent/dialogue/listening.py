@@ -1,0 +1,395 @@
+"""The ear of a session: the client's audio goes in, utterances come out, and the worker hears them while they last.
+
+With turn detection an utterance opens when the detector hears speech (with the padding before it) and closes after the
+silence. Without, it closes at the commit, and opens at the first sound after a commit or clear. On an open line
+(WebRTC) sound flows whether or not anybody talks, so there too it opens at speech: silence costs the worker nothing,
+however long no button is pressed, and what was said but not committed is forgotten after `_KEPT_QUIET_SAMPLES` of
+silence.
+
+    closed ──(speech, or first append in push-to-talk)──► open ──(silence, commit, limit)──► ended: an item
+       ▲                                                    │
+       └──────────────(clear, forgotten)────────────────────┘
+
+Most of the silence that ends an utterance is not news: where speech has paused for so long that this is probably the
+end, the worker is told to make ready for it and gets no more sound. It gets what was held back when the voice goes on,
+and otherwise never: what was made ready is then the end. The item keeps all of the sound.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from agent import audio
+from agent.dialogue.effects import Outbox
+from agent.dialogue.input_buffer import InputBuffer
+from agent.ids import Ids
+from agent.protocol.errors import ProtocolError
+from agent.protocol.session_object import ServerVad, TurnDetection, silence_ms
+from agent.turn.detector import (
+    LikelyStopped,
+    Phase,
+    Resumed,
+    SpeechStarted,
+    SpeechStopped,
+    TurnDetector,
+    TurnEvent,
+    TurnTiming,
+)
+from agent.turn.silero import SAMPLE_RATE_HZ, WINDOW_SAMPLES, VoiceActivity
+from agent.wire import AudioIn, EndUtterance, LikelyEnd
+
+MIN_COMMIT_SAMPLES = SAMPLE_RATE_HZ // 10
+# What a manual commit finds when the detector heard no speech.
+_KEPT_QUIET_SAMPLES = 30 * SAMPLE_RATE_HZ
+# On an open line a commit takes less: silence is no news, and encoding it takes time that somebody waits for.
+_UNHEARD_SAMPLES = 10 * SAMPLE_RATE_HZ
+_TRAILING_SAMPLES = 2 * SAMPLE_RATE_HZ
+# A push-to-talk buffer never holds more than this.
+MAX_BUFFER_SAMPLES = 600 * SAMPLE_RATE_HZ
+_MAX_OPEN_LINE_SAMPLES = MAX_BUFFER_SAMPLES - _KEPT_QUIET_SAMPLES
+_OPEN_LINE_TIMING = TurnTiming(
+    threshold=0.5, prefix_padding_samples=3 * SAMPLE_RATE_HZ // 10, silence_samples=SAMPLE_RATE_HZ // 2
+)
+_PIECE_SAMPLES = SAMPLE_RATE_HZ
+_SLICE_S = 0.5
+
+
+@dataclass
+class Utterance:
+    """A stretch of the user's speech. Positions are samples at 16 kHz since the session began.
+
+    `detected` is False in push-to-talk, where the client knows of it and no event tells it. `continues` names the item
+    of the turn that goes on in this utterance, whose sound it then begins with. `likely_end` is where it has probably
+    ended: the worker gets nothing from there on unless that proves wrong. `lost`: the worker failed to hear it.
+    """
+
+    number: int
+    item_id: str
+    detected: bool
+    start: int
+    sent: int
+    spoken_end: int
+    likely_end: int | None = None
+    lost: bool = False
+    transcript: str = ""
+    continues: str | None = None
+
+
+@dataclass(frozen=True)
+class TurnOpened:
+    utterance: Utterance
+
+
+@dataclass(frozen=True)
+class TurnEnded:
+    """`end` includes the silence waited for; `waited_ms` is that silence. `by_client` if it was committed by hand."""
+
+    utterance: Utterance
+    end: int
+    pcm: audio.Samples
+    waited_ms: float
+    by_client: bool
+
+
+@dataclass(frozen=True)
+class TurnForgotten:
+    """Nobody committed it on an open line, and it grew old or too long."""
+
+    utterance: Utterance
+
+
+Happening = TurnOpened | TurnEnded | TurnForgotten
+
+
+@dataclass(frozen=True)
+class Silence:
+    """A stretch in which nobody was heard to speak: samples [start, end) and their sound."""
+
+    item_id: str
+    start: int
+    end: int
+    pcm: audio.Samples
+
+
+class Listening:
+    """`open_line`: sound flows by itself, and not only while the client wants to be heard."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        ids: Ids,
+        vad: VoiceActivity,
+        input_hz: int,
+        *,
+        max_utterance_s: float,
+        open_line: bool,
+    ) -> None:
+        self.open: Utterance | None = None
+        self.worker_session: int | None = None
+        self._outbox = outbox
+        self._ids = ids
+        self._vad = vad
+        self._max_utterance_samples = int(max_utterance_s * SAMPLE_RATE_HZ)
+        self._open_line = open_line
+        self._buffer = InputBuffer()
+        self._pending: deque[audio.Samples] = deque()
+        self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
+        self._detection: TurnDetection | None = None
+        self._detector: TurnDetector | None = None
+        self._uncommitted_from = 0
+        self._last_end = 0
+        self._voiced_until = 0
+        self._count = 0
+
+    # --- settings ---
+
+    def configure(self, detection: TurnDetection | None, input_hz: int) -> None:
+        if input_hz != self._resampler.from_hz:
+            self._buffer.append(self._resampler.flush())
+            self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
+        self._detection = detection
+        timing = self._timing(detection)
+        if timing is None:
+            self._detector = None
+            if self.open is not None:
+                self.open.likely_end = None
+        elif self._detector is None:
+            self._vad.reset()
+            self._detector = TurnDetector(timing, self._buffer.end)
+        else:
+            self._detector.timing = timing
+
+    def _timing(self, detection: TurnDetection | None) -> TurnTiming | None:
+        """None where nothing need be detected."""
+        if detection is None:
+            return _OPEN_LINE_TIMING if self._open_line else None
+        padding_ms = detection.prefix_padding_ms if isinstance(detection, ServerVad) else 300
+        return TurnTiming(
+            threshold=detection.threshold if isinstance(detection, ServerVad) else 0.5,
+            prefix_padding_samples=padding_ms * SAMPLE_RATE_HZ // 1000,
+            silence_samples=silence_ms(detection) * SAMPLE_RATE_HZ // 1000,
+        )
+
+    # --- sound ---
+
+    @property
+    def has_pending(self) -> bool:
+        return bool(self._pending)
+
+    def append(self, samples: audio.Samples) -> None:
+        """Queues sound at the input rate; `process` works it off slice by slice. Raises `ProtocolError` if full."""
+        waiting = sum(piece.size for piece in self._pending) * SAMPLE_RATE_HZ // self._resampler.from_hz
+        if self._buffer.end - self._buffer.start + waiting > MAX_BUFFER_SAMPLES:
+            raise ProtocolError(
+                "input_audio_buffer_full",
+                f"The input audio buffer holds {MAX_BUFFER_SAMPLES // SAMPLE_RATE_HZ} s; commit or clear it first.",
+                param="audio",
+            )
+        if samples.size:
+            self._pending.append(samples)
+
+    def process(self) -> Iterator[Happening]:
+        """Works off half a second of the queued sound, so that one client's flood does not hold up the others."""
+        if not self._pending:
+            return
+        head = self._pending.popleft()
+        size = int(_SLICE_S * self._resampler.from_hz)
+        if head.size > size:
+            self._pending.appendleft(head[size:])
+            head = head[:size]
+        self._buffer.append(self._resampler.push(head))
+        if self._detector is None:
+            yield from self._without_detector()
+        elif self._detection is None:
+            yield from self._on_open_line(self._detector)
+        else:
+            yield from self._with_detector(self._detector)
+
+    def _without_detector(self) -> Iterator[Happening]:
+        if self.open is None and self._buffer.end > self._uncommitted_from:
+            yield TurnOpened(self._start(self._uncommitted_from, detected=False))
+        self._forward(self._buffer.end)
+
+    def _with_detector(self, detector: TurnDetector) -> Iterator[Happening]:
+        while detector.position + WINDOW_SAMPLES <= self._buffer.end:
+            window = self._buffer.samples(detector.position, detector.position + WINDOW_SAMPLES)
+            event = detector.push(self._vad.probability(window))
+            self._weigh(event, detector.position)
+            if isinstance(event, SpeechStarted) and self.open is None:
+                yield TurnOpened(self._start(event.start_sample, detected=True))
+            elif isinstance(event, SpeechStopped) and self.open is not None:
+                self.open.spoken_end = event.speech_end_sample
+                yield self._end(event.end_sample, by_client=False)
+            elif self.open is not None and detector.position - self.open.start >= self._max_utterance_samples:
+                detector.stop()
+                yield self._end(detector.position, by_client=False)
+        self._forward(detector.position)
+        self._forget_quiet(detector.position)
+
+    def _on_open_line(self, detector: TurnDetector) -> Iterator[Happening]:
+        while detector.position + WINDOW_SAMPLES <= self._buffer.end:
+            window = self._buffer.samples(detector.position, detector.position + WINDOW_SAMPLES)
+            event = detector.push(self._vad.probability(window))
+            self._weigh(event, detector.position)
+            if isinstance(event, SpeechStarted) and self.open is None:
+                yield TurnOpened(self._start(event.start_sample, detected=False))
+            if detector.phase is not Phase.QUIET:
+                self._voiced_until = detector.position
+        if detector.phase is not Phase.QUIET:
+            self._forward(detector.position)
+        if self.open is not None and self._is_stale(self.open, detector.position):
+            forgotten, self.open = self.open, None
+            self._uncommitted_from = detector.position
+            self._buffer.trim(detector.position)
+            yield TurnForgotten(forgotten)
+            if detector.phase is not Phase.QUIET:
+                yield TurnOpened(self._start(detector.position, detected=False))
+        self._forget_quiet(detector.position)
+
+    def _weigh(self, event: TurnEvent | None, position: int) -> None:
+        """Whether the open utterance goes on, by what the detector made of the sound up to `position`."""
+        if self.open is None:
+            return
+        if isinstance(event, LikelyStopped):
+            self.open.likely_end = position
+            self._forward(position)
+            self._send_likely_end()
+        elif isinstance(event, SpeechStarted | Resumed):
+            self.open.likely_end = None
+
+    def _is_stale(self, utterance: Utterance, position: int) -> bool:
+        silent_for = position - max(self._voiced_until, utterance.start)
+        return silent_for > _KEPT_QUIET_SAMPLES or position - utterance.start > _MAX_OPEN_LINE_SAMPLES
+
+    def _forget_quiet(self, position: int) -> None:
+        if self.open is None:
+            self._uncommitted_from = max(self._uncommitted_from, position - _KEPT_QUIET_SAMPLES)
+            self._buffer.trim(self._uncommitted_from)
+
+    def resume(self, item_id: str, pcm: audio.Samples) -> bool:
+        """The open utterance goes on with the turn of that item, which ended last and has this sound.
+
+        False where it cannot: together they are too long, or what lay between is forgotten.
+        """
+        assert self.open is not None
+        first = self._last_end - pcm.size
+        if self._buffer.start != self._last_end or self._buffer.end - first > self._max_utterance_samples:
+            return False
+        self._buffer.prepend(pcm)
+        self.open.start = self.open.sent = first
+        self.open.continues = item_id
+        return True
+
+    def take_silence(self, longest_samples: int) -> Silence:
+        """Commits the silence up to now, at most its last `longest_samples`; nothing may be open."""
+        assert self.open is None and self._detector is not None
+        end = self._detector.position
+        start = max(self._uncommitted_from, end - longest_samples)
+        silence = Silence(self._ids.new("item"), start, end, self._buffer.samples(start, end))
+        self._detector.stop()
+        self._uncommitted_from = self._last_end = end
+        self._buffer.trim(end)
+        return silence
+
+    # --- the client's own commit and clear ---
+
+    def commit(self) -> Iterator[Happening]:
+        """Ends the utterance here. Raises `ProtocolError` if there are less than 100 ms to commit."""
+        self._buffer.append(self._resampler.flush())
+        end = self._buffer.end
+        start = self.open.start if self.open is not None else self._uncommitted_from
+        if self._open_line and self._detection is None:
+            if self.open is None:
+                start = max(start, end - _UNHEARD_SAMPLES)
+            else:
+                end = min(end, max(self._voiced_until, start) + _TRAILING_SAMPLES)
+        if end - start < MIN_COMMIT_SAMPLES:
+            raise ProtocolError(
+                "input_audio_buffer_commit_empty", "The input audio buffer holds less than 100 ms of audio."
+            )
+        self._restart_detector(self._buffer.end)
+        if self.open is None:
+            yield TurnOpened(self._start(start, detected=False))
+        if self.open is not None:
+            self.open.spoken_end = end
+            yield self._end(end, by_client=True)
+        self._uncommitted_from = self._buffer.end
+        self._buffer.trim(self._buffer.end)
+
+    def clear(self) -> Utterance | None:
+        """Forgets what was not committed; returns the utterance that ends thereby, if one was open."""
+        self._pending.clear()
+        self._resampler.flush()
+        dropped, self.open = self.open, None
+        self._uncommitted_from = self._buffer.end
+        self._buffer.trim(self._buffer.end)
+        self._restart_detector(self._buffer.end)
+        return dropped
+
+    # --- towards the worker ---
+
+    def replay(self) -> None:
+        """A new worker holds nothing: send the open utterance again from its beginning."""
+        if self.open is not None:
+            self.open.sent, self.open.lost = self.open.start, False
+            self._forward(self._detector.position if self._detector is not None else self._buffer.end)
+            self._send_likely_end()
+
+    def next_number(self) -> int:
+        self._count += 1
+        return self._count
+
+    def send_utterance(self, number: int, pcm: bytes, *, ended: bool) -> None:
+        """Sound in pieces of at most a second."""
+        if self.worker_session is None:
+            return
+        for offset in range(0, len(pcm), 2 * _PIECE_SAMPLES):
+            piece = pcm[offset : offset + 2 * _PIECE_SAMPLES]
+            self._outbox.worker(AudioIn(self.worker_session, number, piece))
+        if ended:
+            self._outbox.worker(EndUtterance(self.worker_session, number))
+
+    def _start(self, first: int, *, detected: bool) -> Utterance:
+        first = max(first, self._buffer.start)
+        self.open = Utterance(self.next_number(), self._ids.new("item"), detected, first, sent=first, spoken_end=first)
+        return self.open
+
+    def _end(self, end: int, *, by_client: bool) -> TurnEnded:
+        utterance = self.open
+        assert utterance is not None
+        self._forward(end)
+        if not utterance.lost:
+            self.send_utterance(utterance.number, b"", ended=True)
+        self.open = None
+        self._uncommitted_from = self._last_end = end
+        pcm = self._buffer.samples(utterance.start, end)
+        self._buffer.trim(end)
+        waited_ms = (end - utterance.spoken_end) * 1000 / SAMPLE_RATE_HZ
+        return TurnEnded(utterance, end, pcm, waited_ms, by_client)
+
+    def _forward(self, end: int) -> None:
+        """Sends the open utterance up to `end`, or to where it has probably ended."""
+        if self.open is None or self.open.lost or self.worker_session is None:
+            return
+        if self.open.likely_end is not None:
+            end = min(end, self.open.likely_end)
+        if end > self.open.sent:
+            self.send_utterance(self.open.number, self._buffer.read(self.open.sent, end), ended=False)
+            self.open.sent = end
+
+    def _send_likely_end(self) -> None:
+        if self.open is None or self.open.lost or self.worker_session is None:
+            return
+        if self.open.likely_end is not None:
+            self._outbox.worker(LikelyEnd(self.worker_session, self.open.number))
+
+    def _restart_detector(self, position: int) -> None:
+        if self._detector is not None:
+            self._vad.reset()
+            self._detector = TurnDetector(self._detector.timing, position)
+
+
+def milliseconds(samples: int) -> int:
+    return samples * 1000 // SAMPLE_RATE_HZ

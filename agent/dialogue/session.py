@@ -1,0 +1,368 @@
+"""One conversation: client events, microphone, worker messages and time go in; effects come out. No socket, no task.
+
+               speech (detector) or first append          silence or commit
+    quiet ───────────────────────────────────► hearing ─────────────────────► answered
+      ▲                                           │                              │ response.create, or by itself
+      │            barge-in: speech_started first, then the response is closed   ▼
+      └──────────────────────────────────────────────────────────────────── speaking
+
+`Listening` holds the left half (buffer, detector, utterances), `Speaking` the right half (responses, playout), `Turns`
+how they meet; this class answers the client's events. Every call returns the effects it caused, in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Literal
+
+from agent import audio
+from agent.audio import AudioFormatError
+from agent.clock import Clock
+from agent.config import ServerConfig
+from agent.dialogue.briefing import Briefing
+from agent.dialogue.captions import Captions
+from agent.dialogue.client_requests import pcm_of_item, plan_response
+from agent.dialogue.conversation import AssistantMessage, Conversation, Item, UserMessage, item_from_client
+from agent.dialogue.effects import Effect, Outbox
+from agent.dialogue.listening import Listening
+from agent.dialogue.response import Response, ResponsePlan
+from agent.dialogue.speaking import Speaking, WorkerSlot
+from agent.dialogue.turns import Turns
+from agent.ids import Ids
+from agent.protocol import client_events as client
+from agent.protocol import server_events as events
+from agent.protocol.errors import ProtocolError
+from agent.protocol.formats import format_name
+from agent.protocol.items import MessageItem, parse_item
+from agent.protocol.session_object import SessionSettings, render, updated
+from agent.turn.silero import VoiceActivity
+from agent.wire import (
+    AudioOut,
+    FromWorker,
+    ResponseDone,
+    TextDelta,
+    Transcript,
+    UtteranceEncoded,
+    WorkerError,
+)
+
+JsonObject = dict[str, object]
+Transport = Literal["websocket", "webrtc"]
+
+
+class Session:
+    """`input_hz` is the microphone's rate where the transport fixes it (WebRTC); None = the format does."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        settings: SessionSettings,
+        *,
+        transport: Transport,
+        clock: Clock,
+        ids: Ids,
+        vad: VoiceActivity,
+        model: str,
+        input_hz: int | None = None,
+    ) -> None:
+        self.id = ids.new("sess")
+        self.settings = settings
+        self._config = config
+        self._transport = transport
+        self._model = model
+        self._ids = ids
+        self._clock = clock
+        self._input_hz = input_hz
+        self._expires_at = clock.unix_s() + int(config.session.max_duration_s)
+        self._expires_s = clock.now_s() + config.session.max_duration_s
+        self._active_s = clock.now_s()
+        self._outbox = Outbox(ids)
+        self._conversation = Conversation(ids.new("conv"))
+        self._captions = Captions()
+        self._listening = Listening(
+            self._outbox,
+            ids,
+            vad,
+            self._microphone_hz(),
+            max_utterance_s=config.session.max_utterance_s,
+            open_line=transport == "webrtc",
+        )
+        self._briefing = Briefing(
+            self._outbox,
+            self._conversation,
+            self._listening,
+            self._captions,
+            lambda: self.settings,
+            config.session,
+        )
+        self._speaking = Speaking(
+            self._outbox,
+            clock,
+            self._conversation,
+            config.playout,
+            self._briefing.question,
+            server_plays=transport == "webrtc",
+        )
+        self._turns = Turns(
+            self._outbox,
+            clock,
+            self._conversation,
+            self._captions,
+            self._listening,
+            self._briefing,
+            self._speaking,
+            lambda: self.settings,
+            lambda: self._plan(client.ResponseParams()),
+        )
+        self._listening.configure(settings.audio.input.turn_detection, self._microphone_hz())
+
+    # --- what a shell calls ---
+
+    def start(self) -> list[Effect]:
+        self._outbox.send(events.SessionCreated(session=self._render()))
+        return self._outbox.take()
+
+    def snapshot(self) -> bytes:
+        """`session.created` for somebody who joins later."""
+        return events.encode(events.SessionCreated(session=self._render()), self.new_event_id())
+
+    def new_event_id(self) -> str:
+        return self._ids.new("event")
+
+    def client_message(self, data: str | bytes) -> list[Effect]:
+        """One client event. Whatever is wrong with it becomes exactly one `error` event."""
+        event_id = None
+        try:
+            event = client.decode_client_event(data)
+            event_id = event.event_id
+            if not isinstance(event, client.InputAudioAppend):
+                self._active_s = self._clock.now_s()
+            self._answer(event)
+        except ProtocolError as error:
+            error.event_id = error.event_id or event_id
+            self._outbox.send(events.Error(error=error.as_dict()), private=True)
+        return self._outbox.take()
+
+    def microphone(self, samples: audio.Samples) -> None:
+        """Sound at the transport's rate; dropped if the client floods. Call `process_audio` next."""
+        with contextlib.suppress(ProtocolError):
+            self._listening.append(samples)
+
+    @property
+    def has_pending_audio(self) -> bool:
+        return self._listening.has_pending
+
+    def process_audio(self) -> list[Effect]:
+        """Works off at most half a second of sound; call again while `has_pending_audio`."""
+        for happening in self._listening.process():
+            self._turns.take(happening)
+        return self._outbox.take()
+
+    def pull_audio(self, count: int) -> tuple[audio.Samples | None, list[Effect]]:
+        """The next `count` samples of the answer (fewer at its end), where the server plays."""
+        piece = self._speaking.pull(count)
+        return (piece.samples if piece is not None else None), self._outbox.take()
+
+    def tick(self) -> list[Effect]:
+        """To be called when `next_deadline_s` has come."""
+        self._speaking.on_tick()
+        self._turns.on_tick()
+        idle_s = self._idle_at_s()
+        if self._clock.now_s() >= self._expires_s:
+            self._expire(f"The session has reached its maximum age of {self._config.session.max_duration_s:g} s")
+        elif idle_s is not None and self._clock.now_s() >= idle_s:
+            self._expire(f"Nobody has said or sent anything for {self._config.session.max_idle_s:g} s")
+        return self._outbox.take()
+
+    def next_deadline_s(self) -> float:
+        """Moment of the session's clock at which `tick` has something to do, if nothing else happens."""
+        due_s = (self._speaking.next_deadline_s(), self._turns.next_deadline_s(), self._idle_at_s(), self._expires_s)
+        return min(due for due in due_s if due is not None)
+
+    def worker_ready(self, slot: WorkerSlot) -> list[Effect]:
+        """A worker holds a slot for us, and nothing else: whatever it must know is sent again."""
+        self._briefing.worker_ready(slot)
+        self._speaking.worker_ready(slot)
+        return self._outbox.take()
+
+    def worker_lost(self) -> list[Effect]:
+        """The client hears of it only if an answer died; everything else is sent again to the next worker."""
+        self._briefing.worker_lost()
+        for event in self._captions.worker_lost():
+            self._outbox.send(event)
+        if self._speaking.worker_lost():
+            error = ProtocolError("worker_lost", "The worker died while it answered; ask again.", kind="server_error")
+            self._outbox.send(events.Error(error=error.as_dict()))
+        return self._outbox.take()
+
+    def worker_message(self, message: FromWorker) -> list[Effect]:
+        match message:
+            case TextDelta():
+                self._speaking.on_text(message)
+            case AudioOut():
+                self._speaking.on_audio(message)
+            case ResponseDone():
+                self._speaking.on_done(message)
+            case Transcript():
+                self._heard(message)
+            case UtteranceEncoded():
+                self._captions.encoded(message.utterance)
+            case WorkerError():
+                self._worker_error(message)
+            case _:
+                pass
+        return self._outbox.take()
+
+    def take_finished(self) -> list[Response]:
+        """Responses closed since the last call, for the metrics."""
+        return self._speaking.take_finished()
+
+    # --- client events ---
+
+    def _answer(self, event: client.ClientEvent) -> None:
+        match event:
+            case client.InputAudioAppend():
+                self._append(event)
+            case client.SessionUpdate():
+                self._update(event)
+            case client.InputAudioCommit():
+                for happening in self._listening.commit():
+                    self._turns.take(happening)
+            case client.InputAudioClear():
+                self._clear_input()
+            case client.OutputAudioClear():
+                self._clear_output()
+            case client.ItemCreate():
+                self._create_item(event)
+            case client.ItemRetrieve():
+                self._retrieve(event)
+            case client.ItemTruncate():
+                self._truncate(event)
+            case client.ItemDelete():
+                self._delete(event)
+            case client.ResponseCreate():
+                self._speaking.request(self._plan(event.response or client.ResponseParams()))
+            case client.ResponseCancel():
+                if not self._speaking.cancel("client_cancelled", event.response_id):
+                    raise ProtocolError("response_cancel_not_active", "Cancellation failed: no active response found")
+
+    def _append(self, event: client.InputAudioAppend) -> None:
+        if self._transport == "webrtc":
+            raise ProtocolError(
+                "invalid_event_for_transport", "Over WebRTC audio travels as RTP; add a track instead of appending."
+            )
+        try:
+            samples = audio.decode(event.audio, format_name(self.settings.audio.input.format))
+        except AudioFormatError as error:
+            raise ProtocolError("invalid_value", f"Invalid value for 'audio': {error}.", param="audio") from error
+        self._listening.append(samples)
+
+    def _update(self, event: client.SessionUpdate) -> None:
+        self.settings = updated(self.settings, event.session, self._config.session.voice)
+        self._listening.configure(self.settings.audio.input.turn_detection, self._microphone_hz())
+        self._outbox.send(events.SessionUpdated(session=self._render()))
+
+    def _clear_input(self) -> None:
+        dropped = self._listening.clear()
+        if dropped is not None:
+            self._briefing.drop_utterance(dropped.number)
+        self._outbox.send(events.InputCleared())
+
+    def _clear_output(self) -> None:
+        if self._transport != "webrtc":
+            raise ProtocolError(
+                "invalid_event_for_transport", "Over WebSocket the client plays the audio; clear your own buffer."
+            )
+        if not self._speaking.cancel("client_cancelled"):
+            self._outbox.send(events.OutputCleared(response_id=self._speaking.last_response_id))
+
+    def _create_item(self, event: client.ItemCreate) -> None:
+        parsed = parse_item(event.item)
+        format = self.settings.audio.input.format
+        pcm = pcm_of_item(parsed, format, param="item") if isinstance(parsed, MessageItem) else None
+        item = item_from_client(parsed, self._ids.new("item"), pcm)
+        previous = self._conversation.add(item, event.previous_item_id)
+        self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous))
+        self._outbox.send(events.ItemDone(item=item.as_dict(), previous_item_id=previous))
+
+    def _retrieve(self, event: client.ItemRetrieve) -> None:
+        item = self._find(event.item_id, "retrieve")
+        # Over WebRTC messages must stay small, so the sound is left out there.
+        if isinstance(item, UserMessage) and self._transport == "websocket":
+            self._outbox.send(events.ItemRetrieved(item=item.with_audio()))
+        else:
+            self._outbox.send(events.ItemRetrieved(item=item.as_dict()))
+
+    def _truncate(self, event: client.ItemTruncate) -> None:
+        item = self._find(event.item_id, "truncate")
+        if not isinstance(item, AssistantMessage) or item.modality != "audio":
+            raise ProtocolError("invalid_value", "Only spoken assistant messages can be truncated.", param="item_id")
+        self._stop_if_active(item)
+        end_ms = item.truncate(event.audio_end_ms)
+        self._outbox.send(events.ItemTruncated(item_id=item.id, content_index=0, audio_end_ms=end_ms))
+
+    def _delete(self, event: client.ItemDelete) -> None:
+        item = self._find(event.item_id, "delete")
+        self._stop_if_active(item)
+        self._conversation.remove(item)
+        if isinstance(item, UserMessage):
+            self._captions.drop(item.utterance)
+            self._briefing.drop_utterance(item.utterance)
+        self._outbox.send(events.ItemDeleted(item_id=item.id))
+
+    # --- the worker ---
+
+    def _heard(self, message: Transcript) -> None:
+        utterance = self._listening.open
+        if utterance is not None and utterance.number == message.utterance:
+            revised, utterance.transcript = utterance.transcript != message.text, message.text
+            if revised and "input_transcript" in self.settings.x_agogic.events:
+                self._outbox.send(events.InputTranscript(item_id=utterance.item_id, transcript=message.text))
+            return
+        for event in self._captions.heard(message.utterance, message.text, final=message.final):
+            self._outbox.send(event)
+
+    def _worker_error(self, message: WorkerError) -> None:
+        """What failed is heard again when it is needed next: an open utterance at its end, another with a question."""
+        self._briefing.drop_utterance(message.utterance)
+        utterance, answer = self._listening.open, self._speaking.active
+        if utterance is not None and utterance.number == message.utterance:
+            utterance.lost = True
+            return
+        for event in self._captions.failed(message.utterance, message.message):
+            self._outbox.send(event)
+        if answer is not None and answer.done is None and message.utterance in (None, answer.utterance):
+            self._speaking.fail(message.code, message.message)
+
+    # --- small things ---
+
+    def _plan(self, params: client.ResponseParams) -> ResponsePlan:
+        return plan_response(params, self.settings, self._conversation, self._briefing.policy, self._ids)
+
+    def _idle_at_s(self) -> float | None:
+        """When the session ends if nothing happens; None while an answer is being given."""
+        if not self._speaking.idle:
+            return None
+        last_s = max(self._active_s, self._turns.changed_s, self._speaking.quiet_since_s or 0.0)
+        return last_s + self._config.session.max_idle_s
+
+    def _expire(self, why: str) -> None:
+        error = ProtocolError("session_expired", f"{why}; open a new one.")
+        self._outbox.send(events.Error(error=error.as_dict()))
+        self._outbox.close(1008, "session expired")
+
+    def _find(self, item_id: str, verb: str) -> Item:
+        item = self._conversation.find(item_id)
+        if item is None:
+            raise ProtocolError(f"item_{verb}_invalid_item_id", f"No such item: {item_id}", param="item_id")
+        return item
+
+    def _stop_if_active(self, item: Item) -> None:
+        if self._speaking.active is not None and self._speaking.active.item is item:
+            self._speaking.cancel("client_cancelled")
+
+    def _microphone_hz(self) -> int:
+        return self._input_hz or audio.RATE_HZ[format_name(self.settings.audio.input.format)]
+
+    def _render(self) -> JsonObject:
+        return render(self.settings, session_id=self.id, model=self._model, expires_at=self._expires_at)

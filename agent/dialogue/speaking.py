@@ -1,0 +1,333 @@
+"""The mouth of a session: one response at a time is generated and played; further ones wait in line.
+
+idle ──start──► asked (sent to the worker) ──first output──► playing ──released──► idle ──► next in line
+                  │                                            │
+                  └──────────────── cancel ────────────────────┘
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.clock import Clock
+from agent.config import PlayoutConfig
+from agent.dialogue.conversation import AssistantMessage, Conversation
+from agent.dialogue.effects import Outbox
+from agent.dialogue.playout import Playout, Slice
+from agent.dialogue.response import Clocked, FinalStatus, Response, ResponsePlan
+from agent.protocol import server_events as events
+from agent.protocol.errors import ProtocolError
+from agent.wire import AudioOut, Cancel, Ready, Respond, ResponseDone, ResponseStats, TextDelta
+
+JsonObject = dict[str, object]
+MAX_WAITING = 8
+# A response that found no worker waits this long for one.
+WORKER_WAIT_S = 15.0
+
+
+@dataclass(frozen=True)
+class WorkerSlot:
+    """A leased place in a live worker."""
+
+    session: int
+    ready: Ready
+
+
+class Speaking:
+    """`ask` builds the message for the worker at the moment the response starts, so that it sees the newest history.
+
+    `quiet_since_s` is when the last answer of the conversation has been played to its end, as far as one can know.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        clock: Clock,
+        conversation: Conversation,
+        config: PlayoutConfig,
+        ask: Callable[[Response, WorkerSlot], Respond],
+        *,
+        server_plays: bool,
+    ) -> None:
+        self.active: Response | None = None
+        self.last_response_id = ""
+        self.quiet_since_s: float | None = None
+        self._outbox = outbox
+        self._clock = clock
+        self._conversation = conversation
+        self._config = config
+        self._ask = ask
+        self._server_plays = server_plays
+        self._slot: WorkerSlot | None = None
+        self._waiting: deque[ResponsePlan] = deque()
+        self._asked = False
+        self._asked_again = False
+        self._waiting_since_s = 0.0
+        self._generation = 0
+        self._finished: deque[Response] = deque(maxlen=MAX_WAITING)
+
+    # --- starting ---
+
+    def request(self, plan: ResponsePlan) -> None:
+        """Starts now, or after the one that runs. Raises `ProtocolError` where the protocol forbids to wait."""
+        if self.active is None:
+            self._start(plan)
+            return
+        if plan.in_conversation and self.active.plan.in_conversation:
+            raise ProtocolError(
+                "conversation_already_has_active_response",
+                f"Conversation already has an active response in progress: {self.active.id}. "
+                "Wait until it is finished, or cancel it, before response.create.",
+            )
+        if len(self._waiting) >= MAX_WAITING:
+            raise ProtocolError(
+                "rate_limit_exceeded",
+                f"{MAX_WAITING} responses are waiting already; wait for one of them to finish.",
+                kind="rate_limit_error",
+            )
+        self._waiting.append(plan)
+
+    def request_turn(self, plan: ResponsePlan) -> None:
+        """The user's turn ended: whatever runs outside the conversation gives way, what runs inside is waited for."""
+        if self.active is not None and not self.active.plan.in_conversation:
+            self._close("cancelled", "turn_detected", go_on=False)
+        if self.active is None:
+            self._start(plan)
+        elif all(not waiting.in_conversation for waiting in self._waiting):
+            self._waiting.appendleft(plan)
+
+    def _start(self, plan: ResponsePlan) -> None:
+        self._generation += 1
+        sample_rate_hz = self._slot.ready.output_sample_rate if self._slot is not None else 24_000
+        ids = self._outbox.ids
+        response = Response(
+            id=ids.new("resp"),
+            generation=self._generation,
+            plan=plan,
+            item=AssistantMessage(ids.new("item"), plan.modality, sample_rate_hz=sample_rate_hz),
+            playout=Playout(sample_rate_hz, lead_ms=self._config.lead_ms, slice_ms=self._config.slice_ms),
+            clocked=Clocked(self._clock.now_s()),
+            server_plays=self._server_plays,
+        )
+        self.active = response
+        self.last_response_id = response.id
+        self._asked = self._asked_again = False
+        self._waiting_since_s = self._clock.now_s()
+        self._outbox.send(response.created())
+        self._ask_worker()
+
+    def _ask_worker(self) -> None:
+        if self.active is None or self._slot is None or self._asked:
+            return
+        self._asked = True
+        self._outbox.worker(self._ask(self.active, self._slot))
+
+    # --- the worker ---
+
+    def worker_ready(self, slot: WorkerSlot) -> None:
+        self._slot = slot
+        self._ask_worker()
+
+    def worker_lost(self) -> bool:
+        """True if a response died with the worker: it is closed as failed.
+
+        One of which nothing was shown yet is asked again of the next worker, once: it may be what killed this one.
+        """
+        self._slot = None
+        response = self.active
+        if response is None or not self._asked or response.done is not None:
+            return False
+        if not response.item.opened and not response.playout.queued_samples and not self._asked_again:
+            self._asked, self._asked_again = False, True
+            self._waiting_since_s = self._clock.now_s()
+            return False
+        self.fail("worker_lost", "The worker that was answering died.")
+        return True
+
+    def fail(self, code: str, message: str) -> None:
+        self._close("failed", None, error={"type": "server_error", "code": code, "message": message})
+
+    def on_text(self, message: TextDelta) -> None:
+        response = self._current(message.generation)
+        if response is None:
+            return
+        if response.clocked.first_text_s is None:
+            response.clocked.first_text_s = self._clock.now_s()
+        if response.plan.modality == "text":
+            self._open(response)
+        for event in response.text(message.text):
+            self._outbox.send(event)
+
+    def on_audio(self, message: AudioOut) -> None:
+        response = self._current(message.generation)
+        if response is None or response.done is not None:
+            return
+        now_s = self._clock.now_s()
+        clocked = response.clocked
+        if message.tokens and clocked.first_token_s is None:
+            clocked.first_token_s = now_s
+        if message.pcm and clocked.first_audio_s is None:
+            clocked.first_audio_s = now_s
+        response.playout.push(message)
+        if response.playout.is_full:
+            self._cancel_generation(response)
+            response.done = ResponseDone(
+                message.session, message.generation, "max_output_tokens", response.item.text, ResponseStats()
+            )
+            response.playout.end()
+        self.on_tick()
+
+    def on_done(self, message: ResponseDone) -> None:
+        response = self._current(message.generation)
+        if response is None:
+            return
+        if message.reason == "failed":
+            self._close(
+                "failed",
+                None,
+                error={"type": "server_error", "code": "worker_error", "message": message.error or "failed"},
+            )
+            return
+        response.done = message
+        response.playout.end()
+        self.on_tick()
+
+    # --- time and playing ---
+
+    def on_tick(self) -> None:
+        """Sends what is due and closes the response once all of it has left."""
+        response = self.active
+        if response is None:
+            return
+        now_s = self._clock.now_s()
+        if not self._server_plays:
+            for piece in response.playout.due(now_s):
+                self._release(response, piece, now_s)
+        if response.done is not None and (response.playout.drained or response.plan.modality == "text"):
+            self._finish(response)
+        elif not self._asked and now_s - self._waiting_since_s >= WORKER_WAIT_S:
+            self.fail("no_worker", f"No worker became ready within {WORKER_WAIT_S:g} s.")
+
+    def pull(self, count: int) -> Slice | None:
+        """The next sound for the listener, where the server plays."""
+        response = self.active
+        if response is None:
+            return None
+        now_s = self._clock.now_s()
+        piece = response.playout.pull(count, now_s)
+        if piece is not None:
+            self._release(response, piece, now_s)
+        if response.done is not None:
+            self.on_tick()
+        return piece
+
+    def next_deadline_s(self) -> float | None:
+        response = self.active
+        if response is None:
+            return None
+        if not self._asked:
+            return self._waiting_since_s + WORKER_WAIT_S
+        return None if self._server_plays else response.playout.next_due_s(self._clock.now_s())
+
+    # --- ending ---
+
+    def take_finished(self) -> list[Response]:
+        finished = list(self._finished)
+        self._finished.clear()
+        return finished
+
+    def cancel(self, reason: str, response_id: str | None = None) -> bool:
+        """False if nothing runs (or not that one)."""
+        if self.active is None or response_id not in (None, self.active.id):
+            return False
+        self._close("cancelled", reason)
+        return True
+
+    @property
+    def idle(self) -> bool:
+        return self.active is None and not self._waiting
+
+    def heard_ms(self, response: Response) -> float:
+        """How much of its sound has been heard."""
+        return response.playout.heard_samples(self._clock.now_s()) * 1000 / response.playout.sample_rate_hz
+
+    def _finish(self, response: Response) -> None:
+        assert response.done is not None
+        if response.done.text:
+            self._open(response)
+        if response.done.reason == "completed":
+            self._close("completed", None)
+        elif response.done.reason == "max_output_tokens":
+            self._close("incomplete", "max_output_tokens")
+        else:
+            self._close("cancelled", "client_cancelled")
+
+    def _close(
+        self, status: FinalStatus, reason: str | None, *, error: JsonObject | None = None, go_on: bool = True
+    ) -> None:
+        response = self.active
+        assert response is not None
+        now_s = self._clock.now_s()
+        response.clocked.ended_s = now_s
+        cut = status in ("cancelled", "failed")
+        if cut:
+            self._cut(response, now_s, interrupted=status == "cancelled")
+        for event in response.closing(status, reason, error):
+            self._outbox.send(event)
+        if response.plan.in_conversation:
+            self.quiet_since_s = now_s + response.playout.unheard_s(now_s)
+        self.active = None
+        self._finished.append(response)
+        self._after_close(response, cut=cut)
+        self._outbox.send(events.RateLimitsUpdated(rate_limits=[]))
+        if go_on and self._waiting:
+            self._start(self._waiting.popleft())
+
+    def _cut(self, response: Response, now_s: float, *, interrupted: bool) -> None:
+        """Nobody interrupts an answer that failed: a client that plays by itself plays what it was sent."""
+        if response.done is None:
+            self._cancel_generation(response)
+        if interrupted or self._server_plays:
+            response.item.heard_samples = min(response.playout.heard_samples(now_s), response.item.audio_samples)
+        response.playout.clear()
+
+    def _after_close(self, response: Response, *, cut: bool) -> None:
+        """Where the server plays, it also tells what became of the sound."""
+        if not self._server_plays or response.plan.modality == "text" or not response.started:
+            return
+        if not cut:
+            self._outbox.send(events.OutputStopped(response_id=response.id))
+            return
+        self._outbox.send(events.OutputCleared(response_id=response.id))
+        heard = response.item.heard_samples or 0
+        end_ms = response.item.truncate(-(-heard * 1000 // response.item.sample_rate_hz))
+        if response.plan.in_conversation:
+            self._outbox.send(events.ItemTruncated(item_id=response.item.id, content_index=0, audio_end_ms=end_ms))
+
+    def _cancel_generation(self, response: Response) -> None:
+        if self._slot is not None and self._asked:
+            self._outbox.worker(Cancel(self._slot.session, response.generation))
+
+    def _open(self, response: Response) -> None:
+        """The answer appears with the first of it that is heard or read: what is withdrawn before never was."""
+        if response.item.opened:
+            return
+        if response.plan.in_conversation:
+            response.previous_item_id = self._conversation.add(response.item)
+        for event in response.opening():
+            self._outbox.send(event)
+
+    def _release(self, response: Response, piece: Slice, now_s: float) -> None:
+        if response.clocked.first_audio_out_s is None:
+            response.clocked.first_audio_out_s = now_s
+        self._open(response)
+        for event in response.release(piece):
+            self._outbox.send(event)
+
+    def _current(self, generation: int) -> Response | None:
+        """The active response, unless the message belongs to an older one."""
+        if self.active is None or self.active.generation != generation:
+            return None
+        return self.active

@@ -1,0 +1,175 @@
+"""How the user's speech becomes turns of the conversation, and turns become questions.
+
+A pause longer than the detector's silence ends a turn although the user was not done. Where he goes on before anybody
+could have reacted to the answer, the turn goes on too: the answer in preparation is withdrawn, and what he says is
+heard together with what he had said, as one utterance, one item and one question.
+
+    U1 ended ─► answer asked ─(speech, at most REACTION_MS of it heard)─► U1 + U2 open ─(silence)─► U1 deleted, U2 added
+
+Where nobody speaks after an answer, and the client wants it, the agent speaks again by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from agent.clock import Clock
+from agent.dialogue.briefing import Briefing
+from agent.dialogue.captions import Captions
+from agent.dialogue.conversation import Conversation, UserMessage
+from agent.dialogue.effects import Outbox
+from agent.dialogue.listening import Happening, Listening, TurnEnded, TurnOpened, Utterance, milliseconds
+from agent.dialogue.response import ResponsePlan
+from agent.dialogue.speaking import Speaking
+from agent.protocol import server_events as events
+from agent.protocol.session_object import SessionSettings, idle_timeout_ms
+from agent.turn.silero import SAMPLE_RATE_HZ
+
+# Speech that starts within this much of the answer is no reaction to it: people need 200 ms to hear that they are
+# spoken to and as long to begin, and the detector has taken 64 ms when it says so.
+REACTION_MS = 400
+# The agent does not talk to an empty room for ever.
+MAX_PROMPTS = 3
+
+
+class Turns:
+    """`plan` makes a response of the session's settings as they are now."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        clock: Clock,
+        conversation: Conversation,
+        captions: Captions,
+        listening: Listening,
+        briefing: Briefing,
+        speaking: Speaking,
+        settings: Callable[[], SessionSettings],
+        plan: Callable[[], ResponsePlan],
+    ) -> None:
+        self.changed_s = clock.now_s()
+        self._outbox = outbox
+        self._clock = clock
+        self._conversation = conversation
+        self._captions = captions
+        self._listening = listening
+        self._briefing = briefing
+        self._speaking = speaking
+        self._settings = settings
+        self._plan = plan
+        self._prompts = 0
+
+    def take(self, happening: Happening) -> None:
+        self.changed_s = self._clock.now_s()
+        if isinstance(happening, TurnOpened):
+            self._opened(happening.utterance)
+        elif isinstance(happening, TurnEnded):
+            self._ended(happening)
+        else:
+            self._briefing.drop_utterance(happening.utterance.number)
+
+    # --- the user's turns ---
+
+    def _opened(self, utterance: Utterance) -> None:
+        self._prompts = 0
+        if utterance.detected:
+            self._speech_started(utterance)
+        self._briefing.start_utterance(utterance)
+
+    def _speech_started(self, utterance: Utterance) -> None:
+        started = events.SpeechStarted(item_id=utterance.item_id, audio_start_ms=milliseconds(utterance.start))
+        going_on = self._going_on()
+        if going_on is not None and going_on.pcm is not None and self._listening.resume(going_on.id, going_on.pcm):
+            assert self._speaking.active is not None
+            self._speaking.active.item.withdrawn = True
+            started = events.SpeechStarted(
+                item_id=started.item_id, audio_start_ms=started.audio_start_ms, x_agogic={"continues": going_on.id}
+            )
+        self._outbox.send(started)
+        detection = self._settings().audio.input.turn_detection
+        if detection is not None and detection.interrupt_response:
+            self._speaking.cancel("turn_detected")
+
+    def _going_on(self) -> UserMessage | None:
+        """The turn being answered, if nobody can have reacted to the answer yet and nothing came in between."""
+        detection = self._settings().audio.input.turn_detection
+        answer = self._speaking.active
+        if detection is None or not detection.interrupt_response or answer is None or answer.plan.answers is None:
+            return None
+        if answer.item.opened and (answer.plan.modality == "text" or self._speaking.heard_ms(answer) > REACTION_MS):
+            return None
+        item = self._conversation.find(answer.plan.answers)
+        if not isinstance(item, UserMessage) or any(
+            later is not answer.item for later in self._conversation.after(item)
+        ):
+            return None
+        return item
+
+    def _ended(self, turn: TurnEnded) -> None:
+        utterance = turn.utterance
+        if utterance.detected:
+            self._outbox.send(events.SpeechStopped(item_id=utterance.item_id, audio_end_ms=milliseconds(turn.end)))
+        item = UserMessage(
+            utterance.item_id,
+            spoken=True,
+            utterance=utterance.number,
+            pcm=turn.pcm,
+            parts=self._absorbed(utterance.continues),
+        )
+        self._commit(item)
+        source = self._settings().audio.input
+        self._captions.committed(utterance.number, item, wanted=source.transcription is not None)
+        for event in self._captions.heard(utterance.number, utterance.transcript, final=False):
+            self._outbox.send(event)
+        if utterance.lost:
+            self._briefing.hand_over(item)
+        if not turn.by_client and source.turn_detection is not None and source.turn_detection.create_response:
+            self._speaking.request_turn(replace(self._plan(), turn_detection_ms=turn.waited_ms, answers=item.id))
+
+    def _absorbed(self, item_id: str | None) -> tuple[str, ...]:
+        """Takes the item out that the turn being committed began with; the ids that the new one stands for."""
+        earlier = self._conversation.find(item_id) if item_id is not None else None
+        if not isinstance(earlier, UserMessage):
+            return ()
+        self._captions.drop(earlier.utterance)
+        self._briefing.drop_utterance(earlier.utterance)
+        self._conversation.remove(earlier)
+        self._outbox.send(events.ItemDeleted(item_id=earlier.id))
+        return (*earlier.parts, earlier.id)
+
+    def _commit(self, item: UserMessage) -> None:
+        previous = self._conversation.add(item)
+        self._outbox.send(events.InputCommitted(item_id=item.id, previous_item_id=previous))
+        self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous))
+        self._outbox.send(events.ItemDone(item=item.as_dict(), previous_item_id=previous))
+
+    # --- silence ---
+
+    def next_deadline_s(self) -> float | None:
+        """When the silence will have lasted long enough for the agent to speak again, if nothing happens."""
+        timeout_ms = idle_timeout_ms(self._settings().audio.input.turn_detection)
+        quiet_since_s = self._speaking.quiet_since_s
+        if timeout_ms is None or quiet_since_s is None or self._prompts >= MAX_PROMPTS:
+            return None
+        if not self._speaking.idle or self._listening.open is not None or self.changed_s > quiet_since_s:
+            return None
+        return quiet_since_s + timeout_ms / 1000
+
+    def on_tick(self) -> None:
+        due_s = self.next_deadline_s()
+        timeout_ms = idle_timeout_ms(self._settings().audio.input.turn_detection)
+        if due_s is None or timeout_ms is None or self._clock.now_s() < due_s:
+            return
+        silence = self._listening.take_silence(timeout_ms * SAMPLE_RATE_HZ // 1000)
+        start_ms, end_ms = milliseconds(silence.start), milliseconds(silence.end)
+        self._outbox.send(
+            events.TimeoutTriggered(item_id=silence.item_id, audio_start_ms=start_ms, audio_end_ms=end_ms)
+        )
+        item = UserMessage(silence.item_id, spoken=True, silent=True, pcm=silence.pcm, transcript="")
+        self._commit(item)
+        if self._settings().audio.input.transcription is not None:
+            usage: dict[str, object] = {"type": "duration", "seconds": (end_ms - start_ms) / 1000}
+            self._outbox.send(events.TranscriptionCompleted(item_id=item.id, transcript="", usage=usage))
+        self._prompts += 1
+        self._speaking.request_turn(self._plan())

@@ -1,0 +1,46 @@
+"""Counters and gauges for Prometheus, in a registry of their own so that several services fit into one test process."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from agent.dialogue.response import Response
+
+_LATENCY_S = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 2.0, 4.0)
+_RATES_HZ = (4.5, 5.5, 6.5, 8.5, 10.5, 12.5)
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.sessions = Gauge("agogic_sessions", "Sessions open now", ["transport"], registry=self.registry)
+        self.refused = Counter("agogic_refused_total", "Connections refused", ["reason"], registry=self.registry)
+        self.worker_restarts = Gauge("agogic_worker_restarts", "Worker processes restarted", registry=self.registry)
+        self.worker_slots = Gauge("agogic_worker_slots", "Slots of all live workers", registry=self.registry)
+        self._responses = Counter("agogic_responses_total", "Responses by status", ["status"], registry=self.registry)
+        self._underruns = Counter("agogic_underruns_total", "Times a listener's buffer ran dry", registry=self.registry)
+        self._first_audio = Histogram(
+            "agogic_first_audio_seconds",
+            "From the decision to answer to the first sound",
+            buckets=_LATENCY_S,
+            registry=self.registry,
+        )
+        self._output_hz = Histogram(
+            "agogic_output_frame_rate_hz",
+            "Speech token rate that was realised",
+            buckets=_RATES_HZ,
+            registry=self.registry,
+        )
+
+    def response(self, response: Response) -> None:
+        """A response was closed."""
+        self._responses.labels(response.status).inc()
+        self._underruns.inc(response.playout.underruns)
+        clocked = response.clocked
+        if clocked.first_audio_s is not None:
+            self._first_audio.observe(clocked.first_audio_s - clocked.decided_s)
+        if response.done is not None and response.done.stats.realised_output_hz:
+            self._output_hz.observe(response.done.stats.realised_output_hz)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,59 @@
+"""Whisper's log-mel as samples arrive: any chunking, any company, and where it agrees with the whole clip."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streaming.hearing.log_mel import StreamingWhisperMel, whisper_log_mel
+from tests.support.golden import golden_tensors
+
+MEL = StreamingWhisperMel()
+
+
+@settings(max_examples=15, deadline=None)
+@given(sizes=st.lists(st.integers(0, 900), min_size=1, max_size=10), seed=st.integers(0, 99))
+def test_any_chunking_gives_the_whole(sizes: list[int], seed: int) -> None:
+    samples = torch.randn(2, sum(sizes) + 1, generator=torch.Generator().manual_seed(seed)) * 0.1
+    state, parts = MEL.initial_state(2), []
+    for piece in samples.split([*sizes, 1], dim=1):
+        features, state = MEL.step(piece, state)
+        parts.append(features)
+    parts.append(MEL.flush(state)[0])
+    streamed = torch.cat(parts, dim=1)
+    assert streamed.shape[1] == -(-samples.shape[1] // 160)
+    torch.testing.assert_close(streamed, MEL(samples), rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_the_offline_log_mel_once_the_loudest_sound_is_behind() -> None:
+    clip = golden_tensors("flexislm", "log_mel.safetensors")["clip_a.waveform"].clone()
+    clip[:400] = torch.sin(torch.arange(400) * 0.4)  # nothing later is louder
+    torch.testing.assert_close(MEL(clip[None])[0], whisper_log_mel(clip), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_out_of_phase_go_on_their_own() -> None:
+    samples = torch.randn(2, 1600) * 0.1
+    _, state = MEL.step(samples[:, :320], MEL.initial_state(2))
+    before = state
+    _, state = MEL.step(samples[:, 320:640], state, torch.tensor([True, False]))
+    assert torch.equal(state.pending[1], before.pending[1]) and state.loudest[1] == before.loudest[1]
+    features, _ = MEL.step(samples[:, 640:960], state, torch.tensor([False, True]))
+    alone = torch.cat((samples[1, :320], samples[1, 640:960]))[None]
+    _, state = MEL.step(alone[:, :320], MEL.initial_state(1))
+    expected, _ = MEL.step(alone[:, 320:], state)
+    torch.testing.assert_close(features[1], expected[0])
+
+
+def test_pieces_that_would_break_the_phase_are_refused() -> None:
+    _, state = MEL.step(torch.zeros(2, 320), MEL.initial_state(2))
+    with pytest.raises(ValueError, match="whole hops of 160"):
+        MEL.step(torch.zeros(2, 100), state, torch.tensor([True, False]))
+
+
+@pytest.mark.parametrize("samples", [1, 160, 161, 200, 201])
+def test_the_shortest_clips_have_frames(samples: int) -> None:
+    features = MEL(torch.randn(1, samples))
+    assert features.shape == (1, -(-samples // 160), 128)
+    assert features.isfinite().all()

@@ -1,0 +1,237 @@
+"""Ears: samples in, merged embeddings out.
+
+    BlockEar   16 kHz ─► log-mel ─► block-causal encoder (25 Hz) ─► CTC head ─► live transcript
+                                                  └─► causal merger at the requested Hz ─► embeddings [groups, H]
+
+It runs in blocks of 320 ms as they fill, those of several callers together, and what it gave out never changes but for
+what was prepared for an end that did not come. `worker.ears.omni` has the one of the official weights, whose
+grouping and merging look at the whole utterance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.networks.config import ENCODER_RATE_HZ
+from streaming.hearing.encoder import BlockCausalEncoder, EncoderState
+from streaming.hearing.speech_mel import SpeechMel, SpeechMelState
+from streaming.layers.module import join_rows, split_rows
+from streaming.merging.causal_merger import CausalMerger, StreamState
+from worker.parts import Pcm
+
+Spelling = Callable[[list[int]], str]
+"""Text of the CTC head's best path, blanks and repeats removed."""
+
+
+class Hearing(Protocol):
+    """One utterance so far: samples taken in, encoder frames, groups, and its words where it `transcribes`."""
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def groups(self) -> int: ...
+
+    @property
+    def transcribes(self) -> bool: ...
+
+    @property
+    def transcript(self) -> str: ...
+
+    def hear(self, pcm: Pcm) -> Tensor:
+        """Takes samples [n]; the embeddings [groups, H] that became final. Takes back what was prepared."""
+
+    def prepare(self) -> Tensor:
+        """The embeddings that `finish` would give if nothing more were heard; if so, it costs nothing any more."""
+
+    def finish(self) -> Tensor:
+        """The embeddings that were still open, once the utterance is over."""
+
+
+class Ear(Protocol):
+    """The networks of hearing; every utterance gets a `Hearing` of its own."""
+
+    def begin(self, target_hz: float, previous: Hearing | None = None) -> Hearing:
+        """previous: the utterance before in the same conversation, whose rate accounts are carried on."""
+
+    def hear(self, hearings: Sequence[Hearing], pieces: Sequence[Pcm]) -> list[Tensor]:
+        """What `hear` of each gives."""
+
+
+class BlockEar:
+    """exact_at_end: groups by top-k over the whole utterance, as offline, instead of as they come; the encoder and the
+    transcript go on in blocks."""
+
+    def __init__(
+        self, encoder: BlockCausalEncoder, merger: CausalMerger, spelling: Spelling, exact_at_end: bool = False
+    ) -> None:
+        self.exact_at_end = exact_at_end
+        self.mel = SpeechMel(encoder.config.mel_bins)
+        self.encoder = encoder
+        self.merger = merger
+        self.spelling = spelling
+
+    def begin(self, target_hz: float, previous: Hearing | None = None) -> BlockHearing:
+        return BlockHearing(self, target_hz, previous if isinstance(previous, BlockHearing) else None)
+
+    def hear(self, hearings: Sequence[Hearing], pieces: Sequence[Pcm]) -> list[Tensor]:
+        rows = [hearing for hearing in hearings if isinstance(hearing, BlockHearing)]
+        blocks = [hearing.features(pcm) for hearing, pcm in zip(rows, pieces, strict=True)]
+        frames: list[Tensor] = [self.merger.nothing(block) for block in blocks]
+        for length in {len(block) for block in blocks if len(block)}:
+            chosen = [row for row, block in enumerate(blocks) if len(block) == length]
+            states = join_rows([rows[row].heard.encoder for row in chosen])
+            encoded, states = self.encoder.step_heads(torch.stack([blocks[row] for row in chosen]), states)
+            for index, (row, state) in enumerate(zip(chosen, split_rows(states, len(chosen)), strict=True)):
+                frames[row] = encoded.frames[index]
+                rows[row].read(encoded.pieces[index], state)
+        if self.exact_at_end:
+            return [hearing.collect(new) for hearing, new in zip(rows, frames, strict=True)]
+        mergers, rates = [hearing.heard.merger for hearing in rows], [hearing.target_hz for hearing in rows]
+        merged = self.merger.step_together(frames, mergers, rates)
+        for hearing, new, (groups, merger) in zip(rows, frames, merged, strict=True):
+            hearing.count(len(new), len(groups.durations_frames), merger)
+        return [groups.embeddings for groups, _ in merged]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one utterance has come to. A value: keeping an old one undoes what came after it.
+
+    pending [p, mel_bins]: features short of a block; path: the recogniser's classes so far; whole: all frames, where
+    groups are only made at the end.
+    """
+
+    samples: int
+    frames: int
+    groups: int
+    path: tuple[int, ...]
+    last_class: int
+    mel: SpeechMelState
+    pending: Tensor
+    encoder: EncoderState
+    merger: StreamState
+    whole: tuple[Tensor, ...] = ()
+
+
+class BlockHearing:
+    transcribes = True
+
+    def __init__(self, ear: BlockEar, target_hz: float, previous: BlockHearing | None) -> None:
+        self._ear = ear
+        self.target_hz = target_hz
+        self._open: Heard | None = None
+        self._tail: Tensor | None = None
+        config = ear.encoder.config
+        self.heard: Heard = Heard(
+            samples=0,
+            frames=0,
+            groups=0,
+            path=(),
+            last_class=config.pieces - 1,
+            mel=ear.mel.initial_state(1),
+            pending=torch.zeros(0, config.mel_bins),
+            encoder=ear.encoder.initial_state(1),
+            merger=(
+                ear.merger.initial_state(config.hidden_size)
+                if previous is None
+                else ear.merger.next_utterance(previous.heard.merger)
+            ),
+        )
+
+    @property
+    def samples(self) -> int:
+        return self.heard.samples
+
+    @property
+    def frames(self) -> int:
+        return self.heard.frames
+
+    @property
+    def groups(self) -> int:
+        return self.heard.groups
+
+    @property
+    def transcript(self) -> str:
+        return self._ear.spelling(list(self.heard.path))
+
+    def hear(self, pcm: Pcm) -> Tensor:
+        return self._ear.hear([self], [pcm])[0]
+
+    def prepare(self) -> Tensor:
+        if self._tail is None:
+            self._open, self._tail = self.heard, self._close()
+        return self._tail
+
+    def finish(self) -> Tensor:
+        tail = self.prepare()
+        self._open = None  # nothing takes this end back, and the caches before it are large
+        return tail
+
+    def features(self, pcm: Pcm) -> Tensor:
+        """Takes samples [n]; features [blocks of the encoder, mel_bins] that are complete now."""
+        if self._open is not None:
+            self.heard, self._open, self._tail = self._open, None, None
+        heard = self.heard
+        mel, state = self._ear.mel.step(torch.from_numpy(pcm)[None], heard.mel)
+        waiting = torch.cat((heard.pending, mel[0]))
+        whole = len(waiting) - len(waiting) % self._ear.encoder.block_mel_frames
+        self.heard = replace(heard, samples=heard.samples + len(pcm), mel=state, pending=waiting[whole:])
+        return waiting[:whole]
+
+    def read(self, pieces: Tensor, encoder: EncoderState) -> None:
+        """Takes the recogniser's view [n, classes] of new frames, and the encoder's state after them."""
+        path, last, blank = list(self.heard.path), self.heard.last_class, self._ear.encoder.config.pieces - 1
+        for value in pieces.argmax(-1).tolist():
+            if value not in (last, blank):
+                path.append(value)
+            last = value
+        self.heard = replace(self.heard, path=tuple(path), last_class=last, encoder=encoder)
+
+    def count(self, frames: int, groups: int, merger: StreamState) -> None:
+        """Takes the merger's state after so many new frames, of which it made so many groups."""
+        heard = self.heard
+        self.heard = replace(heard, frames=heard.frames + frames, groups=heard.groups + groups, merger=merger)
+
+    def collect(self, frames: Tensor) -> Tensor:
+        """Keeps new frames [n, width] for the end; no embeddings."""
+        heard = self.heard
+        self.heard = replace(heard, frames=heard.frames + len(frames), whole=(*heard.whole, frames))
+        return self._ear.merger.nothing(frames)
+
+    def _close(self) -> Tensor:
+        """Everything that is held back."""
+        ear, heard = self._ear, self.heard
+        mel, mel_state = ear.mel.flush(heard.mel)
+        encoded, state = ear.encoder.step_heads(torch.cat((heard.pending, mel[0]))[None], heard.encoder)
+        tail, state = ear.encoder.flush_heads(state)
+        frames = torch.cat((encoded.frames[0], tail.frames[0]))
+        self.heard = replace(heard, mel=mel_state, pending=heard.pending[:0])
+        self.read(torch.cat((encoded.pieces[0], tail.pieces[0])), state)
+        if ear.exact_at_end:
+            return self._merge_whole(self.collect(frames))
+        merged, merger = ear.merger.step(frames, heard.merger, self.target_hz)
+        self.count(len(frames), len(merged.durations_frames), merger)
+        last, merger = ear.merger.flush(merger)
+        self.count(0, len(last.durations_frames), merger)
+        return torch.cat((merged.embeddings, last.embeddings))
+
+    def _merge_whole(self, nothing: Tensor) -> Tensor:
+        if not self.frames:
+            return nothing
+        merged = self._ear.merger.exact(torch.cat(self.heard.whole), self.target_hz)
+        self.heard = replace(self.heard, groups=len(merged.durations_frames))
+        return merged.embeddings
+
+
+def realised_hz(hearing: Hearing) -> float:
+    """Groups per second of encoded audio, 0 before the first frame."""
+    return ENCODER_RATE_HZ * hearing.groups / hearing.frames if hearing.frames else 0.0

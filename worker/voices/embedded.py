@@ -1,0 +1,204 @@
+"""Voices: duration-tagged codes in, 24 kHz samples out, chunk by chunk.
+
+    EmbeddedVoice   (code, duration) ─► frames at 12.5 Hz ─► chunk-causal flow decoder ─► 50 Hz mel ─► causal vocoder
+
+`worker.voices.official` has the other one, which sounds like any prompt recording.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from agent.wire import TokenSpan
+from streaming.layers.module import join_rows, split_rows
+from streaming.speaking.chunk_plan import ChunkPlan
+from streaming.speaking.flow_decoder import FlowChunk, FlowDecoder
+from streaming.speaking.mel24k import HOP_SAMPLES, SAMPLE_RATE_HZ
+from streaming.speaking.unmerge import MAX_DURATION_FRAMES, UPSAMPLING
+from streaming.speaking.vocos import Vocos
+from worker.parts import Pcm
+
+Latency = Literal["usual", "low"]
+CHUNKS: dict[Latency, ChunkPlan] = {
+    "usual": ChunkPlan(lengths=(2, 4), look_ahead=(1, 2), together=(1, 4, 16)),
+    "low": ChunkPlan(lengths=(1, 1, 2, 4), look_ahead=(0, 0, 1, 2), together=(1, 1, 1, 1, 4, 16)),
+}
+"""How an answer is cut: it is heard after three 12.5 Hz frames of speech, or after one. Calls make more chunks at once
+as the sound in hand grows."""
+CHUNKS_AMONG_OTHERS = 4
+"""1.28 s, in a call that others have to wait for."""
+FRAME_SAMPLES = UPSAMPLING * HOP_SAMPLES
+"""Output samples of one 12.5 Hz frame."""
+OUTPUT_SAMPLE_RATE = SAMPLE_RATE_HZ
+
+
+class VoiceStream(Protocol):
+    """One answer's sound. samples: given out so far; flow_ms, vocoder_ms: time spent so far."""
+
+    samples: int
+    flow_ms: float
+    vocoder_ms: float
+
+    @property
+    def ready(self) -> bool:
+        """Whether `render` has something to make."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything was rendered."""
+
+    def push(self, code: int, duration_frames: int) -> None:
+        """The next code and how many 12.5 Hz frames it lasts, 1 to 8."""
+
+    def end(self) -> None:
+        """No more codes will come."""
+
+    @property
+    def next_samples(self) -> int:
+        """How many samples the next chunks have, about."""
+
+    def pace(self, *, hurried: bool, alone: bool) -> None:
+        """As `Speaker.pace`, as far as that does not change the sound."""
+
+
+Stream = TypeVar("Stream", bound=VoiceStream)
+
+
+class Voice(Protocol[Stream]):
+    """The networks of speaking; every answer gets a stream of its own."""
+
+    def begin(self) -> Stream: ...
+
+    def render(self, streams: Sequence[Stream]) -> list[Pcm]:
+        """Samples [n] float32 of the next chunks of each stream, all of them ready; n may be 0. What each would have
+        given alone, for less."""
+
+
+class EmbeddedVoice:
+    def __init__(self, flow: FlowDecoder, vocoder: Vocos) -> None:
+        self.flow = flow
+        self.vocoder = vocoder
+
+    def begin(self) -> EmbeddedVoiceStream:
+        return EmbeddedVoiceStream(self)
+
+    @torch.inference_mode()
+    def render(self, streams: Sequence[EmbeddedVoiceStream]) -> list[Pcm]:
+        """Streams whose next chunks are equally long go through the networks as rows of one batch."""
+        alike: dict[tuple[int, int, bool], list[tuple[EmbeddedVoiceStream, FlowChunk]]] = {}
+        sounds: dict[EmbeddedVoiceStream, Pcm] = {}
+        for stream in streams:
+            chunk = stream.frames.take()
+            if chunk is None:
+                sounds[stream] = stream.flush()
+            else:
+                frames = chunk.real_frames(self.flow.look_ahead_frames)[0]
+                alike.setdefault((chunk.codes.shape[1], frames, stream.frames.drained), []).append((stream, chunk))
+        for (_, frames, last), members in alike.items():
+            sounds |= self._render(members, frames, last)
+        return [sounds[stream] for stream in streams]
+
+    def _render(
+        self, members: list[tuple[EmbeddedVoiceStream, FlowChunk]], frames: int, last: bool
+    ) -> dict[EmbeddedVoiceStream, Pcm]:
+        """Sound of chunks of one length, of which `frames` 12.5 Hz frames are real; `last`: nothing comes behind."""
+        started = time.perf_counter()
+        chunks = FlowChunk.stack([chunk for _, chunk in members])
+        mel, flow = self.flow.step(chunks, join_rows([stream.flow for stream, _ in members]))
+        made = time.perf_counter()
+        vocoder = join_rows([stream.vocoder for stream, _ in members])
+        speak = self.vocoder.finish if last else self.vocoder.step
+        sound, vocoder = speak(mel[:, : UPSAMPLING * frames], vocoder)
+        ended = time.perf_counter()
+        given = {}
+        flows, vocoders = split_rows(flow, len(members)), split_rows(vocoder, len(members))
+        for index, (stream, _) in enumerate(members):
+            stream.flow, stream.vocoder, stream.finished = flows[index], vocoders[index], last
+            stream.flow_ms += (made - started) * 1e3 / len(members)
+            stream.vocoder_ms += (ended - made) * 1e3 / len(members)
+            given[stream] = stream.give(sound[index].numpy())
+        return given
+
+
+class EmbeddedVoiceStream:
+    """frames, flow, vocoder: codes on their way into chunks, and the networks' states."""
+
+    def __init__(self, voice: EmbeddedVoice) -> None:
+        self.samples = 0
+        self.flow_ms = 0.0
+        self.vocoder_ms = 0.0
+        self.frames = voice.flow.frames()
+        self.flow = voice.flow.initial_state(1)
+        self.vocoder = voice.vocoder.initial_state(1)
+        self._networks = voice
+        self._late = voice.vocoder.delay_samples
+        self.finished = False
+        self._ended = False
+
+    def pace(self, *, hurried: bool, alone: bool) -> None:
+        self.frames.hurried = hurried
+        self.frames.most_chunks = max(self.frames.plan.together) if alone else CHUNKS_AMONG_OTHERS
+
+    @property
+    def ready(self) -> bool:
+        return self.frames.ready or (self._ended and not self.finished)
+
+    @property
+    def next_samples(self) -> int:
+        return self.frames.next_frames * FRAME_SAMPLES
+
+    def push(self, code: int, duration_frames: int) -> None:
+        self.frames.push(code, duration_frames)
+
+    def end(self) -> None:
+        self.frames.end()
+        self._ended = True
+
+    def flush(self) -> Pcm:
+        """The vocoder's tail; nothing where no code ever came."""
+        self.finished = True
+        if not int(self.vocoder.frames):
+            return np.zeros(0, np.float32)
+        started = time.perf_counter()
+        tail, self.vocoder = self._networks.vocoder.flush(self.vocoder)
+        self.vocoder_ms += (time.perf_counter() - started) * 1e3
+        return self.give(tail[0].numpy())
+
+    def give(self, sound: Pcm) -> Pcm:
+        """Drops what the vocoder's delay put before the first sample."""
+        skipped = min(self._late, len(sound))
+        self._late -= skipped
+        self.samples += len(sound) - skipped
+        return sound[skipped:]
+
+
+class SpokenTokens:
+    """The answer's tokens in the order in which their sound ends."""
+
+    def __init__(self) -> None:
+        self.all: list[TokenSpan] = []
+        self.frames = 0
+        self._unheard: deque[tuple[int, TokenSpan]] = deque()
+
+    def add(self, code: int, duration_frames: int) -> TokenSpan | None:
+        """The token as it can be spoken: a duration over the decoder's longest is cut, one of 0 frames drops it."""
+        if duration_frames < 1:
+            return None
+        span = TokenSpan(code, min(duration_frames, MAX_DURATION_FRAMES))
+        self.all.append(span)
+        self.frames += span.duration_frames
+        self._unheard.append((self.frames * FRAME_SAMPLES, span))
+        return span
+
+    def heard(self, samples: int) -> tuple[TokenSpan, ...]:
+        """Tokens whose last sample is among the first `samples` of the answer and that were not given out yet."""
+        tokens = []
+        while self._unheard and self._unheard[0][0] <= samples:
+            tokens.append(self._unheard.popleft()[1])
+        return tuple(tokens)
