@@ -5,8 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 INSTALL := $(BIN)/python -m pip install --progress-bar on -c constraints.txt
+# Programs that the tests drive; Debian's package has the program's name unless it is said here.
 TEST_PROGRAMS := chromium espeak-ng flite festival node npm
-TEST_PACKAGES := chromium espeak-ng flite festival nodejs npm
+PACKAGE_OF_node := nodejs
+MISSING_PACKAGES = $(foreach program,$(TEST_PROGRAMS),$(if $(shell command -v $(program)),,$(or $(PACKAGE_OF_$(program)),$(program))))
 
 .PHONY: setup serve test lint web test-programs clean
 .DEFAULT_GOAL := serve
@@ -34,15 +36,16 @@ $(STAMPS)/web: clients/web/package-lock.json
 serve: $(STAMPS)/base
 	$(BIN)/agogic serve --config configs/embedded.toml $(ARGS)
 
-# What drives the tests from outside. Root installs what is missing; anybody else is told what to ask for.
+# What drives the tests from outside. Root installs what is missing, and nothing else: a Node from elsewhere conflicts with
+# Debian's npm. Anybody else is told what to ask for.
 test-programs:
-	@missing=""; for program in $(TEST_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	@missing="$(strip $(MISSING_PACKAGES))"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "== agogic: installing$$missing =="; \
-		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(TEST_PACKAGES); \
+		echo "== agogic: installing $$missing =="; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	else \
-		echo "The tests need$$missing. On Debian or Ubuntu: sudo apt-get install $(TEST_PACKAGES)" >&2; exit 1; \
+		echo "The tests need more programs. On Debian or Ubuntu: sudo apt-get install $$missing" >&2; exit 1; \
 	fi
 
 test: $(STAMPS)/dev test-programs $(STAMPS)/web
@@ -50,6 +53,7 @@ test: $(STAMPS)/dev test-programs $(STAMPS)/web
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 web: test-programs $(STAMPS)/web
