@@ -50,7 +50,7 @@ class TensorFiles:
             return tuple(tensors.get_slice(key).get_shape())
 
     def read(self, key: str) -> Tensor:
-        """The tensor as stored, mapped from the file on the CPU; float32 where it is packed (`compact` in streaming)."""
+        """The tensor as stored, mapped from the file on the CPU; float32 where it is packed (`streaming.layers`)."""
         tensor, scale = self._read(key), key + SCALE_SUFFIX
         return expand({key: tensor, scale: self._read(scale)})[key] if scale in self._file else tensor
 
