@@ -26,18 +26,18 @@ def rotate_interleaved(x: Tensor, angles: Tensor) -> Tensor:
     x [..., batch, heads, frames, head_dim]; angles [batch or 1, frames, head_dim / 2].
     Computed in float32, returned in x's dtype.
     """
-    return turn_interleaved(x, interleaved_turns(angles))
+    return apply_interleaved(x, interleaved_rotation(angles))
 
 
-def interleaved_turns(angles: Tensor) -> Tensor:
-    """Complex factors [batch or 1, 1, frames, head_dim / 2] for `turn_interleaved`: made once, used by every layer."""
+def interleaved_rotation(angles: Tensor) -> Tensor:
+    """Complex factors [batch or 1, 1, frames, head_dim / 2] for `apply_interleaved`: made once, used by every layer."""
     return torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
 
 
-def turn_interleaved(x: Tensor, turns: Tensor) -> Tensor:
-    """`rotate_interleaved` of x [..., batch, heads, frames, head_dim] by what `interleaved_turns` made of angles."""
+def apply_interleaved(x: Tensor, rotation: Tensor) -> Tensor:
+    """`rotate_interleaved` of x [..., batch, heads, frames, head_dim] by what `interleaved_rotation` made of angles."""
     pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
 def rotate_half(x: Tensor, angles: Tensor) -> Tensor:
@@ -47,17 +47,17 @@ def rotate_half(x: Tensor, angles: Tensor) -> Tensor:
     Cosine and sine are rounded to x's dtype before the product, as Qwen2 does, so that bfloat16 checkpoints see the
     numbers they were trained with.
     """
-    return turn_half(x, half_turns(angles, x.dtype))
+    return apply_half(x, half_rotation(angles, x.dtype))
 
 
-def half_turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Factors [batch or 1, 1, frames, head_dim] of a frame and of its halves exchanged, for `turn_half`: made once,
+def half_rotation(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Factors [batch or 1, 1, frames, head_dim] of a frame and of its halves exchanged, for `apply_half`: made once,
     used by every layer."""
     cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
     return torch.cat((cosine, cosine), dim=-1).unsqueeze(1), torch.cat((-sine, sine), dim=-1).unsqueeze(1)
 
 
-def turn_half(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """`rotate_half` of x [..., batch, heads, frames, head_dim] by what `half_turns` made of the angles."""
-    straight, crossed = turns
+def apply_half(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """`rotate_half` of x [..., batch, heads, frames, head_dim] by what `half_rotation` made of the angles."""
+    straight, crossed = rotation
     return x * straight + x.roll(x.shape[-1] // 2, -1) * crossed

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agent": set(),
     "training": {"models", "streaming", "kernels"},
 }
+# The rooms inside the rooms: what a folder may import of its own room besides itself.
+DOORS: dict[str, set[str]] = {
+    "streaming.layers": set(),
+    "streaming.hearing": {"streaming.layers"},
+    "streaming.merging": {"streaming.layers"},
+    "streaming.speaking": {"streaming.layers", "streaming.hearing.mel_filters"},
+    "streaming.flexicodec": {"streaming.layers", "streaming.merging.grouping", "streaming.hearing.speech_mel"},
+    "models.networks": {"models.errors"},
+    "models.checkpoints": {"models.networks", "models.errors"},
+    "models.codec": {"models.checkpoints", "models.errors"},
+    "worker.ears": {"worker.parts"},
+    "worker.voices": {"worker.parts", "worker.audio_files"},
+    "agent.protocol": {"agent.config"},
+    "agent.turn": {"agent.audio"},
+    "agent.rtc": set(),
+    "agent.dialogue": {
+        *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "wire")),
+        "agent.protocol",
+        "agent.turn",
+    },
+}
+# The conversation does nothing by itself: what waits, listens or sends belongs to the server around it.
+SHELLS = {"asyncio", "socket", "threading", "subprocess", "aiohttp", "websockets", "aiortc", "time"}
 # Packages that the service process must never hold: they are large, and model work belongs to the worker.
 HEAVY = {"torch", "transformers", "safetensors", "tokenizers", "silero_vad", "scipy"}
 
@@ -59,6 +84,60 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
             if is_ours and not is_within(name, {room} | MAY_IMPORT[room]) and (at_once or not is_verb):
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("folder", DOORS)
+def test_folders_import_only_what_they_may(folder: str) -> None:
+    room = folder.split(".")[0]
+    assert files(folder.replace(".", "/"))
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files(folder.replace(".", "/"))
+        for name, _ in imports(path)
+        if is_within(name, {room}) and not is_within(name, {folder} | DOORS[folder])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_conversation_knows_no_shell() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files("agent/dialogue")
+        for name, _ in imports(path)
+        if name.split(".")[0] in SHELLS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for room in ROOMS
+        if room not in ("clients", "tests")
+        for path in files(room)
+    }
+
+    def module_of(name: str) -> str:
+        return name if name in modules else name.rpartition(".")[0]
+
+    graph = {
+        module: {module_of(name) for name, at_once in imports(path) if at_once} & modules.keys() - {module}
+        for module, path in modules.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_the_plan_of_the_house_names_files_that_exist() -> None:
+    named = set(re.findall(r"`([\w./-]+/[\w./-]*)`", (ROOT / "docs" / "house.md").read_text("utf-8")))
+    assert len(named) > 60
+    missing = sorted(name for name in named if not (ROOT / name).exists())
+    assert not missing, missing
+
+
+def test_the_plan_of_the_house_names_every_folder() -> None:
+    text = (ROOT / "docs" / "house.md").read_text("utf-8")
+    folders = {path.parent.relative_to(ROOT).as_posix() for room in ROOMS if room != "tests" for path in files(room)}
+    assert not [folder for folder in sorted(folders) if f"{folder}/" not in text]
 
 
 def test_agent_names_no_heavy_package_outside_its_verbs() -> None:

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.checkpoints.voice_files import save_network
+from streaming.flexicodec.codec import INPUT_FRAME_SAMPLES
 from streaming.speaking.mel24k import Mel24k
 from streaming.speaking.vocos import Vocos, VocosConfig
 from training.toml_config import load_config
 from training.voice_data import load_audio
-from training.voice_features import FRAME_SAMPLES, MEL_PER_FRAME, VoiceSet, load
+from training.voice_features import MEL_PER_FRAME, VoiceSet, load
 from training.voice_loop import Progress
 
 SPECTRUM_SIZES = (256, 512, 1024, 2048)
@@ -51,10 +52,10 @@ class Crops:
 
 def cut_sound(audio: np.ndarray, first: int, frames: int) -> np.ndarray:
     """float32 at 24 kHz of `frames` 12.5 Hz frames from sample `first` of int16 16 kHz audio, with real neighbours."""
-    padded = np.zeros((frames + 2) * FRAME_SAMPLES, np.float32)
-    start = max(first - FRAME_SAMPLES, 0)
-    piece = audio[start : first + (frames + 1) * FRAME_SAMPLES].astype(np.float32) / 32768
-    offset = start - (first - FRAME_SAMPLES)
+    padded = np.zeros((frames + 2) * INPUT_FRAME_SAMPLES, np.float32)
+    start = max(first - INPUT_FRAME_SAMPLES, 0)
+    piece = audio[start : first + (frames + 1) * INPUT_FRAME_SAMPLES].astype(np.float32) / 32768
+    offset = start - (first - INPUT_FRAME_SAMPLES)
     padded[offset : offset + len(piece)] = piece
     return soxr.resample(padded, 16_000, 24_000)[1920 : 1920 * (frames + 1)]  # type: ignore[no-any-return]
 
@@ -76,7 +77,7 @@ def crops(
         if len(mel) < frames * MEL_PER_FRAME:
             mel = np.concatenate((mel, np.repeat(mel[-1:], frames * MEL_PER_FRAME - len(mel), axis=0)))
         mels.append(mel)
-        sounds.append(cut_sound(samples, at * FRAME_SAMPLES, frames))
+        sounds.append(cut_sound(samples, at * INPUT_FRAME_SAMPLES, frames))
     return Crops(torch.from_numpy(np.stack(mels)), torch.from_numpy(np.stack(sounds)))
 
 

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from models.checkpoints.voice_files import load_codec, load_flow, load_vocoder
+from streaming.flexicodec.codec import INPUT_FRAME_SAMPLES
 from streaming.speaking.flow_decoder import FlowDecoder, FlowDials
 from streaming.speaking.mel24k import Mel24k
 from training.features import log_power, scale
 from training.judge import Judge, Verdict, total
 from training.voice_data import lexicon_of, synthesise
-from training.voice_features import FRAME_SAMPLES, audio_24k, frames_of
+from training.voice_features import audio_24k, frames_of
 from training.world import HELD_OUT_SEED, reply_pool
 
 
@@ -32,7 +33,7 @@ class Spoken:
     source: np.ndarray
 
 
-Speaker = Callable[[str], tuple[np.ndarray, int]]
+Speak = Callable[[str], tuple[np.ndarray, int]]
 """Speaks a text: float32 samples and their rate."""
 
 
@@ -76,7 +77,7 @@ class Resynthesis:
     @torch.no_grad()
     def through_codes(self, source: np.ndarray, rate_hz: float) -> tuple[np.ndarray, float]:
         """Sound at 24 kHz from the codes at this rate, and the rate in fact."""
-        padded = torch.zeros(frames_of(len(source)) * FRAME_SAMPLES)
+        padded = torch.zeros(frames_of(len(source)) * INPUT_FRAME_SAMPLES)
         padded[: len(source)] = torch.from_numpy(source.astype(np.float32) / 32768)
         codes, durations = self.codec.encode(scale(log_power(padded)), rate_hz)
         sound = self.vocoder(self.flow(codes.unsqueeze(0), durations.unsqueeze(0)))[0].numpy()
@@ -98,7 +99,7 @@ def parts(
     return {name: verdict.word_error_rate for name, verdict in rows.items()}
 
 
-def run(speak: Speaker, sentences: int, processes: int = 1) -> dict[str, float]:
+def run(speak: Speak, sentences: int, processes: int = 1) -> dict[str, float]:
     """`sentences`, `wer` of the replies as `speak` speaks them, and `source_wer` of the source voice on the same."""
     replies = held_out_replies(sentences)
     spoken = judge_all([(reply.text, *speak(reply.text)) for reply in replies], processes)

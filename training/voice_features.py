@@ -16,11 +16,11 @@ import soxr
 import torch
 from torch import Tensor
 
+from streaming.flexicodec.codec import INPUT_FRAME_SAMPLES
 from streaming.speaking.mel24k import Mel24k
 from training.features import log_power, scale
 from training.voice_data import SAMPLE_RATE_HZ, VoiceClip, load_audio, load_clips
 
-FRAME_SAMPLES = 1280
 LOG_MEL_PER_FRAME = 8
 MEL_PER_FRAME = 4
 PHONES = (
@@ -60,13 +60,13 @@ class VoiceBatch:
 
 def frames_of(samples: int) -> int:
     """12.5 Hz frames of a clip, the last one padded with silence."""
-    return -(-samples // FRAME_SAMPLES)
+    return -(-samples // INPUT_FRAME_SAMPLES)
 
 
 def audio_24k(samples: np.ndarray) -> np.ndarray:
     """float32 at 24 kHz of int16 at 16 kHz, padded to whole 12.5 Hz frames: exactly 1920 samples a frame."""
     frames = frames_of(len(samples))
-    padded = np.zeros(frames * FRAME_SAMPLES, np.float32)
+    padded = np.zeros(frames * INPUT_FRAME_SAMPLES, np.float32)
     padded[: len(samples)] = samples.astype(np.float32) / 32768
     resampled = soxr.resample(padded, SAMPLE_RATE_HZ, 24_000)
     return np.resize(resampled, frames * 1920) if len(resampled) < frames * 1920 else resampled[: frames * 1920]
@@ -76,7 +76,7 @@ def phone_labels(clip: VoiceClip, frames: int) -> np.ndarray:
     """The phone sounding in the middle of each 20 ms, uint8 [4 * frames]; silence behind the end."""
     ends = np.array([end for _, end in clip.phones])
     names = np.array([PHONES.index(name) if name in PHONES else 0 for name, _ in clip.phones] + [0], dtype=np.uint8)
-    middle = (np.arange(frames * MEL_PER_FRAME) + 0.5) * FRAME_SAMPLES / MEL_PER_FRAME
+    middle = (np.arange(frames * MEL_PER_FRAME) + 0.5) * INPUT_FRAME_SAMPLES / MEL_PER_FRAME
     return names[np.searchsorted(ends, middle, side="right")]
 
 
@@ -93,7 +93,7 @@ def build(directory: Path) -> None:
     for number, clip in enumerate(clips):
         frames = frames_of(clip.samples)
         samples = audio[clip.start_sample : clip.start_sample + clip.samples]
-        padded = torch.zeros(frames * FRAME_SAMPLES)
+        padded = torch.zeros(frames * INPUT_FRAME_SAMPLES)
         padded[: clip.samples] = torch.from_numpy(samples.astype(np.float32) / 32768)
         log_mel = scale(log_power(padded))
         mel = mel24k(torch.from_numpy(audio_24k(samples)).unsqueeze(0))[0]

@@ -1,7 +1,7 @@
 """The pipeline of one model: listening prefills the networks while the user speaks, answering goes on from there.
 
-Utterance: samples ─► Ear ─► embeddings ─► Thinker and Talker caches (a slot of the Runner)
-Reply:     end of prompt ─► joint Thinker/Talker steps ─► (code, duration) ─► Voice ─► samples
+Listener: samples ─► Ear ─► embeddings ─► Thinker and Talker caches (a slot of the Runner)
+Speaker:  end of prompt ─► joint Thinker/Talker steps ─► (code, duration) ─► Voice ─► samples
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from agent.wire import ContextItem, ResponseStats
 from models.networks.flexislm import FlexiSLM
-from models.networks.generation import Answer, AnswerOptions, Runner, Step
+from models.networks.generation import Generation, GenerationOptions, Runner, Step
 from models.networks.prompts import PastTurn, Prompt, chat_prompt, repeat_request
 from models.networks.tokenizer import TextTokenizer
-from worker.ears.block import Ear, Hearing, realised_hz
+from streaming.speaking.mel24k import SAMPLE_RATE_HZ
+from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES
+from worker.ears.ear import Ear, Hearing, realised_hz
 from worker.parts import (
     Conversation,
     Encoded,
@@ -35,7 +37,8 @@ from worker.parts import (
     Unit,
 )
 from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool, add_audio
-from worker.voices.embedded import FRAME_SAMPLES, OUTPUT_SAMPLE_RATE, SpokenTokens, Voice
+from worker.voices.tokens import SpokenTokens
+from worker.voices.voice import Voice
 from worker.words import WordClock
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4.0, 12.5
@@ -63,7 +66,7 @@ class Networks:
 class Pipeline:
     """A `SpeechModel` of our own networks, for at most `sessions` callers at once."""
 
-    output_sample_rate = OUTPUT_SAMPLE_RATE
+    output_sample_rate = SAMPLE_RATE_HZ
     codec_frame_rate_hz = CODEC_FRAME_RATE_HZ
 
     def __init__(self, networks: Networks, sessions: int) -> None:
@@ -79,10 +82,12 @@ class Pipeline:
 
     def listen(
         self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None
-    ) -> Utterance:
+    ) -> PipelineListener:
         _check_rate("input", input_hz)
-        before = previous if isinstance(previous, Utterance) else None
-        return Utterance(self, self.prompt(conversation, "", audio=True, speech=True), input_hz, output_hz, before)
+        before = previous if isinstance(previous, PipelineListener) else None
+        return PipelineListener(
+            self, self.prompt(conversation, "", audio=True, speech=True), input_hz, output_hz, before
+        )
 
     def respond(self, question: Question) -> Speaker:
         _check_rate("output", question.output_hz)
@@ -92,25 +97,25 @@ class Pipeline:
         last = items[-1] if items and items[-1].role == "user" else ContextItem("user", "")
         earlier = items[:-1] if items and items[-1].role == "user" else items
         utterance = question.heard.get(last.utterance) if last.utterance is not None else None
-        spoken = isinstance(utterance, Utterance) and utterance.groups > 0
+        spoken = isinstance(utterance, PipelineListener) and utterance.groups > 0
         conversation = Conversation(question.conversation.instructions, earlier)
         text = "" if spoken else last.text
         if question.transcribe:
             text = self.networks.slm.config.agogic.prompts.asks_transcript
         prompt = self.prompt(conversation, text, audio=spoken, speech=question.speech)
-        options = AnswerOptions(
+        options = GenerationOptions(
             output_hz=question.output_hz,
             speech=question.speech,
             max_steps=max(1, min(question.max_output_tokens, MAX_STEPS)),
             uniform=self.networks.uniform,
         )
-        if isinstance(utterance, Utterance) and spoken:
-            return Reply(self, utterance.prefill, prompt, utterance, options)
-        return Reply(self, self.new_prefill(question.output_hz), prompt, None, options)
+        if isinstance(utterance, PipelineListener) and spoken:
+            return PipelineSpeaker(self, utterance.prefill, prompt, utterance, options)
+        return PipelineSpeaker(self, self.new_prefill(question.output_hz), prompt, None, options)
 
     @torch.inference_mode()
     def feed(self, listeners: Sequence[Listener], pieces: Sequence[Pcm]) -> None:
-        utterances = [listener for listener in listeners if isinstance(listener, Utterance)]
+        utterances = [listener for listener in listeners if isinstance(listener, PipelineListener)]
         started = time.perf_counter()
         for utterance in utterances:
             utterance.go_on()
@@ -121,7 +126,7 @@ class Pipeline:
         add_audio([utterance.prefill for utterance in utterances], embeddings)
 
     def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
-        replies = [speaker for speaker in speakers if isinstance(speaker, Reply)]
+        replies = [speaker for speaker in speakers if isinstance(speaker, PipelineSpeaker)]
         if replies[0].unit == "sound" and self.networks.voice is not None:
             sounds = self.networks.voice.render([reply.voice for reply in replies if reply.voice is not None])
             return [reply.take_sound(pcm) for reply, pcm in zip(replies, sounds, strict=True)]
@@ -154,11 +159,11 @@ def _check_rate(side: str, rate_hz: float) -> None:
         raise RequestError("bad_rate", f"{side} rate {rate_hz} Hz is out of range: {allowed}")
 
 
-class Utterance:
+class PipelineListener:
     """One stretch of the user's speech: a `Listener`."""
 
     def __init__(
-        self, pipeline: Pipeline, prompt: Prompt, input_hz: float, output_hz: float, previous: Utterance | None
+        self, pipeline: Pipeline, prompt: Prompt, input_hz: float, output_hz: float, previous: PipelineListener | None
     ) -> None:
         self._pipeline = pipeline
         self._embeddings: list[Tensor] = []
@@ -222,7 +227,7 @@ class Utterance:
             self._embeddings.append(embeddings)
 
 
-class Reply:
+class PipelineSpeaker:
     """One answer: a `Speaker`. Each unit is one joint step of Thinker and Talker or one chunk of sound."""
 
     def __init__(
@@ -230,8 +235,8 @@ class Reply:
         pipeline: Pipeline,
         prefill: Prefill,
         prompt: Prompt,
-        utterance: Utterance | None,
-        options: AnswerOptions,
+        utterance: PipelineListener | None,
+        options: GenerationOptions,
     ) -> None:
         self._started = time.perf_counter()
         self._pipeline = pipeline
@@ -242,14 +247,14 @@ class Reply:
         self._prefilled_before_ms = prefill.prefill_ms
         try:
             embeddings = utterance.embeddings if utterance else None
-            self.answer: Answer = prefill.answer(prompt, embeddings, options)
+            self.answer: Generation = prefill.answer(prompt, embeddings, options)
         except Exception:
             self.close()
             raise
         self._stream = pipeline.networks.tokenizer.stream()
         voice = pipeline.networks.voice
         self.voice = voice.begin() if voice is not None and options.speech else None
-        self._words = WordClock(FRAME_SAMPLES, pipeline.networks.slm.config.alignment_head is not None)
+        self._words = WordClock(OUTPUT_FRAME_SAMPLES, pipeline.networks.slm.config.alignment_head is not None)
         self._text_tokens = 0
         self._tokens = SpokenTokens()
         self._looked_at: int | None = None
@@ -353,6 +358,8 @@ class Reply:
     def take_sound(self, pcm: Pcm) -> list[Spoken]:
         """The next samples of the voice, and what is said in them."""
         assert self.voice is not None
-        words = self._words.rest() if self.voice.finished else self._words.begun(self.voice.samples / FRAME_SAMPLES)
+        words = (
+            self._words.rest() if self.voice.finished else self._words.begun(self.voice.samples / OUTPUT_FRAME_SAMPLES)
+        )
         tokens = self._tokens.heard(self.voice.samples)
         return [Sound(pcm, tokens, words)] if len(pcm) else []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from models.networks.generation import Answer, AnswerOptions, Runner
+from models.networks.generation import Generation, GenerationOptions, Runner
 from models.networks.prompts import Prompt
 from models.networks.tokenizer import TextTokenizer
 from worker.parts import RequestError
@@ -100,7 +100,7 @@ class Prefill:
             self._end, self._audio_groups = mark
             self.runner.rewind(self._slot, self._end)
 
-    def answer(self, prompt: Prompt, embeddings: Tensor | None, options: AnswerOptions) -> Answer:
+    def answer(self, prompt: Prompt, embeddings: Tensor | None, options: GenerationOptions) -> Generation:
         """Finishes the prompt and begins to answer it; what is prefilled already is used where it fits.
 
         embeddings: all audio of the turn [G, H]; of more than fits, the end is what is answered. Raises RequestError.

@@ -169,7 +169,7 @@ def _model(spec: str, sessions: int) -> list[Finding]:
 
 
 def _prompt(directory: Path) -> list[Finding]:
-    from worker.official_loading import PROMPT_FILE
+    from worker.voices.official import PROMPT_FILE
 
     if (directory / PROMPT_FILE).is_file():
         return [Finding("voice", "ok", f"{PROMPT_FILE} in {directory}")]

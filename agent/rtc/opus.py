@@ -14,8 +14,8 @@ from pathlib import Path
 
 SAMPLE_RATE_HZ = 24_000
 FRAME_MS = 20
-FRAME_SAMPLES = SAMPLE_RATE_HZ * FRAME_MS // 1000
-MAX_FRAME_SAMPLES = SAMPLE_RATE_HZ * 120 // 1000  # the longest packet Opus allows
+PACKET_SAMPLES = SAMPLE_RATE_HZ * FRAME_MS // 1000
+MAX_PACKET_SAMPLES = SAMPLE_RATE_HZ * 120 // 1000  # the longest packet Opus allows
 _MAX_PACKET_BYTES = 1275
 
 _APPLICATION_VOIP = 2048
@@ -113,9 +113,9 @@ class OpusEncoder:
 
     def encode(self, pcm: bytes) -> bytes:
         """One 20 ms frame, exactly 480 samples of s16le."""
-        if len(pcm) != 2 * FRAME_SAMPLES:
-            raise OpusError(f"an Opus frame takes {2 * FRAME_SAMPLES} bytes of PCM, not {len(pcm)}")
-        size = self._lib.opus_encode(self._state, pcm, FRAME_SAMPLES, self._buffer, _MAX_PACKET_BYTES)
+        if len(pcm) != 2 * PACKET_SAMPLES:
+            raise OpusError(f"an Opus frame takes {2 * PACKET_SAMPLES} bytes of PCM, not {len(pcm)}")
+        size = self._lib.opus_encode(self._state, pcm, PACKET_SAMPLES, self._buffer, _MAX_PACKET_BYTES)
         return self._buffer.raw[: _check(size, "encoding Opus")]
 
     def __del__(self) -> None:
@@ -133,7 +133,7 @@ class OpusDecoder:
         self._lib = lib
         self._state = lib.opus_decoder_create(SAMPLE_RATE_HZ, 1, ctypes.byref(error))
         _check(error.value, "creating an Opus decoder")
-        self._buffer = ctypes.create_string_buffer(2 * MAX_FRAME_SAMPLES)
+        self._buffer = ctypes.create_string_buffer(2 * MAX_PACKET_SAMPLES)
 
     def _run(self, packet: bytes | None, samples: int, fec: bool) -> bytes:
         size = 0 if packet is None else len(packet)
@@ -141,7 +141,7 @@ class OpusDecoder:
         return self._buffer.raw[: 2 * _check(count, "decoding Opus")]
 
     def decode(self, packet: bytes) -> bytes:
-        return self._run(packet, MAX_FRAME_SAMPLES, fec=False)
+        return self._run(packet, MAX_PACKET_SAMPLES, fec=False)
 
     def recover(self, next_packet: bytes, samples: int) -> bytes:
         """`samples` that were lost just before `next_packet`, from its FEC copy where it has one, else concealed."""

@@ -15,7 +15,7 @@ from typing import Protocol
 from aiortc import RTCRtpReceiver
 
 from agent.rtc.jitter import RTP_CLOCK_HZ, JitterBuffer, JitterStats, Lost, Packet, Piece
-from agent.rtc.opus import FRAME_SAMPLES, SAMPLE_RATE_HZ, OpusDecoder, OpusError, packet_samples
+from agent.rtc.opus import PACKET_SAMPLES, SAMPLE_RATE_HZ, OpusDecoder, OpusError, packet_samples
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Microphone:
                 pcm = self._sound(piece)
             except OpusError as error:
                 logger.debug("a packet would not decode: %s", error)
-                pcm = b"\0\0" * FRAME_SAMPLES
+                pcm = b"\0\0" * PACKET_SAMPLES
             if pcm:
                 self._sink(pcm)
 
@@ -103,8 +103,8 @@ class Microphone:
             samples = piece.ticks // _TICKS_PER_SAMPLE
             last = min(samples, packet_samples(piece.behind) if piece.behind else 0)
             sound = b"".join(
-                self._decoder.conceal(min(FRAME_SAMPLES, samples - last - done))
-                for done in range(0, samples - last, FRAME_SAMPLES)
+                self._decoder.conceal(min(PACKET_SAMPLES, samples - last - done))
+                for done in range(0, samples - last, PACKET_SAMPLES)
             )
             return sound + (self._decoder.recover(piece.behind, last) if last else b"")
         return b"\0\0" * (piece.ticks // _TICKS_PER_SAMPLE)

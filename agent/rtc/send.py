@@ -17,12 +17,12 @@ from av.packet import Packet
 from av.stream import Stream
 
 from agent.rtc.jitter import RTP_CLOCK_HZ
-from agent.rtc.opus import FRAME_MS, FRAME_SAMPLES, OpusEncoder
+from agent.rtc.opus import FRAME_MS, PACKET_SAMPLES, OpusEncoder
 
 MAX_BEHIND_MS = 100.0  # later than this, time is skipped instead of sent in a burst
 _FRAME_S = FRAME_MS / 1000
 _FRAME_TICKS = RTP_CLOCK_HZ * FRAME_MS // 1000
-_SILENCE = b"\0\0" * FRAME_SAMPLES
+_SILENCE = b"\0\0" * PACKET_SAMPLES
 _TIME_BASE = fractions.Fraction(1, RTP_CLOCK_HZ)
 
 
@@ -51,7 +51,7 @@ class SpeakerTrack(MediaStreamTrack):
             skipped = int((now_s - self._due_s) / _FRAME_S)
             self._due_s += skipped * _FRAME_S
             self._ticks += skipped * _FRAME_TICKS
-        packet = Packet(self._encoder.encode(self._source(FRAME_SAMPLES) or _SILENCE))
+        packet = Packet(self._encoder.encode(self._source(PACKET_SAMPLES) or _SILENCE))
         packet.pts = self._ticks
         packet.time_base = _TIME_BASE
         self._due_s += _FRAME_S

@@ -22,7 +22,7 @@ from models.checkpoints.flexislm_checkpoint import load_flexislm
 from models.checkpoints.omni_checkpoint import load_omni_encoder
 from models.networks.flexislm import AudioMlp, FlexiSLM
 from models.networks.frame_rate import frame_rate_embedding
-from models.networks.generation import Answer, AnswerOptions, Runner, Step
+from models.networks.generation import Generation, GenerationOptions, Runner, Step
 from models.networks.prompts import chat_prompt
 from models.networks.tokenizer import TextTokenizer
 from streaming.hearing.log_mel import whisper_log_mel
@@ -169,7 +169,7 @@ def check_run(variant: str, name: str) -> Check:
         speech = not name.startswith("text_only")
         runner.extend(0, _prompt(model, golden[f"{variant}/input"] if run["input"] != "no audio" else {}, run))
         uniforms = iter(recorded["uniforms"].tolist()) if "uniforms" in recorded else None
-        options = AnswerOptions(
+        options = GenerationOptions(
             run["output_hz"],
             speech=speech,
             max_steps=SPEECH_STEPS if speech else TEXT_STEPS,
@@ -206,7 +206,7 @@ def _prompt(model: FlexiSLM, audio: dict[str, Tensor], run: dict[str, object]) -
     return torch.cat((before[:-1], marks[0], merged, marks[1], after[1:]))
 
 
-def _steps(model: FlexiSLM, runner: Runner, answer: Answer) -> Computed:
+def _steps(model: FlexiSLM, runner: Runner, answer: Generation) -> Computed:
     """Runs the answer to its end; everything that was recorded row by row."""
     speech = answer.options.speech
     rows: dict[str, list[Tensor]] = {}

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.official.released_sizes import ENCODER_DIM, released_config
 from kernels.packed_linear import pack_linears
 from models.networks.flexislm import FlexiSLM
-from models.networks.generation import AnswerOptions, Runner
+from models.networks.generation import GenerationOptions, Runner
 from models.networks.qwen2 import DecoderConfig
 from models.networks.thinker import Thinker
 from models.networks.tokenizer import SpecialIds
@@ -158,7 +158,7 @@ def spoken_turn(slm: FlexiSLM, seconds: float, output_hz: float = 12.5) -> dict[
     """
     codes = round(seconds * output_hz)
     words = tuple(range(1000, 1000 + round(seconds * WORDS_HZ)))
-    options = AnswerOptions(
+    options = GenerationOptions(
         output_hz,
         max_steps=slm.config.speech_delay_tokens + codes + 1,
         uniform=random.Random(0).random,

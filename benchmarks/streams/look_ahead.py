@@ -32,7 +32,8 @@ from streaming.speaking.mel24k import HOP_SAMPLES
 from streaming.speaking.vocoder_window import VocoderStream, WindowDials
 from streaming.speaking.vocos import Vocos, VocosConfig
 from worker.ears.block import BlockEar
-from worker.voices.embedded import CHUNKS, EmbeddedVoice, Latency
+from worker.voices.embedded import CHUNKS, EmbeddedVoice
+from worker.voices.voice import Latency
 
 SAMPLE_MS, MEL_MS, FRAME_MS, LFR_MS, OUTPUT_MEL_MS, CODE_MS = 1 / 16.0, 10.0, 40.0, 60.0, 20.0, 80.0
 CODES = 64

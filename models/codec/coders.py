@@ -16,15 +16,14 @@ from models.checkpoints.flexicodec_checkpoint import CodecFiles, load_flexicodec
 from models.checkpoints.hub import EMBEDDED, EMBEDDED_CODEC, EMBEDDED_DIRECTORY, resolve_codec
 from models.checkpoints.voice_files import load_codec, load_flow, load_vocoder
 from models.codec.code_file import CodeFileError, CodeHeader
-from streaming.flexicodec.codec import FRAME_RATE_HZ, LOG_MEL_FRAMES, MAX_GROUP_FRAMES, SpeechCodec
+from streaming.flexicodec.codec import FRAME_RATE_HZ, INPUT_FRAME_SAMPLES, MAX_GROUP_FRAMES, SpeechCodec
 from streaming.flexicodec.flexicodec import AudioTooShortError, FlexiCodec, SpeechCodes, merge_frames
-from streaming.hearing.speech_mel import HOP_SAMPLES, SpeechMel
+from streaming.hearing.speech_mel import SpeechMel
 from streaming.speaking.flow_decoder import FlowDecoder, FlowDials
 from streaming.speaking.mel24k import SAMPLE_RATE_HZ as EMBEDDED_OUTPUT_HZ
 from streaming.speaking.vocos import Vocos
 
 INPUT_HZ = 16_000
-_FRAME_SAMPLES = LOG_MEL_FRAMES * HOP_SAMPLES
 _SAMPLES_PER_FRAME_OUT = int(EMBEDDED_OUTPUT_HZ / FRAME_RATE_HZ)
 
 
@@ -85,10 +84,10 @@ class EmbeddedCoder:
     def encode(self, audio: Tensor, target: float | None, quantizers: int) -> SpeechCodes:
         if quantizers != 1:
             raise ValueError(f"the embedded codec has one quantizer, not {quantizers}")
-        if audio.shape[0] < _FRAME_SAMPLES:
+        if audio.shape[0] < INPUT_FRAME_SAMPLES:
             raise AudioTooShortError(f"{audio.shape[0]} samples are too short to code; send at least 80 ms of audio")
         with torch.inference_mode():
-            whole = F.pad(audio[None], (0, -audio.shape[0] % _FRAME_SAMPLES))
+            whole = F.pad(audio[None], (0, -audio.shape[0] % INPUT_FRAME_SAMPLES))
             features = self._codec.semantic_model(self._mel(whole))
             target = FRAME_RATE_HZ if target is None else target
             durations = merge_frames(features[0], target, MAX_GROUP_FRAMES)[None]

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from streaming.flexicodec.codec import INPUT_FRAME_SAMPLES
+
 SAMPLE_RATE = 16_000
-FRAME_SAMPLES = 1_280
 PIXELS_PER_FRAME = 16
 FFT_SIZE = 512
 SPECTRUM_PIXELS = FFT_SIZE // 2
@@ -46,8 +47,8 @@ def draw_tokens(audio: NDArray[np.float32], durations: NDArray[np.int64]) -> Ima
         image[:SPECTRUM_PIXELS, start] = BORDER
         image[bottom - duration * STRIP_PIXELS // 8 : bottom, start + 1 : end] = STRIPS[number % 2]
         start = end
-    seconds = (np.arange(0, width * FRAME_SAMPLES / PIXELS_PER_FRAME / SAMPLE_RATE) * SAMPLE_RATE).astype(int)
-    image[-SECOND_TICK_PIXELS:, seconds * PIXELS_PER_FRAME // FRAME_SAMPLES] = 255
+    seconds = (np.arange(0, width * INPUT_FRAME_SAMPLES / PIXELS_PER_FRAME / SAMPLE_RATE) * SAMPLE_RATE).astype(int)
+    image[-SECOND_TICK_PIXELS:, seconds * PIXELS_PER_FRAME // INPUT_FRAME_SAMPLES] = 255
     return image
 
 
@@ -66,7 +67,7 @@ def write_png(path: Path, image: Image) -> None:
 
 def _spectrogram(audio: NDArray[np.float32], width: int) -> NDArray[np.float64]:
     """0 (silence) to 1 (the loudest), [256, width], low frequencies at the bottom; one column every 5 ms."""
-    hop = FRAME_SAMPLES // PIXELS_PER_FRAME
+    hop = INPUT_FRAME_SAMPLES // PIXELS_PER_FRAME
     padded = np.zeros(width * hop + FFT_SIZE, np.float32)
     count = min(len(audio), width * hop)
     padded[FFT_SIZE // 2 : FFT_SIZE // 2 + count] = audio[:count]

@@ -25,7 +25,7 @@ from streaming.merging.merger import InterleavedMergingTransformer, MeanMergingT
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedUtterance:
     """embeddings [G, H]: what the Thinker hears; groups: which frames each one stands for."""
 
     embeddings: Tensor
@@ -80,10 +80,10 @@ class FlexiSLM(nn.Module):
         *,
         base_hz: float = ENCODER_RATE_HZ,
         mode: Literal["dynamic", "uniform"] = "dynamic",
-    ) -> Merged:
+    ) -> MergedUtterance:
         """A whole utterance: encoder frames [T, encoder_dim] at `base_hz`; `target` and `mode` as in `group_frames`."""
         groups = group_frames(frames, target, base_hz, max_group=self.config.agogic.max_group_frames, mode=mode)
-        return Merged(self.merge_groups(frames, groups.lengths), groups)
+        return MergedUtterance(self.merge_groups(frames, groups.lengths), groups)
 
     def merge_groups(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings [G, H] of encoder frames [T, encoder_dim] in groups of `lengths` int64 [G]."""

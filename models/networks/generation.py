@@ -2,8 +2,8 @@
 
     runner = Runner(model, special, slots=4, max_positions=2048)
     runner.reset(slot); runner.extend(slot, embeddings); ...       # while the user speaks
-    answer = runner.start(slot, AnswerOptions(output_hz=8.0))
-    while not answer.ended: (step,) = runner.step([answer])
+    generation = runner.start(slot, GenerationOptions(output_hz=8.0))
+    while not generation.ended: (step,) = runner.step([generation])
 
 A speech token's duration is known one step after its code, so `Step.spoken` comes one step late. Several answers may
 take a step together; each gives what it would give alone.
@@ -27,7 +27,7 @@ End = Literal["", "end", "max_steps"]
 
 
 @dataclass(frozen=True)
-class AnswerOptions:
+class GenerationOptions:
     """How to answer.
 
     output_hz: requested rate of the speech tokens; speech False: text alone; uniform: source of numbers in [0, 1) for
@@ -74,14 +74,14 @@ class Step:
 
 
 @dataclass
-class Answer:
+class Generation:
     """An answer in the making. thinker_hidden [H] and talker_hidden [D] are what the next tokens are predicted from.
 
     talker_steps: how often the Talker ran for it; delayed: Talker inputs [D] of the delay, waiting to be fed at once.
     """
 
     slot: int
-    options: AnswerOptions
+    options: GenerationOptions
     prompt_positions: int
     delay_tokens: int
     frame_rate: Tensor
@@ -119,13 +119,13 @@ class Runner(PromptSlots):
     """Runs one model for several conversations at once, each in a slot of its own."""
 
     @torch.inference_mode()
-    def start(self, slot: int, options: AnswerOptions) -> Answer:
+    def start(self, slot: int, options: GenerationOptions) -> Generation:
         """Begin to answer the slot's prompt."""
         self.rewind(slot, self.positions(slot))
         prompt = self.prompts[slot]
         if options.speech:
             self.prefill_talkers([slot], {slot: options.output_hz})
-        return Answer(
+        return Generation(
             slot=slot,
             options=options,
             prompt_positions=self.positions(slot),
@@ -136,39 +136,44 @@ class Runner(PromptSlots):
         )
 
     @torch.inference_mode()
-    def step(self, answers: Sequence[Answer]) -> list[Step]:
+    def step(self, generations: Sequence[Generation]) -> list[Step]:
         """One step of each answer, none of which may have ended."""
-        choices = [_Choice() for _ in answers]
+        choices = [_Choice() for _ in generations]
         started = time.perf_counter()
-        self._choose_text(answers, choices)
+        self._choose_text(generations, choices)
         text_chosen = time.perf_counter()
-        self._choose_speech(answers, choices)
+        self._choose_speech(generations, choices)
         speech_chosen = time.perf_counter()
-        spoken = [self._book(answer, choice) for answer, choice in zip(answers, choices, strict=True)]
-        alignments = [answer.alignment for answer in answers]
-        texts = [None if answer.text_frozen else choice.text for answer, choice in zip(answers, choices, strict=True)]
-        going = [index for index, answer in enumerate(answers) if answer.ended != "end"]
+        spoken = [self._book(generation, choice) for generation, choice in zip(generations, choices, strict=True)]
+        alignments = [generation.alignment for generation in generations]
+        texts = [
+            None if generation.text_frozen else choice.text
+            for generation, choice in zip(generations, choices, strict=True)
+        ]
+        going = [index for index, generation in enumerate(generations) if generation.ended != "end"]
         feeding = time.perf_counter()
         thinker_ms = talker_ms = 0.0
         if going:
-            fed = self._feed([answers[index] for index in going], [choices[index] for index in going])
+            fed = self._feed([generations[index] for index in going], [choices[index] for index in going])
             talker_ms = (time.perf_counter() - fed) * 1e3
             thinker_ms = (fed - feeding) * 1e3
         thinker_ms += (text_chosen - started) * 1e3
         talker_ms += (speech_chosen - text_chosen) * 1e3
         steps = []
-        for answer, choice, text, token, alignment in zip(answers, choices, texts, spoken, alignments, strict=True):
-            answer.steps += 1
-            if not answer.ended and answer.steps >= answer.options.max_steps:
-                answer.ended = "max_steps"
-            speech = answer.options.speech
+        for generation, choice, text, token, alignment in zip(
+            generations, choices, texts, spoken, alignments, strict=True
+        ):
+            generation.steps += 1
+            if not generation.ended and generation.steps >= generation.options.max_steps:
+                generation.ended = "max_steps"
+            speech = generation.options.speech
             steps.append(
                 Step(
                     text_token=text,
                     speech_token=choice.speech if speech else None,
                     length=choice.length if speech else None,
                     spoken=token,
-                    ended=answer.ended,
+                    ended=generation.ended,
                     alignment=alignment,
                     thinker_ms=thinker_ms,
                     talker_ms=talker_ms,
@@ -176,91 +181,93 @@ class Runner(PromptSlots):
             )
         return steps
 
-    def _choose_text(self, answers: Sequence[Answer], choices: Sequence[_Choice]) -> None:
-        writing = [index for index, answer in enumerate(answers) if not answer.text_frozen]
+    def _choose_text(self, generations: Sequence[Generation], choices: Sequence[_Choice]) -> None:
+        writing = [index for index, generation in enumerate(generations) if not generation.text_frozen]
         if not writing:
             return
-        hidden = torch.stack([answers[index].thinker_hidden for index in writing])
+        hidden = torch.stack([generations[index].thinker_hidden for index in writing])
         tokens = self.model.thinker.text_logits(hidden).argmax(-1).tolist()
         for index, token in zip(writing, tokens, strict=True):
-            forced = answers[index].options.forced_text
-            choices[index].text = forced[answers[index].steps] if answers[index].steps < len(forced) else token
+            forced = generations[index].options.forced_text
+            choices[index].text = forced[generations[index].steps] if generations[index].steps < len(forced) else token
 
-    def _choose_speech(self, answers: Sequence[Answer], choices: Sequence[_Choice]) -> None:
+    def _choose_speech(self, generations: Sequence[Generation], choices: Sequence[_Choice]) -> None:
         rows = []
-        for answer, choice in zip(answers, choices, strict=True):
-            if answer.options.speech and self._in_given_delay(answer):
+        for generation, choice in zip(generations, choices, strict=True):
+            if generation.options.speech and self._in_given_delay(generation):
                 choice.speech, choice.length = AUDIO_START, 0
-                answer.starts_sampled += 1
-            elif answer.options.speech:
-                rows.append((answer, choice))
+                generation.starts_sampled += 1
+            elif generation.options.speech:
+                rows.append((generation, choice))
         if not rows:
             return
-        hidden = torch.stack([answer.talker_hidden for answer, _ in rows if answer.talker_hidden is not None])
+        hidden = torch.stack(
+            [generation.talker_hidden for generation, _ in rows if generation.talker_hidden is not None]
+        )
         logits = self.model.talker_model.speech_logits(hidden)
         lengths = self.model.talker_model.length_logits(hidden).argmax(-1).tolist()
         best = logits.argmax(-1).tolist()
-        for row, (answer, choice) in enumerate(rows):
+        for row, (generation, choice) in enumerate(rows):
             choice.length = lengths[row]
-            options = answer.options
+            options = generation.options
             token = best[row]
             if options.uniform is not None:
                 probabilities = filtered_probabilities(
                     logits[row], temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
                 )
                 token = int(draw(probabilities, torch.tensor(options.uniform(), device=probabilities.device)))
-            choice.forced = answer.forcing_speech
+            choice.forced = generation.forcing_speech
             if choice.forced:
-                token = options.forced_speech[answer.forced_spoken] + CODE_OFFSET
-                answer.forced_spoken += 1
+                token = options.forced_speech[generation.forced_spoken] + CODE_OFFSET
+                generation.forced_spoken += 1
             elif token == AUDIO_START:
-                answer.starts_sampled += 1
+                generation.starts_sampled += 1
             elif token == AUDIO_END:
-                answer.starts_sampled = 0
+                generation.starts_sampled = 0
             choice.speech = token
 
-    def _in_given_delay(self, answer: Answer) -> bool:
-        return self.model.config.agogic.delay_is_given and answer.steps < answer.delay_tokens
+    def _in_given_delay(self, generation: Generation) -> bool:
+        return self.model.config.agogic.delay_is_given and generation.steps < generation.delay_tokens
 
-    def _book(self, answer: Answer, choice: _Choice) -> SpokenToken | None:
+    def _book(self, generation: Generation, choice: _Choice) -> SpokenToken | None:
         """Pair the token before with the length that has just arrived; see what ends."""
-        if not answer.options.speech:
+        if not generation.options.speech:
             if choice.text == self.special.im_end:
-                answer.ended = "end"
+                generation.ended = "end"
             return None
         spoken = None
         if not choice.forced:  # forced tokens pass by the pairing altogether
-            if answer.pending_code is not None:
-                spoken = SpokenToken(answer.pending_code, choice.length)
-            answer.pending_code = choice.speech - CODE_OFFSET if choice.speech >= CODE_OFFSET else None
+            if generation.pending_code is not None:
+                spoken = SpokenToken(generation.pending_code, choice.length)
+            generation.pending_code = choice.speech - CODE_OFFSET if choice.speech >= CODE_OFFSET else None
         if choice.speech == AUDIO_END:
-            answer.ended = "end"
+            generation.ended = "end"
         return spoken
 
-    def _feed(self, answers: Sequence[Answer], choices: Sequence[_Choice]) -> float:
+    def _feed(self, generations: Sequence[Generation], choices: Sequence[_Choice]) -> float:
         """Feed the chosen tokens back; returns the time at which the Thinker was done."""
         model, talker = self.model, self.model.talker_model
         device = model.device
-        frozen = torch.tensor([answer.text_frozen for answer in answers], device=device)
+        frozen = torch.tensor([generation.text_frozen for generation in generations], device=device)
         text_ids = torch.tensor([max(choice.text, 0) for choice in choices], device=device)
         text = model.thinker.embed(text_ids).masked_fill(frozen[:, None], 0.0)
-        rate = torch.stack([answer.frame_rate for answer in answers])
+        rate = torch.stack([generation.frame_rate for generation in generations])
         audio = talker.audio_emb(torch.tensor([max(choice.speech, 0) for choice in choices], device=device))
         length = talker.length_emb(torch.tensor([max(choice.length, 0) for choice in choices], device=device))
         inputs = text
         if model.config.thinker_hears_speech:
-            both = torch.tensor([answer.options.speech for answer in answers], device=device)[:, None]
+            both = torch.tensor([generation.options.speech for generation in generations], device=device)[:, None]
             inputs = torch.where(both, model.thinker.combine(text, audio, length, rate), text)
-        writing = [row for row, answer in enumerate(answers) if not answer.text_frozen]
+        writing = [row for row, generation in enumerate(generations) if not generation.text_frozen]
         if writing:
-            slots = [answers[row].slot for row in writing]
+            slots = [generations[row].slot for row in writing]
             hidden = model.thinker.step(inputs[writing, None], self.thinker_cache, slots)[:, 0]
             for row, state in zip(writing, hidden, strict=True):
-                answers[row].thinker_hidden = state
+                generations[row].thinker_hidden = state
         thinker_done = time.perf_counter()
-        speaking = [row for row, answer in enumerate(answers) if answer.options.speech]
+        speaking = [row for row, generation in enumerate(generations) if generation.options.speech]
         if speaking:
-            base = torch.stack([answers[row].thinker_hidden for row in speaking])[:, None]
+            base = torch.stack([generations[row].thinker_hidden for row in speaking])[:, None]
             z = talker.condition(
                 base,
                 rate[speaking],
@@ -269,40 +276,40 @@ class Runner(PromptSlots):
                 inputs[speaking, None],
                 text_ended=frozen[speaking, None],
             )
-            self._feed_talker([answers[row] for row in speaking], z)
-        for answer, choice in zip(answers, choices, strict=True):
-            self._note_text(answer, choice.text)
+            self._feed_talker([generations[row] for row in speaking], z)
+        for generation, choice in zip(generations, choices, strict=True):
+            self._note_text(generation, choice.text)
         return thinker_done
 
-    def _feed_talker(self, answers: Sequence[Answer], z: Tensor) -> None:
+    def _feed_talker(self, generations: Sequence[Generation], z: Tensor) -> None:
         """One position of each answer, z [answers, 1, D]; those of a given delay are held back and fed as one piece."""
         stepping = []
-        for row, answer in enumerate(answers):
-            if not self._in_given_delay(answer):
+        for row, generation in enumerate(generations):
+            if not self._in_given_delay(generation):
                 stepping.append(row)
                 continue
-            answer.delayed.append(z[row, 0])
-            if len(answer.delayed) == answer.delay_tokens:
-                self._step_talker([answer], torch.stack(answer.delayed)[None])
-                answer.delayed.clear()
+            generation.delayed.append(z[row, 0])
+            if len(generation.delayed) == generation.delay_tokens:
+                self._step_talker([generation], torch.stack(generation.delayed)[None])
+                generation.delayed.clear()
         if stepping:
-            self._step_talker([answers[row] for row in stepping], z[stepping])
+            self._step_talker([generations[row] for row in stepping], z[stepping])
 
-    def _step_talker(self, answers: Sequence[Answer], z: Tensor) -> None:
-        slots = [answer.slot for answer in answers]
+    def _step_talker(self, generations: Sequence[Generation], z: Tensor) -> None:
+        slots = [generation.slot for generation in generations]
         hidden, attention = self.model.talker_model.step(z, self.talker_cache, slots, self.model.config.alignment_head)
-        for index, answer in enumerate(answers):
-            answer.talker_steps += 1
-            answer.talker_hidden = hidden[index, -1]
+        for index, generation in enumerate(generations):
+            generation.talker_steps += 1
+            generation.talker_hidden = hidden[index, -1]
             if attention is not None:
-                answer.alignment = self._alignment(answer, attention[index, -1])
+                generation.alignment = self._alignment(generation, attention[index, -1])
 
-    def _alignment(self, answer: Answer, weights: Tensor) -> Tensor:
-        return weights[answer.prompt_positions : self.talker_cache.lengths[answer.slot]]
+    def _alignment(self, generation: Generation, weights: Tensor) -> Tensor:
+        return weights[generation.prompt_positions : self.talker_cache.lengths[generation.slot]]
 
-    def _note_text(self, answer: Answer, text: int) -> None:
+    def _note_text(self, generation: Generation, text: int) -> None:
         """Without padding, the text stream ends for good behind <|im_end|> and a line break."""
-        closed = answer.previous_text == self.special.im_end and text == self.special.newline
-        answer.previous_text = text
-        if closed and self.model.config.no_pad and answer.options.speech:
-            answer.text_frozen = True
+        closed = generation.previous_text == self.special.im_end and text == self.special.newline
+        generation.previous_text = text
+        if closed and self.model.config.no_pad and generation.options.speech:
+            generation.text_frozen = True

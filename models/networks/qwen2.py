@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from kernels.attention import attend, attention_probabilities
 from kernels.kv_cache import Append, KVCache
-from kernels.rope import half_turns, rope_angles, turn_half
+from kernels.rope import apply_half, half_rotation, rope_angles
+from streaming.layers.embedding import embedding
 from streaming.layers.gated_mlp import GatedMLP
 
 
@@ -33,7 +34,7 @@ class DecoderConfig:
         return self.hidden_size // self.num_heads
 
 
-Turns = tuple[Tensor, Tensor]
+Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of a step's positions, made once for all layers."""
 
 
@@ -69,14 +70,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
 
-    def project(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [batch, heads, positions, head_dim], rotated keys and values [batch, kv_heads, ...]."""
         query, key, value = (
             layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        cosine, sine = (turn.to(query.dtype) for turn in turns)  # autocast may have changed it
-        return turn_half(query, (cosine, sine)), turn_half(key, (cosine, sine)), value
+        cosine, sine = (turn.to(query.dtype) for turn in rotation)  # autocast may have changed it
+        return apply_half(query, (cosine, sine)), apply_half(key, (cosine, sine)), value
 
     def merge(self, heads: Tensor) -> Tensor:
         return self.o_proj(heads.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -91,18 +92,18 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, turns: Turns, mask: Tensor | None, watched_head: int | None
+        self, x: Tensor, rotation: Rotation, mask: Tensor | None, watched_head: int | None
     ) -> tuple[Tensor, Tensor | None]:
         """Whole sequences; `watched_head`'s weights [batch, positions, positions] come back as well."""
-        query, key, value = self.self_attn.project(self.input_layernorm(x), turns)
+        query, key, value = self.self_attn.project(self.input_layernorm(x), rotation)
         seen = attend(query, key, value, mask, causal=mask is None)
         watched = _watch(query, key, mask, mask is None, watched_head)
         return self._feed_forward(x + self.self_attn.merge(seen)), watched
 
     def step(
-        self, x: Tensor, turns: Turns, cache: KVCache, layer: int, append: Append, watched_head: int | None
+        self, x: Tensor, rotation: Rotation, cache: KVCache, layer: int, append: Append, watched_head: int | None
     ) -> tuple[Tensor, Tensor | None]:
-        query, key, value = self.self_attn.project(self.input_layernorm(x), turns)
+        query, key, value = self.self_attn.project(self.input_layernorm(x), rotation)
         keys, values = cache.write(layer, append, key, value)
         seen = _attend_cached(query, keys, values, append)
         watched = _watch(query, keys, append.mask, append.causal, watched_head)
@@ -118,7 +119,7 @@ class Qwen2Model(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -132,7 +133,7 @@ class Qwen2Model(nn.Module):
         nothing real comes after padding. Others give `valid` [batch, positions] bool, True at real positions.
         """
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)
-        turns = self._turns(positions[None], embeddings.dtype)
+        rotation = self._rotation(positions[None], embeddings.dtype)
         mask = None
         if valid is not None:
             causal = positions[:, None] >= positions[None, :]
@@ -140,7 +141,7 @@ class Qwen2Model(nn.Module):
             mask = (causal & valid[:, None, None, :]) | own
         x, watched = embeddings, None
         for index, layer in enumerate(self._layers()):
-            x, seen = layer(x, turns, mask, watch.head if watch is not None and watch.layer == index else None)
+            x, seen = layer(x, rotation, mask, watch.head if watch is not None and watch.layer == index else None)
             watched = seen if seen is not None else watched
         return self.norm(x), watched
 
@@ -153,17 +154,17 @@ class Qwen2Model(nn.Module):
         [rows, positions, cached + positions].
         """
         append = cache.plan(slots, embeddings.shape[1])
-        turns = self._turns(append.positions, embeddings.dtype)
+        rotation = self._rotation(append.positions, embeddings.dtype)
         x, watched = embeddings, None
         for index, layer in enumerate(self._layers()):
             head = watch.head if watch is not None and watch.layer == index else None
-            x, seen = layer.step(x, turns, cache, index, append, head)
+            x, seen = layer.step(x, rotation, cache, index, append, head)
             watched = seen if seen is not None else watched
         cache.commit(append)
         return self.norm(x), watched
 
-    def _turns(self, positions: Tensor, dtype: torch.dtype) -> Turns:
-        return half_turns(rope_angles(positions, self.config.head_dim, self.config.rope_theta), dtype)
+    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        return half_rotation(rope_angles(positions, self.config.head_dim, self.config.rope_theta), dtype)
 
     def _layers(self) -> list[DecoderLayer]:
         return cast(list[DecoderLayer], list(self.layers))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kernels.kv_cache import KVCache
 from models.networks.qwen2 import DecoderConfig, HeadOfLayer, Qwen2Model
+from streaming.layers.embedding import embedding
 
 AUDIO_END = 0
 AUDIO_START = 1
@@ -54,7 +55,7 @@ class Talker(nn.Module):
         self.lm_to_talker_proj = nn.Identity() if same else nn.Linear(thinker_hidden_size, hidden)
         self.talker_cond_proj = nn.Linear(CONDITION_SLOTS * hidden, hidden)
         self.talker_length_decoder = LengthHead(hidden, length_classes)
-        self.length_embedding = nn.Embedding(length_classes, thinker_hidden_size)
+        self.length_embedding = embedding(length_classes, thinker_hidden_size)
 
     def audio_emb(self, token: Tensor) -> Tensor:
         """[..., H] for Talker ids [...] (0 END, 1 START, 2 TAG, code + 3)."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from streaming.flexicodec.relative_encoder import RelativeEncoder, RelativeEncoderConfig
+from streaming.layers.embedding import embedding
 
 START, TASK = 0, 1  # rows of llm_embedding
 NO_DURATION_YET = 0  # class that enters with the first prompt token
@@ -60,18 +61,18 @@ class ArTts(nn.Module):
         super().__init__()
         self.config = config
         width = config.language.width
-        self.text_embedding = nn.Embedding(config.text_vocabulary, config.text.width)
+        self.text_embedding = embedding(config.text_vocabulary, config.text.width)
         self.text_encoder = RelativeEncoder(config.text)
         self.text_encoder_affine_layer = nn.Linear(config.text.width, width)
-        self.llm_embedding = nn.Embedding(2, width)
+        self.llm_embedding = embedding(2, width)
         self.llm = RelativeEncoder(config.language)
         self.llm_decoder = nn.Linear(width, config.speech_vocabulary + 1)
-        self.speech_embedding = nn.Embedding(config.speech_vocabulary, width)
+        self.speech_embedding = embedding(config.speech_vocabulary, width)
         # Part of every checkpoint, used by none of the released flows.
         self.spk_embed_affine_layer = nn.Linear(config.speaker_dim, width)
         self.framerate_embed_affine_layer = nn.Linear(len(config.frame_rates), width)
         self.duration_decoder = nn.Linear(width, config.duration_classes)
-        self.duration_embedding = nn.Embedding(config.duration_classes + 1, width)
+        self.duration_embedding = embedding(config.duration_classes + 1, width)
 
     def encode_text(self, text: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Text ids [batch, n] -> states [batch, n, width]."""

@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from streaming.flexicodec.aggregator import QueryAggregator
 from streaming.flexicodec.fsq import FSQ
+from streaming.hearing.speech_mel import HOP_SAMPLES
 from streaming.layers.convnext import ConvNeXtBlock
 from streaming.layers.transformer import ProjectedTransformer, TransformerConfig
 
 FRAME_RATE_HZ = 12.5
 LOG_MEL_FRAMES = 8
+INPUT_FRAME_SAMPLES = LOG_MEL_FRAMES * HOP_SAMPLES
+"""16 kHz samples of one 12.5 Hz frame."""
 MAX_GROUP_FRAMES = 8
 
 

@@ -62,11 +62,6 @@ def raw_frame_count(samples: int) -> int:
     return 0 if samples < WINDOW_SAMPLES else 1 + (samples - WINDOW_SAMPLES) // HOP_SAMPLES
 
 
-def lfr_frame_count(samples: int) -> int:
-    """16.67 Hz frames of a whole utterance."""
-    return math.ceil(raw_frame_count(samples) / LFR_HOP)
-
-
 def log_mel_frames(windows: Tensor, filters: Tensor, dither: float, generator: torch.Generator | None) -> Tensor:
     """Log-mel of cut windows [..., 400] of samples in [-1, 1]: [..., 80]."""
     windows = windows * INT16_SCALE

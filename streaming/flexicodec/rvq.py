@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streaming.layers.embedding import embedding
+
 
 class CodebookQuantizer(nn.Module):
     def __init__(self, latent_dim: int, codebook_size: int, codebook_dim: int) -> None:
         super().__init__()
         self.in_proj = nn.Conv1d(latent_dim, codebook_dim, 1)
         self.out_proj = nn.Conv1d(codebook_dim, latent_dim, 1)
-        self.codebook = nn.Embedding(codebook_size, codebook_dim)
+        self.codebook = embedding(codebook_size, codebook_dim)
 
     def nearest(self, projected: Tensor) -> Tensor:
         """Codes [batch, frames] of projected vectors [batch, codebook_dim, frames], by cosine."""

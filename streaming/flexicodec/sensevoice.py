@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streaming.layers.embedding import embedding
+
 FEATURES = 560
 QUERY_ROWS = (0, 1, 2, 15)
 """Rows of the query table put in front: language "auto", event, emotion, text without inverse normalisation."""
@@ -115,7 +117,7 @@ class SenseVoiceEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = SenseVoiceStack(config)
-        self.embed = nn.Embedding(QUERY_TABLE_ROWS, FEATURES)
+        self.embed = embedding(QUERY_TABLE_ROWS, FEATURES)
 
     def forward(self, features: Tensor) -> Tensor:
         hidden = self.hidden_states(self.prepend_queries(features))[self.config.num_blocks - 1]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.rope import half_turns, rope_angles, turn_half
+from kernels.rope import apply_half, half_rotation, rope_angles
 from streaming.layers.module import StreamingModule, keep_inactive
 
 MEL_FRAMES_PER_FRAME = 4
@@ -91,12 +91,12 @@ class EncoderLayer(nn.Module):
         self.down = nn.Linear(config.feed_forward, d)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
-    def project(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, each [rows, heads, n, head_dim]."""
         rows, n, _ = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(rows, n, 3, self.config.heads, -1)
         qkv = qkv.permute(2, 0, 3, 1, 4)
-        q, k = turn_half(qkv[:2], turns)
+        q, k = apply_half(qkv[:2], rotation)
         return q, k, qkv[2]
 
     def convolve(self, x: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,11 +171,11 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         true_frames = torch.full((rows,), frames) if lengths is None else -(-lengths // MEL_FRAMES_PER_FRAME)
         mask = self._block_mask(blocks, true_frames.to(x.device))
         positions = torch.arange(x.shape[1], device=x.device)
-        turns = self._turns(positions[None], x)
+        rotation = self._rotation(positions[None], x)
         middle = x
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, EncoderLayer)
-            x = x + layer.dropout(layer.out(self._block_attention(*layer.project(x, turns), mask)))
+            x = x + layer.dropout(layer.out(self._block_attention(*layer.project(x, rotation), mask)))
             x, _ = layer.convolve(x, x.new_zeros(rows, self.config.kernel - 1, x.shape[2]))
             x = layer.feed(x)
             if i + 1 == self.config.middle_layer:
@@ -187,8 +187,8 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         """Frames [rows, ceil(T / 4), hidden] of whole clips, see `encode`."""
         return self.encode(mel, lengths).frames
 
-    def _turns(self, positions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        return half_turns(rope_angles(positions, x.shape[2] // self.config.heads, self.config.rope_base), x.dtype)
+    def _rotation(self, positions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return half_rotation(rope_angles(positions, x.shape[2] // self.config.heads, self.config.rope_base), x.dtype)
 
     def _block_mask(self, blocks: int, true_frames: Tensor) -> Tensor:
         """[rows, 1, blocks, 1, left + block] True where a block may look."""
@@ -277,13 +277,13 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         x, half_left = self._halve(x, state.half_left, self.halve_hidden)
         rows, n, hidden = x.shape
         left = self.config.left_frames
-        turns = self._turns(state.position[:, None] + torch.arange(n, device=x.device), x)
+        rotation = self._rotation(state.position[:, None] + torch.arange(n, device=x.device), x)
         seen = self._seen(n, state.position)
         past = state.past.new_empty(*state.past.shape[:4], left + n, state.past.shape[5])
         convolutions, middle = [], x
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, EncoderLayer)
-            q, k, v = layer.project(x, turns)
+            q, k, v = layer.project(x, rotation)
             cache = past[:, i]
             cache[..., :left, :] = state.past[:, i]  # only now: attention reads it while it is near
             cache[:, 0, :, left:] = k

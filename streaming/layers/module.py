@@ -47,11 +47,6 @@ def keep_inactive(new: State, old: State, active: Tensor | None) -> State:
     return new if active is None else cast(State, _map_states(partial(_chosen, active), [new, old]))
 
 
-def select_rows(state: State, rows: Tensor) -> State:
-    """The state of the given rows only, in the given order (`rows` int64)."""
-    return cast(State, _map_states(lambda tensors: tensors[0][rows], [state]))
-
-
 def join_rows(states: Sequence[State]) -> State:
     """One state whose rows are those of `states`, in their order; what they hold back must have the same length."""
     if len(states) == 1:

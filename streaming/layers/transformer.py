@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.attention import attend
-from kernels.rope import interleaved_turns, rope_angles, turn_interleaved
+from kernels.rope import apply_interleaved, interleaved_rotation, rope_angles
 from streaming.layers.module import StreamingModule, keep_inactive
 
 ROPE_BASE = 10_000.0
@@ -77,11 +77,11 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def project(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values [batch, heads, frames, head_dim]; x is [batch, frames, d_model]."""
         stacked = F.linear(x, self.in_proj_weight).view(*x.shape[:2], 3, self.num_heads, -1)
         stacked = stacked.permute(2, 0, 3, 1, 4)
-        query, key = turn_interleaved(stacked[:2], turns)
+        query, key = apply_interleaved(stacked[:2], rotation)
         return query, key, stacked[2]
 
     def merge(self, heads: Tensor) -> Tensor:
@@ -99,13 +99,13 @@ class TransformerLayer(nn.Module):
         self.layer_scale_1 = LayerScale(config.d_model)
         self.layer_scale_2 = LayerScale(config.d_model)
 
-    def forward(self, x: Tensor, turns: Tensor, mask: Tensor | None) -> Tensor:
-        query, key, value = self.self_attn.project(self.norm1(x), turns)
+    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
+        query, key, value = self.self_attn.project(self.norm1(x), rotation)
         return self._finish(x, attend(query, key, value, mask))
 
-    def step(self, x: Tensor, turns: Tensor, mask: Tensor, past: Tensor) -> Tensor:
+    def step(self, x: Tensor, rotation: Tensor, mask: Tensor, past: Tensor) -> Tensor:
         """`past` [rows, 2, heads, past + new, head_dim]: keys and values so far; this call fills in its own frames."""
-        query, key, value = self.self_attn.project(self.norm1(x), turns)
+        query, key, value = self.self_attn.project(self.norm1(x), rotation)
         keys, values = past[:, 0], past[:, 1]
         keys[:, :, -x.shape[1] :] = key
         values[:, :, -x.shape[1] :] = value
@@ -147,10 +147,10 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
             # Padding queries see themselves, so that no softmax row is empty.
             own = torch.eye(frames, dtype=torch.bool, device=x.device)
             mask = (valid[:, None, None, :] if mask is None else mask & valid[:, None, None, :]) | own
-        turns = self._turns(torch.arange(frames, device=x.device).unsqueeze(0))
+        rotation = self._rotation(torch.arange(frames, device=x.device).unsqueeze(0))
         x = self._project_in(x)
         for layer in self.transformer:
-            x = layer(x, turns, mask)
+            x = layer(x, rotation, mask)
         return self._project_out(x)
 
     def initial_state(self, batch: int) -> TransformerState:
@@ -200,10 +200,10 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
         if int(youngest) < held:
             age = torch.arange(held, -frames, -1, device=x.device)
             mask = (mask & (age <= position[:, None])[:, None, :]).unsqueeze(1)
-        turns = self._turns(positions)
+        rotation = self._rotation(positions)
         x = self._project_in(x)
         for index, layer in enumerate(self.transformer):
-            x = layer.step(x, turns, mask, past[:, index, :, :, context - held :])
+            x = layer.step(x, rotation, mask, past[:, index, :, :, context - held :])
         return self._project_out(x)
 
     def _mask(self, frames: int, device: torch.device) -> Tensor | None:
@@ -216,8 +216,8 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
             case "causal":
                 return _band((frames, frames), 1 - context, 0, device)
 
-    def _turns(self, positions: Tensor) -> Tensor:
-        return interleaved_turns(rope_angles(positions, self.config.d_model // self.config.num_heads, ROPE_BASE))
+    def _rotation(self, positions: Tensor) -> Tensor:
+        return interleaved_rotation(rope_angles(positions, self.config.d_model // self.config.num_heads, ROPE_BASE))
 
     def _project_in(self, x: Tensor) -> Tensor:
         return self.input_proj(x) if self.config.input_dim != self.config.d_model else x

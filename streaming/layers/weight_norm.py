@@ -25,17 +25,5 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return folded
 
 
-def unfold_weight_norm(state: Mapping[str, Tensor], keys: frozenset[str]) -> dict[str, Tensor]:
-    """The inverse for the named `*.weight` keys, as a checkpoint for the original code holds them."""
-    unfolded = {}
-    for key, tensor in state.items():
-        if key in keys:
-            unfolded[f"{key}_g"] = _norm(tensor)
-            unfolded[f"{key}_v"] = tensor
-        else:
-            unfolded[key] = tensor
-    return unfolded
-
-
 def _norm(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), keepdim=True)

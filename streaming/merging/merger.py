@@ -6,23 +6,12 @@ runs it over the means alone. With causal attention version 2 works frame by fra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from streaming.layers.module import keep_inactive
-from streaming.layers.transformer import ProjectedTransformer, TransformerConfig, TransformerState
-
-
-@dataclass(frozen=True)
-class MergerState:
-    """transformer: caches; total [rows, H] and frames int64 [rows]: sum and number of frames in the open group."""
-
-    transformer: TransformerState
-    total: Tensor
-    frames: Tensor
+from streaming.layers.transformer import ProjectedTransformer, TransformerConfig
 
 
 def group_means(frames: Tensor, lengths: Tensor) -> Tensor:
@@ -63,25 +52,6 @@ class InterleavedMergingTransformer(nn.Module):
         valid = torch.arange(sequences.shape[1], device=sequences.device) < sizes[:, None]
         merged = self.transformer(sequences, valid)
         return [merged[row, place] for row, (_, place) in enumerate(parts)]
-
-    def initial_state(self, batch: int) -> MergerState:
-        """State of `batch` rows without an open group; needs causal attention."""
-        transformer = self.transformer.initial_state(batch)
-        total = transformer.past.new_zeros(batch, self.transformer.config.input_dim)
-        return MergerState(transformer, total, torch.zeros_like(transformer.position))
-
-    def feed(self, frames: Tensor, state: MergerState, active: Tensor | None = None) -> MergerState:
-        """Add frames [rows, n, H] to the open group of each row."""
-        _, transformer = self.transformer.step(frames, state.transformer)
-        new = MergerState(transformer, state.total + frames.sum(1), state.frames + frames.shape[1])
-        return keep_inactive(new, state, active)
-
-    def close(self, state: MergerState, active: Tensor | None = None) -> tuple[Tensor, MergerState]:
-        """End the open group of each active row: its embedding [rows, H]. Groups must hold at least one frame."""
-        mean = state.total / state.frames.clamp_min(1).unsqueeze(1).to(state.total.dtype)
-        merged, transformer = self.transformer.step(mean[:, None], state.transformer)
-        new = MergerState(transformer, torch.zeros_like(state.total), torch.zeros_like(state.frames))
-        return merged[:, 0], keep_inactive(new, state, active)
 
 
 class MeanMergingTransformer(ProjectedTransformer):

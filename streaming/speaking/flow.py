@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from kernels.attention import attend
 from kernels.rope import rope_angles
+from streaming.layers.embedding import embedding
 from streaming.layers.gated_mlp import GatedMLP
 from streaming.speaking.chunk_plan import ChunkPlan
 from streaming.speaking.mel24k import MEL_BINS
 from streaming.speaking.unmerge import UPSAMPLING, Frames, Unmerge, UnmergeConfig, repeat_codes
 
 ROPE_BASE = 10_000.0
-Turns = tuple[Tensor, Tensor]
+Rotation = tuple[Tensor, Tensor]
 """Cosine of every dimension, and sine with the sign it has there, [batch or 1, 1, frames, head_dim]."""
 Memory = tuple[Tensor, Tensor]
 """Rotated keys, and values, of past frames, with room for those of this call behind them."""
@@ -74,10 +75,10 @@ class _Attention(nn.Module):
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def forward(self, x: Tensor, turns: Turns, mask: Tensor | None, memory: Memory | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, memory: Memory | None) -> Tensor:
         """x [batch, frames, hidden]; `memory` [batch, heads, past + frames, head_dim], whose end this call fills."""
-        query = _turned(self.heads(self.q_proj(x)), turns)
-        key, value = _turned(self.heads(self.k_proj(x)), turns), self.heads(self.v_proj(x))
+        query = _rotated(self.heads(self.q_proj(x)), rotation)
+        key, value = _rotated(self.heads(self.k_proj(x)), rotation), self.heads(self.v_proj(x))
         if memory is not None:
             memory[0][:, :, -x.shape[1] :] = key
             memory[1][:, :, -x.shape[1] :] = value
@@ -85,9 +86,9 @@ class _Attention(nn.Module):
         return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-def _turned(x: Tensor, turns: Turns) -> Tensor:
+def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
     """x [batch, heads, frames, head_dim] with its pairs (j, j + head_dim / 2) rotated."""
-    return torch.addcmul(x * turns[0], x.roll(x.shape[-1] // 2, -1), turns[1])
+    return torch.addcmul(x * rotation[0], x.roll(x.shape[-1] // 2, -1), rotation[1])
 
 
 class _Layer(nn.Module):
@@ -140,10 +141,10 @@ class VelocityNetwork(nn.Module):
 
         `mask` bool, broadcast to [batch, heads, frames, frames], True = may be seen.
         """
-        turns = self.turns(torch.arange(x.shape[1], device=x.device).unsqueeze(0), x.dtype)
-        return self.with_cache(x, self.gains(t), self.cond_mlp(condition), turns, mask, None)
+        rotation = self.rotation(torch.arange(x.shape[1], device=x.device).unsqueeze(0), x.dtype)
+        return self.with_cache(x, self.gains(t), self.cond_mlp(condition), rotation, mask, None)
 
-    def turns(self, positions: Tensor, dtype: torch.dtype) -> Turns:
+    def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """Rotations of 50 Hz frames at int64 positions [batch or 1, frames]."""
         angles = rope_angles(positions, self.config.hidden // self.config.num_heads, ROPE_BASE)
         cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
@@ -154,7 +155,7 @@ class VelocityNetwork(nn.Module):
         x: Tensor,
         gains: Tensor,
         condition: Tensor,
-        turns: Turns,
+        rotation: Rotation,
         mask: Tensor | None,
         memory: Memory | None,
     ) -> Tensor:
@@ -166,7 +167,7 @@ class VelocityNetwork(nn.Module):
         gain = gains.unsqueeze(2).unbind(1)
         for index, layer in enumerate(self.layers):
             own = None if memory is None else (memory[0][:, index], memory[1][:, index])
-            y = y + layer.self_attn(layer.input_layernorm(y, gain[2 * index]), turns, mask, own)
+            y = y + layer.self_attn(layer.input_layernorm(y, gain[2 * index]), rotation, mask, own)
             y = y + layer.mlp(layer.post_attention_layernorm(y, gain[2 * index + 1]))
         return self.mel_out_mlp(self.norm(y, gain[-1]))  # type: ignore[no-any-return]
 
@@ -177,7 +178,7 @@ class Voicebox(nn.Module):
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.config = config
-        self.cond_emb = nn.Embedding(config.codebook_size, config.hidden)
+        self.cond_emb = embedding(config.codebook_size, config.hidden)
         self.diff_estimator = VelocityNetwork(config)
         self.unmerge = Unmerge(config.unmerge) if config.unmerge is not None else None
 
@@ -238,15 +239,15 @@ class Voicebox(nn.Module):
         network, x = self.diff_estimator, noise
         given = network.cond_mlp(condition)
         nothing = network.cond_mlp(torch.zeros_like(condition[:, held:])) if guidance > 0 else None
-        turns, bare_turns = (
-            network.turns(torch.arange(n, device=noise.device).unsqueeze(0), noise.dtype)
+        rotation, bare_rotation = (
+            network.rotation(torch.arange(n, device=noise.device).unsqueeze(0), noise.dtype)
             for n in (condition.shape[1], frames)
         )
         for gains in network.step_gains(steps).unsqueeze(1):
             whole = x if prompt is None else torch.cat((prompt, x), dim=1)
-            velocity = network.with_cache(whole, gains, given, turns, mask, None)[:, held:]
+            velocity = network.with_cache(whole, gains, given, rotation, mask, None)[:, held:]
             if nothing is not None:
-                bare = network.with_cache(x, gains, nothing, bare_turns, bare_mask, None)
+                bare = network.with_cache(x, gains, nothing, bare_rotation, bare_mask, None)
                 guided = velocity + guidance * (velocity - bare)
                 # The official solver takes the spread over the whole tensor, batch and all.
                 rescaled = guided * (velocity.std() / guided.std())

@@ -214,10 +214,10 @@ class FlowDecoder(StreamingModule[FlowState]):
         mel = (self.noise[frame % _NOISE_FRAMES] * self.dials.noise_scale).to(vectors.dtype)
         keys, values = self._grown(state.keys, frames), self._grown(state.values, frames)
         network, steps = self.voicebox.diff_estimator, self.dials.steps
-        given, turns = network.cond_mlp(condition), network.turns(frame, vectors.dtype)
+        given, rotation = network.cond_mlp(condition), network.rotation(frame, vectors.dtype)
         for index in range(steps):
             memory = keys[:, index], values[:, index]
-            velocity = network.with_cache(mel, state.gains[:, index], given, turns, mask, memory)
+            velocity = network.with_cache(mel, state.gains[:, index], given, rotation, mask, memory)
             mel = mel + velocity / steps
         new = FlowState(state.frames + frames, unmerge, keys[..., frames:, :], values[..., frames:, :], state.gains)
         return mel, keep_inactive(new, state, active)

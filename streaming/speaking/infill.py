@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from streaming.speaking.flow import Memory, Turns, Voicebox
+from streaming.speaking.flow import Memory, Rotation, Voicebox
 from streaming.speaking.flow_decoder import check_code
 from streaming.speaking.mel24k import MEL_BINS
 from streaming.speaking.unmerge import UPSAMPLING
@@ -106,7 +106,7 @@ class _Given:
     """What a pass through the network is given besides mel and time; mask as for `attend`."""
 
     condition: Tensor
-    turns: Turns
+    rotation: Rotation
     mask: Tensor | None
 
 
@@ -275,7 +275,7 @@ class InfillDecoder:
 
     def _pass(self, x: Tensor, gains: Tensor, given: _Given, memory: Memory | None) -> Tensor:
         network = self.voicebox.diff_estimator
-        return network.with_cache(x, gains, given.condition, given.turns, given.mask, memory)
+        return network.with_cache(x, gains, given.condition, given.rotation, given.mask, memory)
 
     def _batch(self, windows: Sequence[Window]) -> _Batch:
         network, hidden = self.voicebox.diff_estimator, self.voicebox.config.hidden
@@ -296,16 +296,16 @@ class InfillDecoder:
             1,
         )
         seen = torch.cat((prompt_real, prefix_real, real), 1)
-        whole = _Given(condition, network.turns(positions, dtype), self.voicebox.mask(seen))
+        whole = _Given(condition, network.rotation(positions, dtype), self.voicebox.mask(seen))
         nothing = network.cond_mlp(condition.new_zeros(1, 1, hidden)).expand(len(windows), frames, -1)
-        bare_turns = network.turns(own.expand(len(windows), -1), dtype)
-        bare = _Given(nothing, bare_turns, self.voicebox.mask(real))
-        between = _Given(condition[:, held:], _target_of(whole.turns, held), whole.mask)
+        bare_rotation = network.rotation(own.expand(len(windows), -1), dtype)
+        bare = _Given(nothing, bare_rotation, self.voicebox.mask(real))
+        between = _Given(condition[:, held:], _target_of(whole.rotation, held), whole.mask)
         if self.dials.guidance > 0:
             hidden_before = torch.cat((torch.zeros_like(seen[:, :-frames]), real), 1)
             between = _Given(
                 torch.cat((between.condition, nothing)),
-                _stacked(between.turns, bare_turns),
+                _stacked(between.rotation, bare_rotation),
                 self.voicebox.mask(torch.cat((seen, hidden_before))),
             )
         pad = torch.nn.utils.rnn.pad_sequence
@@ -332,12 +332,12 @@ class InfillDecoder:
         return self.noise.new_zeros(shape), self.noise.new_zeros(shape)
 
 
-def _target_of(turns: Turns, held: int) -> Turns:
-    return turns[0][:, :, held:], turns[1][:, :, held:]
+def _target_of(rotation: Rotation, held: int) -> Rotation:
+    return rotation[0][:, :, held:], rotation[1][:, :, held:]
 
 
-def _stacked(turns: Turns, below: Turns) -> Turns:
-    return torch.cat((turns[0], below[0])), torch.cat((turns[1], below[1]))
+def _stacked(rotation: Rotation, below: Rotation) -> Rotation:
+    return torch.cat((rotation[0], below[0])), torch.cat((rotation[1], below[1]))
 
 
 def _real(lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -14,12 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streaming.layers.convnext import HISTORY, ConvNeXtBlock
+from streaming.layers.embedding import embedding
 from streaming.layers.module import StreamingModule, keep_inactive
 from streaming.layers.transformer import ProjectedTransformer, TransformerConfig, TransformerState
 from streaming.speaking.chunk_plan import Layout
+from streaming.speaking.mel24k import HOP_SAMPLES
 
 MAX_DURATION_FRAMES = 8
 UPSAMPLING = 4
+OUTPUT_FRAME_SAMPLES = UPSAMPLING * HOP_SAMPLES
+"""24 kHz samples of one 12.5 Hz frame."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ class Unmerge(StreamingModule[UnmergeState]):
         super().__init__()
         self.config = config
         dim = config.dim
-        self.position_embedding = nn.Embedding(MAX_DURATION_FRAMES, dim)
-        self.duration_embedding = nn.Embedding(MAX_DURATION_FRAMES + 1, dim)
+        self.position_embedding = embedding(MAX_DURATION_FRAMES, dim)
+        self.duration_embedding = embedding(MAX_DURATION_FRAMES + 1, dim)
         self.look_ahead = nn.Conv1d(dim, dim, 2 + config.look_ahead_frames)
         self.transformer = ProjectedTransformer(
             TransformerConfig(

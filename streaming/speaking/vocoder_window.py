@@ -34,12 +34,6 @@ class WindowDials:
             )
 
 
-def exact_window(vocoder: Vocos, fade_frames: int = 2) -> WindowDials:
-    """Windows as wide as the network sees, three frames a convolution and the transform's edge: nothing is lost."""
-    reach = 3 * (vocoder.config.num_layers + 1) + EDGE_FRAMES
-    return WindowDials(reach, reach + fade_frames, fade_frames)
-
-
 class VocoderStream:
     """One utterance from mel to samples; late by the part of `right_frames` (20 ms each) that previews do not cover."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.rtc.opus import FRAME_SAMPLES, OpusDecoder, OpusEncoder, OpusError, packet_samples
+from agent.rtc.opus import PACKET_SAMPLES, OpusDecoder, OpusEncoder, OpusError, packet_samples
 
 
 def voice_like(seconds: float, seed: int = 0) -> np.ndarray:
@@ -17,7 +17,7 @@ def voice_like(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def encoded(samples: np.ndarray, encoder: OpusEncoder) -> list[bytes]:
-    frames = samples.reshape(-1, FRAME_SAMPLES)
+    frames = samples.reshape(-1, PACKET_SAMPLES)
     return [encoder.encode(frame.tobytes()) for frame in frames]
 
 
@@ -46,7 +46,7 @@ def test_round_trip_keeps_the_sound_and_its_length() -> None:
 
 
 def test_a_packet_says_how_long_it_lasts() -> None:
-    assert packet_samples(OpusEncoder().encode(bytes(2 * FRAME_SAMPLES))) == FRAME_SAMPLES
+    assert packet_samples(OpusEncoder().encode(bytes(2 * PACKET_SAMPLES))) == PACKET_SAMPLES
 
 
 def test_error_correction_brings_back_a_lost_frame_better_than_guessing() -> None:
@@ -59,7 +59,7 @@ def test_error_correction_brings_back_a_lost_frame_better_than_guessing() -> Non
         for index, packet in enumerate(packets):
             if index in lost:
                 pieces.append(
-                    decoder.recover(packets[index + 1], FRAME_SAMPLES) if correct else decoder.conceal(FRAME_SAMPLES)
+                    decoder.recover(packets[index + 1], PACKET_SAMPLES) if correct else decoder.conceal(PACKET_SAMPLES)
                 )
             else:
                 pieces.append(decoder.decode(packet))
@@ -67,7 +67,7 @@ def test_error_correction_brings_back_a_lost_frame_better_than_guessing() -> Non
 
     whole = OpusDecoder()
     truth = decoded([whole.decode(packet) for packet in packets])
-    at = np.concatenate([np.arange(FRAME_SAMPLES) + index * FRAME_SAMPLES for index in sorted(lost)])
+    at = np.concatenate([np.arange(PACKET_SAMPLES) + index * PACKET_SAMPLES for index in sorted(lost)])
     corrected = np.mean((run(correct=True)[at] - truth[at]) ** 2)
     guessed = np.mean((run(correct=False)[at] - truth[at]) ** 2)
     assert corrected < 0.5 * guessed
@@ -77,9 +77,9 @@ def test_concealment_fades_to_silence() -> None:
     decoder = OpusDecoder()
     for packet in encoded(voice_like(0.4), OpusEncoder()):
         decoder.decode(packet)
-    first = decoded([decoder.conceal(FRAME_SAMPLES)])
+    first = decoded([decoder.conceal(PACKET_SAMPLES)])
     for _ in range(20):
-        last = decoded([decoder.conceal(FRAME_SAMPLES)])
+        last = decoded([decoder.conceal(PACKET_SAMPLES)])
     assert np.abs(first).mean() > 100
     assert np.abs(last).mean() < 0.1 * np.abs(first).mean()
 

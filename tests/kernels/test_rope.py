@@ -8,12 +8,12 @@ from torch import Tensor
 
 from kernels.rope import (
     _inverse_frequencies,
-    half_turns,
-    interleaved_turns,
+    apply_half,
+    apply_interleaved,
+    half_rotation,
+    interleaved_rotation,
     rope_angles,
     rotate_half,
-    turn_half,
-    turn_interleaved,
 )
 
 HEAD_DIM = 8
@@ -35,7 +35,7 @@ def test_halves_turn_as_complex_numbers_do() -> None:
 def test_several_tensors_turn_at_once() -> None:
     stacked = torch.randn(2, 1, 3, 5, HEAD_DIM)
     angles = rope_angles(torch.arange(5)[None], HEAD_DIM, 1e4)
-    together = turn_half(stacked, half_turns(angles, stacked.dtype))
+    together = apply_half(stacked, half_rotation(angles, stacked.dtype))
     assert torch.equal(together, torch.stack([rotate_half(x, angles) for x in stacked]))
 
 
@@ -59,7 +59,7 @@ def test_neighbours_turn_as_complex_numbers_do() -> None:
     even, odd = stacked[..., 0::2], stacked[..., 1::2]
     cosine, sine = angles.cos()[:, None], angles.sin()[:, None]
     expected = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1).flatten(-2)
-    torch.testing.assert_close(turn_interleaved(stacked, interleaved_turns(angles)), expected, rtol=1e-5, atol=1e-6)
-    low = turn_interleaved(stacked.bfloat16(), interleaved_turns(angles))
+    torch.testing.assert_close(apply_interleaved(stacked, interleaved_rotation(angles)), expected, rtol=1e-5, atol=1e-6)
+    low = apply_interleaved(stacked.bfloat16(), interleaved_rotation(angles))
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), expected, rtol=2e-2, atol=2e-2)

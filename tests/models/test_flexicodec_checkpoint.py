@@ -20,7 +20,6 @@ from models.checkpoints.flexicodec_checkpoint import (
 from models.errors import CheckpointError
 from streaming.flexicodec.fbank import FEATURES, SenseVoiceFrontEnd
 from streaming.flexicodec.flexicodec import FlexiCodec
-from streaming.layers.weight_norm import unfold_weight_norm
 from tests.support.golden import golden_tensors, weights
 
 
@@ -40,7 +39,13 @@ def official(codec: FlexiCodec) -> dict[str, Tensor]:
         if isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d)
         and not name.endswith(("dwconv", "fsmn_block"))
     )
-    state = unfold_weight_norm(codec.state_dict(), convolutions)
+    state: dict[str, Tensor] = {}
+    for key, tensor in codec.state_dict().items():
+        if key in convolutions:
+            state[f"{key}_g"] = torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), keepdim=True)
+            state[f"{key}_v"] = tensor
+        else:
+            state[key] = tensor
     return {**state, "semantic_mean": torch.zeros(1), "semantic_std": torch.ones(1)}
 
 

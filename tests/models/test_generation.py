@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.checkpoints.flexislm_checkpoint import load_flexislm
 from models.networks.flexislm import FlexiSLM
-from models.networks.generation import AnswerOptions, Runner, Step
+from models.networks.generation import GenerationOptions, Runner, Step
 from models.networks.prompts import PastTurn, Prompts, chat_prompt, repeat_request
 from models.networks.talker import AUDIO_START, CODE_OFFSET
 from models.networks.tokenizer import TextTokenizer
@@ -35,7 +35,7 @@ def prompt(model: FlexiSLM, text: str = "Tell me a joke.") -> Tensor:
         return torch.cat((model.embed_before(parts, TOKENIZER), model.embed_after(parts, TOKENIZER)))
 
 
-def finish(runner: Runner, slot: int, options: AnswerOptions) -> list[Step]:
+def finish(runner: Runner, slot: int, options: GenerationOptions) -> list[Step]:
     answer = runner.start(slot, options)
     steps: list[Step] = []
     while not answer.ended:
@@ -47,9 +47,9 @@ def tokens(steps: list[Step]) -> list[tuple[object, ...]]:
     return [(step.text_token, step.speech_token, step.length, step.spoken, step.ended) for step in steps]
 
 
-def options(output_hz: float = 8.0, seed: int | None = None, **changes: object) -> AnswerOptions:
+def options(output_hz: float = 8.0, seed: int | None = None, **changes: object) -> GenerationOptions:
     uniform = None if seed is None else random.Random(seed).random
-    return dataclasses.replace(AnswerOptions(output_hz, uniform=uniform, max_steps=25), **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(GenerationOptions(output_hz, uniform=uniform, max_steps=25), **changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame, AudioResampler
 
 RATE_HZ = 48_000
-FRAME_SAMPLES = 960
+PACKET_SAMPLES = 960
 
 Event = dict[str, object]
 
@@ -35,11 +35,11 @@ class Voice(MediaStreamTrack):
         if self._began_s is None:
             self._began_s = loop.time()
         await asyncio.sleep(max(0.0, self._began_s + self._position / RATE_HZ - loop.time()))
-        piece = self._samples[self._position : self._position + FRAME_SAMPLES]
-        piece = np.pad(piece, (0, FRAME_SAMPLES - piece.size))
+        piece = self._samples[self._position : self._position + PACKET_SAMPLES]
+        piece = np.pad(piece, (0, PACKET_SAMPLES - piece.size))
         frame = AudioFrame.from_ndarray(piece.reshape(1, -1).astype(np.int16), format="s16", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, self._position, Fraction(1, RATE_HZ)
-        self._position += FRAME_SAMPLES
+        self._position += PACKET_SAMPLES
         return frame
 
 

@@ -17,7 +17,6 @@ import soundfile
 import torch
 from typer.testing import CliRunner, Result
 
-import worker.official_loading
 from agent.cli.main import build
 from agent.config import parse_config
 from agent.server.workers import worker_command
@@ -192,15 +191,15 @@ def test_a_damaged_file_is_named_before_anything_is_read(
     damaged = tmp_path / "damaged"
     shutil.copytree(directory, damaged)
     truncate(damaged / name)
-    monkeypatch.setattr(worker.official_loading, "load_flexislm", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("worker.loading.load_flexislm", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(ModelError) as error:
         load_model(str(damaged))
     assert Path(name).name in str(error.value) and "\n" not in str(error.value)
 
 
 def test_too_little_memory_is_said_before_anything_is_read(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.official_loading, "free_memory", lambda: 10_000_000)
-    monkeypatch.setattr(worker.official_loading, "load_flexislm", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("worker.placement.free_memory", lambda: 10_000_000)
+    monkeypatch.setattr("worker.loading.load_flexislm", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(ModelError, match=r"0\.01 GB free|0\.0 GB free"):
         load_model(str(directory))
 

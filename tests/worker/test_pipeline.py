@@ -13,7 +13,7 @@ from streaming.merging.grouping import group_frames
 from tests.worker.tiny import networks, pipeline
 from worker.ears.block import BlockEar
 from worker.parts import Conversation, Finished, Pcm, Question, RequestError, Sound, Speaker, TextPiece
-from worker.pipeline import LONGEST_PAUSE, LONGEST_PER_LETTER, Pipeline, Reply, Utterance
+from worker.pipeline import LONGEST_PAUSE, LONGEST_PER_LETTER, Pipeline, PipelineListener, PipelineSpeaker
 from worker.prefill import PROMPT_POSITIONS
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice, write_down
 
@@ -27,7 +27,7 @@ def noise(seconds: float, seed: int = 0) -> Pcm:
 
 def hear(
     model: Pipeline, pcm: Pcm, sizes: tuple[int, ...] = (5120,), conversation: Conversation = NOTHING
-) -> Utterance:
+) -> PipelineListener:
     utterance = model.listen(conversation, 12.5, 12.5)
     at = turn = 0
     while at < len(pcm):
@@ -38,7 +38,9 @@ def hear(
     return utterance
 
 
-def question(utterance: Utterance | None, output_hz: float = 12.5, history: tuple[ContextItem, ...] = ()) -> Question:
+def question(
+    utterance: PipelineListener | None, output_hz: float = 12.5, history: tuple[ContextItem, ...] = ()
+) -> Question:
     last = ContextItem("user", "" if utterance else "one latte", 3 if utterance else None)
     heard = {3: utterance} if utterance else {}
     return Question(Conversation("", (*history, last)), heard, 12.5, output_hz, True, STEPS)
@@ -284,7 +286,7 @@ def test_sound_that_goes_on_after_the_words_is_cut() -> None:
     model = pipeline()
     asked = dataclasses.replace(question(None), max_output_tokens=400)
     speaker = model.respond(asked)
-    assert isinstance(speaker, Reply)
+    assert isinstance(speaker, PipelineSpeaker)
     while not speaker._tokens.frames:
         speaker.step()
     speaker._words.end_text()

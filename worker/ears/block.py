@@ -1,69 +1,38 @@
-"""Ears: samples in, merged embeddings out.
+"""The ear of the embedded weights: samples in, merged embeddings out as the user speaks.
 
     BlockEar   16 kHz ─► log-mel ─► block-causal encoder (25 Hz) ─► CTC head ─► live transcript
                                                   └─► causal merger at the requested Hz ─► embeddings [groups, H]
 
 It runs in blocks of 320 ms as they fill, those of several callers together, and what it gave out never changes but for
-what was prepared for an end that did not come. `worker.ears.omni` has the one of the official weights, whose
-grouping and merging look at the whole utterance.
+what was prepared for an end that did not come.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
+from models.checkpoints.packing import load_packed
+from models.errors import CheckpointError
 from models.networks.config import ENCODER_RATE_HZ
-from streaming.hearing.encoder import BlockCausalEncoder, EncoderState
+from models.networks.flexislm import FlexiSLM
+from models.networks.tokenizer import TextTokenizer
+from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig, EncoderState
 from streaming.hearing.speech_mel import SpeechMel, SpeechMelState
 from streaming.layers.module import join_rows, split_rows
 from streaming.merging.causal_merger import CausalMerger, StreamState
+from streaming.merging.merger import InterleavedMergingTransformer
+from streaming.merging.rate_control import RateController
+from worker.ears.ear import Hearing
 from worker.parts import Pcm
 
 Spelling = Callable[[list[int]], str]
 """Text of the CTC head's best path, blanks and repeats removed."""
-
-
-class Hearing(Protocol):
-    """One utterance so far: samples taken in, encoder frames, groups, and its words where it `transcribes`."""
-
-    @property
-    def samples(self) -> int: ...
-
-    @property
-    def frames(self) -> int: ...
-
-    @property
-    def groups(self) -> int: ...
-
-    @property
-    def transcribes(self) -> bool: ...
-
-    @property
-    def transcript(self) -> str: ...
-
-    def hear(self, pcm: Pcm) -> Tensor:
-        """Takes samples [n]; the embeddings [groups, H] that became final. Takes back what was prepared."""
-
-    def prepare(self) -> Tensor:
-        """The embeddings that `finish` would give if nothing more were heard; if so, it costs nothing any more."""
-
-    def finish(self) -> Tensor:
-        """The embeddings that were still open, once the utterance is over."""
-
-
-class Ear(Protocol):
-    """The networks of hearing; every utterance gets a `Hearing` of its own."""
-
-    def begin(self, target_hz: float, previous: Hearing | None = None) -> Hearing:
-        """previous: the utterance before in the same conversation, whose rate accounts are carried on."""
-
-    def hear(self, hearings: Sequence[Hearing], pieces: Sequence[Pcm]) -> list[Tensor]:
-        """What `hear` of each gives."""
 
 
 class BlockEar:
@@ -232,6 +201,32 @@ class BlockHearing:
         return merged.embeddings
 
 
-def realised_hz(hearing: Hearing) -> float:
-    """Groups per second of encoded audio, 0 before the first frame."""
-    return ENCODER_RATE_HZ * hearing.groups / hearing.frames if hearing.frames else 0.0
+def load_block_ear(directory: Path, slm: FlexiSLM, tokenizer: TextTokenizer, exact_at_end: bool = False) -> BlockEar:
+    """The encoder of a directory laid out like `models/embedded`, with the merger of its `slm`. Raises
+    `CheckpointError`."""
+    config, merging = slm.config, slm.input_merging_transformer
+    if not isinstance(merging, InterleavedMergingTransformer) or not config.input_merging_transformer_causal:
+        raise CheckpointError(f"{directory}/config.json lacks a causal merger, which an embedded model must have")
+    controller = RateController(ENCODER_RATE_HZ, config.agogic.max_group_frames)
+    merger = CausalMerger(merging, slm.audio_embed_transform, controller)
+
+    def spelling(path: list[int]) -> str:
+        return tokenizer.decode(path).strip()
+
+    return BlockEar(_encoder(directory, config.agogic.encoder), merger, spelling, exact_at_end)
+
+
+def _encoder(directory: Path, raw: msgspec.Raw) -> BlockCausalEncoder:
+    try:
+        config = msgspec.json.decode(raw, type=EncoderConfig)
+    except msgspec.MsgspecError as error:
+        path = directory / "config.json"
+        raise CheckpointError(f"{path} does not describe the encoder ({error}); restore it") from error
+    encoder = BlockCausalEncoder(config)
+    path = directory / "encoder.safetensors"
+    try:
+        encoder.load_state_dict(load_packed(path))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{path} does not fit its config ({reason}); restore both") from error
+    return encoder.requires_grad_(False).eval()

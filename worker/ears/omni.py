@@ -16,11 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.packed_linear import pack_linears
+from models.checkpoints.omni_checkpoint import load_omni_encoder
 from models.networks.config import ENCODER_RATE_HZ
 from models.networks.flexislm import FlexiSLM
 from streaming.hearing.log_mel import StreamingWhisperMel, WhisperMelState, whisper_log_mel
@@ -28,7 +31,7 @@ from streaming.hearing.omni_encoder import OmniEncoder, OmniEncoderState
 from streaming.merging.causal_merger import CausalMerger, StreamState
 from streaming.merging.merger import InterleavedMergingTransformer
 from streaming.merging.rate_control import RateController
-from worker.ears.block import Hearing
+from worker.ears.ear import Hearing
 from worker.parts import Pcm
 
 SAME_MEL = 1e-4
@@ -208,3 +211,11 @@ class CausalOmniHearing:
         slm = self._ear.slm
         frames, state = self._ear.encoder.step(mel.to(slm.device, slm.dtype), self._encoder)
         return frames[0], state
+
+
+def load_omni_ear(directory: Path, slm: FlexiSLM, *, packed: bool) -> OmniEar:
+    """The audio encoder of `directory`, where and as `slm` is. Raises `CheckpointError`."""
+    encoder = load_omni_encoder(directory, dtype=slm.dtype, device=slm.device)
+    if packed:
+        pack_linears(encoder)
+    return OmniEar(encoder, slm)

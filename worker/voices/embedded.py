@@ -1,30 +1,26 @@
-"""Voices: duration-tagged codes in, 24 kHz samples out, chunk by chunk.
+"""The voice of the embedded weights, chunk by chunk.
 
-    EmbeddedVoice   (code, duration) ─► frames at 12.5 Hz ─► chunk-causal flow decoder ─► 50 Hz mel ─► causal vocoder
-
-`worker.voices.official` has the other one, which sounds like any prompt recording.
+(code, duration) ─► frames at 12.5 Hz ─► chunk-causal flow decoder ─► 50 Hz mel ─► causal vocoder
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeVar
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from agent.wire import TokenSpan
+from models.checkpoints.voice_files import load_flow, load_vocoder
 from streaming.layers.module import join_rows, split_rows
 from streaming.speaking.chunk_plan import ChunkPlan
-from streaming.speaking.flow_decoder import FlowChunk, FlowDecoder
-from streaming.speaking.mel24k import HOP_SAMPLES, SAMPLE_RATE_HZ
-from streaming.speaking.unmerge import MAX_DURATION_FRAMES, UPSAMPLING
+from streaming.speaking.flow_decoder import FlowChunk, FlowDecoder, FlowDials
+from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES, UPSAMPLING
 from streaming.speaking.vocos import Vocos
 from worker.parts import Pcm
+from worker.voices.voice import Latency
 
-Latency = Literal["usual", "low"]
 CHUNKS: dict[Latency, ChunkPlan] = {
     "usual": ChunkPlan(lengths=(2, 4), look_ahead=(1, 2), together=(1, 4, 16)),
     "low": ChunkPlan(lengths=(1, 1, 2, 4), look_ahead=(0, 0, 1, 2), together=(1, 1, 1, 1, 4, 16)),
@@ -33,51 +29,6 @@ CHUNKS: dict[Latency, ChunkPlan] = {
 as the sound in hand grows."""
 CHUNKS_AMONG_OTHERS = 4
 """1.28 s, in a call that others have to wait for."""
-FRAME_SAMPLES = UPSAMPLING * HOP_SAMPLES
-"""Output samples of one 12.5 Hz frame."""
-OUTPUT_SAMPLE_RATE = SAMPLE_RATE_HZ
-
-
-class VoiceStream(Protocol):
-    """One answer's sound. samples: given out so far; flow_ms, vocoder_ms: time spent so far."""
-
-    samples: int
-    flow_ms: float
-    vocoder_ms: float
-
-    @property
-    def ready(self) -> bool:
-        """Whether `render` has something to make."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether everything was rendered."""
-
-    def push(self, code: int, duration_frames: int) -> None:
-        """The next code and how many 12.5 Hz frames it lasts, 1 to 8."""
-
-    def end(self) -> None:
-        """No more codes will come."""
-
-    @property
-    def next_samples(self) -> int:
-        """How many samples the next chunks have, about."""
-
-    def pace(self, *, hurried: bool, alone: bool) -> None:
-        """As `Speaker.pace`, as far as that does not change the sound."""
-
-
-Stream = TypeVar("Stream", bound=VoiceStream)
-
-
-class Voice(Protocol[Stream]):
-    """The networks of speaking; every answer gets a stream of its own."""
-
-    def begin(self) -> Stream: ...
-
-    def render(self, streams: Sequence[Stream]) -> list[Pcm]:
-        """Samples [n] float32 of the next chunks of each stream, all of them ready; n may be 0. What each would have
-        given alone, for less."""
 
 
 class EmbeddedVoice:
@@ -151,7 +102,7 @@ class EmbeddedVoiceStream:
 
     @property
     def next_samples(self) -> int:
-        return self.frames.next_frames * FRAME_SAMPLES
+        return self.frames.next_frames * OUTPUT_FRAME_SAMPLES
 
     def push(self, code: int, duration_frames: int) -> None:
         self.frames.push(code, duration_frames)
@@ -178,27 +129,7 @@ class EmbeddedVoiceStream:
         return sound[skipped:]
 
 
-class SpokenTokens:
-    """The answer's tokens in the order in which their sound ends."""
-
-    def __init__(self) -> None:
-        self.all: list[TokenSpan] = []
-        self.frames = 0
-        self._unheard: deque[tuple[int, TokenSpan]] = deque()
-
-    def add(self, code: int, duration_frames: int) -> TokenSpan | None:
-        """The token as it can be spoken: a duration over the decoder's longest is cut, one of 0 frames drops it."""
-        if duration_frames < 1:
-            return None
-        span = TokenSpan(code, min(duration_frames, MAX_DURATION_FRAMES))
-        self.all.append(span)
-        self.frames += span.duration_frames
-        self._unheard.append((self.frames * FRAME_SAMPLES, span))
-        return span
-
-    def heard(self, samples: int) -> tuple[TokenSpan, ...]:
-        """Tokens whose last sample is among the first `samples` of the answer and that were not given out yet."""
-        tokens = []
-        while self._unheard and self._unheard[0][0] <= samples:
-            tokens.append(self._unheard.popleft()[1])
-        return tuple(tokens)
+def load_embedded_voice(directory: Path, latency: Latency) -> EmbeddedVoice:
+    """Flow decoder and vocoder of a directory laid out like `models/embedded`. Raises `VoiceFileError`."""
+    flow = FlowDecoder(load_flow(directory / "flow.safetensors"), FlowDials(), CHUNKS[latency]).eval()
+    return EmbeddedVoice(flow, load_vocoder(directory / "vocoder.safetensors"))

@@ -6,6 +6,8 @@ windows (`streaming.speaking.vocoder_window`) -> samples at 24 kHz.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,15 +26,23 @@ from models.errors import CheckpointError
 from streaming.flexicodec.flexicodec import FlexiCodec
 from streaming.hearing.resample import sinc_resample
 from streaming.speaking.infill import Chunk, InfillDecoder, InfillDials, PromptVoice
-from streaming.speaking.mel24k import HOP_SAMPLES, Mel24k
 from streaming.speaking.mel24k import SAMPLE_RATE_HZ as OUTPUT_HZ
-from streaming.speaking.unmerge import UPSAMPLING
+from streaming.speaking.mel24k import Mel24k
+from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES, UPSAMPLING
 from streaming.speaking.vocoder_window import VocoderStream, WindowDials
 from streaming.speaking.vocos import Vocos
+from worker.audio_files import read_question
+from worker.voices.voice import Latency
 
 PROMPT_HZ = 16_000
 SHORTEST_PROMPT_S = 1.0
-FRAME_SAMPLES = UPSAMPLING * HOP_SAMPLES
+PROMPT_FILE = "prompt.wav"
+"""A recording of this name in the checkpoint's directory is its voice where the caller names none."""
+
+INFILL: dict[Latency, InfillDials] = {
+    "usual": InfillDials(),
+    "low": InfillDials(chunk_frames=(1, 2, 4, 8, 16), look_ahead_frames=1),
+}
 
 
 def make_prompt(codec: FlexiCodec, audio: Tensor) -> PromptVoice:
@@ -102,7 +112,7 @@ class OfficialVoiceStream:
 
     @property
     def next_samples(self) -> int:
-        return self.flow.next_frames * FRAME_SAMPLES
+        return self.flow.next_frames * OUTPUT_FRAME_SAMPLES
 
     def pace(self, *, hurried: bool, alone: bool) -> None:
         """Changes nothing: how a chunk sounds depends on its length."""
@@ -160,6 +170,39 @@ def load_official_voice(
     pack_linears(flow)
     pack_linears(vocoder)
     return OfficialVoice(InfillDecoder(flow, dials), vocoder, prompt)
+
+
+def load_recorded_voice(
+    directory: Path, companions: Companions, recording: Path | None, latency: Latency, *, device: torch.device
+) -> OfficialVoice:
+    """The voice of a checkpoint's `directory`: that of a recording, or else of the one that lies there.
+
+    bfloat16 on a GPU. Raises `CheckpointError` or `AudioFileError`.
+    """
+    audio = torch.from_numpy(read_question(_prompt_recording(directory, recording)))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    cache = _cache_file(companions, audio)
+    return load_official_voice(companions, audio, INFILL[latency], prompt_cache=cache, device=device, dtype=dtype)
+
+
+def _prompt_recording(directory: Path, prompt: Path | None) -> Path:
+    if prompt is not None:
+        return prompt
+    own = directory / PROMPT_FILE
+    if own.exists():
+        return own
+    raise CheckpointError(
+        f"{directory} speaks like a recording and has none: give one of 3 to 10 s with --voice (model.voice in the "
+        f"configuration), or put it there as {PROMPT_FILE}"
+    )
+
+
+def _cache_file(companions: Companions, audio: torch.Tensor) -> Path:
+    """Where the features of a prompt are kept: named after the recording and the codec that reads it."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    codec = companions.codec.codec.stat()
+    key = hashlib.sha256(audio.numpy().tobytes() + f"{codec.st_size} {codec.st_mtime_ns}".encode())
+    return root / "agogic" / "voices" / f"{key.hexdigest()[:24]}.safetensors"
 
 
 def _cached(path: Path | None, audio: Tensor) -> PromptVoice | None:

@@ -7,8 +7,6 @@ from typing import Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from streaming.layers.transformer import TransformerConfig
 from streaming.merging.grouping import group_frames
@@ -60,38 +58,6 @@ def causal() -> InterleavedMergingTransformer:
     merger = InterleavedMergingTransformer(TransformerConfig(input_dim=64, output_dim=64, mode="causal", **TINY)).eval()
     merger.load_state_dict(official("stage2").state_dict())
     return merger
-
-
-@settings(max_examples=10, deadline=None)
-@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=8), pieces=st.integers(1, 3), seed=st.integers(0, 99))
-def test_frame_by_frame_equals_the_whole(
-    causal: InterleavedMergingTransformer, lengths: list[int], pieces: int, seed: int
-) -> None:
-    frames = torch.randn(sum(lengths), 64, generator=torch.Generator().manual_seed(seed))
-    state = causal.initial_state(1)
-    merged = []
-    with torch.inference_mode():
-        for group in frames.split(lengths):
-            for piece in group.split(pieces):
-                state = causal.feed(piece[None], state)
-            embedding, state = causal.close(state)
-            merged.append(embedding[0])
-        whole = causal(frames, torch.tensor(lengths))
-    torch.testing.assert_close(torch.stack(merged), whole, rtol=1e-4, atol=1e-5)
-
-
-def test_rows_open_and_close_groups_on_their_own(causal: InterleavedMergingTransformer) -> None:
-    frames = torch.randn(2, 4, 64)
-    state = causal.initial_state(2)
-    with torch.inference_mode():
-        state = causal.feed(frames[:, :2], state)
-        first, state = causal.close(state, torch.tensor([True, False]))
-        state = causal.feed(frames[:, 2:], state)
-        last, _ = causal.close(state)
-        torch.testing.assert_close(first[0], causal(frames[0, :2], torch.tensor([2]))[0], rtol=1e-4, atol=1e-5)
-        whole = causal(frames[0], torch.tensor([2, 2]))
-        torch.testing.assert_close(last[0], whole[1], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(last[1], causal(frames[1], torch.tensor([4]))[0], rtol=1e-4, atol=1e-5)
 
 
 def test_version_one_sees_only_the_means() -> None:

@@ -17,7 +17,7 @@ from benchmarks.streams import seams
 from streaming.speaking.flow import Memory, Voicebox
 from streaming.speaking.flow_decoder import SpeechCodeError
 from streaming.speaking.infill import NOISE_FRAMES, InfillDecoder, InfillDials, InfillStream, PromptVoice, _Given
-from streaming.speaking.vocoder_window import VocoderStream, WindowDials, exact_window
+from streaming.speaking.vocoder_window import EDGE_FRAMES, VocoderStream, WindowDials
 from streaming.speaking.vocos import Vocos, VocosConfig
 from tests.support.golden import assert_close, golden_tensors, weights
 
@@ -153,7 +153,7 @@ class PassByPass(InfillDecoder):
             return super()._pass(x, gains, given, memory)
         assert memory is not None and given.mask is not None
         self.together += 1
-        first = _Given(given.condition[:1], (given.turns[0][:1], given.turns[1][:1]), given.mask[:1])
+        first = _Given(given.condition[:1], (given.rotation[0][:1], given.rotation[1][:1]), given.mask[:1])
         velocity = super()._pass(x[:1], gains, first, (memory[0][:1], memory[1][:1]))
         return torch.cat((velocity, super()._pass(x[1:], gains, self.bare, None)))
 
@@ -239,7 +239,8 @@ MEL = VOCOS["in.mel"][0].T  # 93 frames
 @settings(max_examples=10, deadline=None)
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=8))
 def test_with_all_it_sees_the_windowed_vocoder_is_exact(vocoder: Vocos, sizes: list[int]) -> None:
-    stream = VocoderStream(vocoder, exact_window(vocoder))
+    reach = 3 * (vocoder.config.num_layers + 1) + EDGE_FRAMES  # three frames a convolution, and the transform's edge
+    stream = VocoderStream(vocoder, WindowDials(reach, reach + 2, fade_frames=2))
     cuts = torch.tensor(sizes).cumsum(0).clamp_max(len(MEL))
     parts = [stream.push(piece) for piece in torch.tensor_split(MEL, cuts)]
     parts.append(stream.flush())

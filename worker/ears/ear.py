@@ -1,0 +1,54 @@
+"""What an ear is: samples in, merged embeddings out. `block` has the embedded one, `omni` the official one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from models.networks.config import ENCODER_RATE_HZ
+from worker.parts import Pcm
+
+
+class Hearing(Protocol):
+    """One utterance so far: samples taken in, encoder frames, groups, and its words where it `transcribes`."""
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def groups(self) -> int: ...
+
+    @property
+    def transcribes(self) -> bool: ...
+
+    @property
+    def transcript(self) -> str: ...
+
+    def hear(self, pcm: Pcm) -> Tensor:
+        """Takes samples [n]; the embeddings [groups, H] that became final. Takes back what was prepared."""
+
+    def prepare(self) -> Tensor:
+        """The embeddings that `finish` would give if nothing more were heard; if so, it costs nothing any more."""
+
+    def finish(self) -> Tensor:
+        """The embeddings that were still open, once the utterance is over."""
+
+
+class Ear(Protocol):
+    """The networks of hearing; every utterance gets a `Hearing` of its own."""
+
+    def begin(self, target_hz: float, previous: Hearing | None = None) -> Hearing:
+        """previous: the utterance before in the same conversation, whose rate accounts are carried on."""
+
+    def hear(self, hearings: Sequence[Hearing], pieces: Sequence[Pcm]) -> list[Tensor]:
+        """What `hear` of each gives."""
+
+
+def realised_hz(hearing: Hearing) -> float:
+    """Groups per second of encoded audio, 0 before the first frame."""
+    return ENCODER_RATE_HZ * hearing.groups / hearing.frames if hearing.frames else 0.0
