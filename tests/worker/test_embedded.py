@@ -17,7 +17,7 @@ from training.world import Order, parse_order
 from worker.audio_files import read_question
 from worker.loading import load_model
 from worker.parts import Conversation, Finished, Pcm, Question
-from worker.pipeline import Pipeline, Utterance
+from worker.pipeline import Pipeline, PipelineListener
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice
 from worker.voices.embedded import EmbeddedVoice
 
@@ -38,7 +38,7 @@ def clip(name: str) -> Pcm:
     return read_question(SPEECH / f"{name}.opus")
 
 
-def listened(model: Pipeline, pcm: Pcm) -> Utterance:
+def listened(model: Pipeline, pcm: Pcm) -> PipelineListener:
     utterance = model.listen(Conversation("", ()), 12.5, 12.5)
     for at in range(0, len(pcm), 5120):
         utterance.feed(pcm[at : at + 5120])
@@ -46,7 +46,7 @@ def listened(model: Pipeline, pcm: Pcm) -> Utterance:
     return utterance
 
 
-def answer(model: Pipeline, utterance: Utterance) -> str:
+def answer(model: Pipeline, utterance: PipelineListener) -> str:
     """The written answer to an utterance, prefilled anew from its embeddings."""
     utterance.prefill.lose_slot()
     question = Question(
@@ -145,7 +145,7 @@ def test_stream_of_sound_is_the_one_shot_decode(model: Pipeline) -> None:
     np.testing.assert_allclose(turn.pcm, whole[: len(turn.pcm)], atol=1e-3)
 
 
-def understood(model: Pipeline) -> Iterator[tuple[str, Utterance]]:
+def understood(model: Pipeline) -> Iterator[tuple[str, PipelineListener]]:
     """Utterances whose order is restated rightly, so that losing it can be seen."""
     for name, order in LABELS.items():
         utterance = listened(model, clip(name))
