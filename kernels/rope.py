@@ -7,6 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+Rotation = tuple[Tensor, Tensor]
+"""What `apply_half` multiplies by: of a frame, and of its halves exchanged, [batch or 1, 1, frames, head_dim]."""
+
 
 def rope_angles(positions: Tensor, head_dim: int, base: float) -> Tensor:
     """Angles `positions * base^(-2j / head_dim)`, float32, [..., head_dim / 2] for integer `positions` [...]."""
@@ -50,14 +53,14 @@ def rotate_half(x: Tensor, angles: Tensor) -> Tensor:
     return apply_half(x, half_rotation(angles, x.dtype))
 
 
-def half_rotation(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def half_rotation(angles: Tensor, dtype: torch.dtype) -> Rotation:
     """Factors [batch or 1, 1, frames, head_dim] of a frame and of its halves exchanged, for `apply_half`: made once,
     used by every layer."""
     cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
     return torch.cat((cosine, cosine), dim=-1).unsqueeze(1), torch.cat((-sine, sine), dim=-1).unsqueeze(1)
 
 
-def apply_half(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def apply_half(x: Tensor, rotation: Rotation) -> Tensor:
     """`rotate_half` of x [..., batch, heads, frames, head_dim] by what `half_rotation` made of the angles."""
     straight, crossed = rotation
     return x * straight + x.roll(x.shape[-1] // 2, -1) * crossed

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kernels.attention import attend, attention_probabilities
 from kernels.kv_cache import Append, KVCache
-from kernels.rope import apply_half, half_rotation, rope_angles
+from kernels.rope import Rotation, apply_half, half_rotation, rope_angles
 from streaming.layers.embedding import embedding
 from streaming.layers.gated_mlp import GatedMLP
 
@@ -32,10 +32,6 @@ class DecoderConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
-
-
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of a step's positions, made once for all layers."""
 
 
 @dataclass(frozen=True)

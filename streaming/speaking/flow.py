@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.attention import attend
-from kernels.rope import rope_angles
+from kernels.rope import Rotation, apply_half, half_rotation, rope_angles
 from streaming.layers.embedding import embedding
 from streaming.layers.gated_mlp import GatedMLP
 from streaming.speaking.chunk_plan import ChunkPlan
@@ -23,8 +23,6 @@ from streaming.speaking.mel24k import MEL_BINS
 from streaming.speaking.unmerge import UPSAMPLING, Frames, Unmerge, UnmergeConfig, repeat_codes
 
 ROPE_BASE = 10_000.0
-Rotation = tuple[Tensor, Tensor]
-"""Cosine of every dimension, and sine with the sign it has there, [batch or 1, 1, frames, head_dim]."""
 Memory = tuple[Tensor, Tensor]
 """Rotated keys, and values, of past frames, with room for those of this call behind them."""
 CHUNKS_TOGETHER = (1, 1, 2, 4)
@@ -77,18 +75,13 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, memory: Memory | None) -> Tensor:
         """x [batch, frames, hidden]; `memory` [batch, heads, past + frames, head_dim], whose end this call fills."""
-        query = _rotated(self.heads(self.q_proj(x)), rotation)
-        key, value = _rotated(self.heads(self.k_proj(x)), rotation), self.heads(self.v_proj(x))
+        query = apply_half(self.heads(self.q_proj(x)), rotation)
+        key, value = apply_half(self.heads(self.k_proj(x)), rotation), self.heads(self.v_proj(x))
         if memory is not None:
             memory[0][:, :, -x.shape[1] :] = key
             memory[1][:, :, -x.shape[1] :] = value
             key, value = memory
         return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
-    """x [batch, heads, frames, head_dim] with its pairs (j, j + head_dim / 2) rotated."""
-    return torch.addcmul(x * rotation[0], x.roll(x.shape[-1] // 2, -1), rotation[1])
 
 
 class _Layer(nn.Module):
@@ -147,8 +140,7 @@ class VelocityNetwork(nn.Module):
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """Rotations of 50 Hz frames at int64 positions [batch or 1, frames]."""
         angles = rope_angles(positions, self.config.hidden // self.config.num_heads, ROPE_BASE)
-        cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
-        return torch.cat((cosine, cosine), -1).unsqueeze(1), torch.cat((-sine, sine), -1).unsqueeze(1)
+        return half_rotation(angles, dtype)
 
     def with_cache(
         self,

@@ -24,7 +24,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from streaming.speaking.flow import Memory, Rotation, Voicebox
+from kernels.rope import Rotation
+from streaming.speaking.flow import Memory, Voicebox
 from streaming.speaking.flow_decoder import check_code
 from streaming.speaking.mel24k import MEL_BINS
 from streaming.speaking.unmerge import UPSAMPLING
