@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import shlex
 import signal
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from msgspec.structs import replace
 
+from agent import log
 from agent.config import ConfigError, ServerConfig, check_exposure, load_config
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ def serve(
     worker_command: Annotated[str | None, typer.Option(hidden=True, help="starts a worker; --socket is added")] = None,
 ) -> None:
     """Serve the page, the Realtime API and the model."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
     started_s = time.monotonic()
     try:
         loaded = _overridden(load_config(config), host, port, model, voice, workers, threads)
@@ -60,6 +59,7 @@ def serve(
     except (ConfigError, CannotListen) as error:
         typer.echo(f"agogic serve: {error}", err=True)
         raise typer.Exit(2) from error
+    log.configure(log_level.upper(), loaded.http.api_keys)
     from agent.server.workers import worker_command as command_of
 
     command = shlex.split(worker_command) if worker_command is not None else command_of(loaded.model, log_level)
