@@ -46,6 +46,7 @@ class Resampler:
     def __init__(self, from_hz: int, to_hz: int) -> None:
         self.from_hz = from_hz
         self.to_hz = to_hz
+        self._pushed = False
         self._stream = (
             None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="MQ")
         )
@@ -53,15 +54,24 @@ class Resampler:
     def push(self, samples: Samples) -> Samples:
         if self._stream is None:
             return samples
+        self._pushed = True
         return _rounded(self._stream.resample_chunk(samples.astype(np.float32)))
 
     def flush(self) -> Samples:
         """The tail that the filter still holds; afterwards the resampler starts a new stream."""
-        if self._stream is None:
+        if self._stream is None or not self._pushed:
             return np.zeros(0, np.int16)
+        self._pushed = False
         tail = _rounded(self._stream.resample_chunk(np.zeros(0, np.float32), last=True))
         self._stream.clear()
         return tail
+
+
+def resampled(samples: Samples, from_hz: int, to_hz: int) -> Samples:
+    """All of a sound at once. Works in pieces of a second, so that other threads get their turn in between."""
+    resampler = Resampler(from_hz, to_hz)
+    pieces = [resampler.push(samples[first : first + from_hz]) for first in range(0, samples.size, from_hz)]
+    return np.concatenate([*pieces, resampler.flush()])
 
 
 def _rounded(values: npt.NDArray[np.float32]) -> Samples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 
 
@@ -16,6 +17,11 @@ class Ids:
         """`kind` is the prefix the protocol uses: event, item, resp, conv, sess, call, rtc."""
         self._count += 1
         return f"{kind}_{self._stem}{self._count:06x}"
+
+    def is_to_come(self, identifier: str) -> bool:
+        """Whether `new` would make it one day."""
+        found = re.fullmatch(rf"[a-z]+_{re.escape(self._stem)}([0-9a-f]{{6,16}})", identifier)
+        return found is not None and int(found[1], 16) > self._count
 
 
 def secret(prefix: str) -> str:

@@ -1,7 +1,12 @@
-"""Reading what a client asks for: the parameters of a response, and the sound inside an item."""
+"""Reading what a client asks for: the parameters of a response, and the sound inside an item.
+
+`read_message` does what costs time and needs nothing of the session, so a shell may let another thread do it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,27 +18,80 @@ from agent.dialogue.conversation import KEPT_AUDIO_SAMPLES, Conversation, Item, 
 from agent.dialogue.rates import RatePolicy, RateSetting
 from agent.dialogue.response import ResponsePlan
 from agent.ids import Ids
-from agent.protocol.client_events import ResponseParams, ResponseRates
+from agent.protocol.client_events import (
+    ClientEvent,
+    ItemCreate,
+    ResponseCreate,
+    ResponseParams,
+    ResponseRates,
+    decode_client_event,
+)
 from agent.protocol.errors import ProtocolError
 from agent.protocol.formats import AudioFormat, format_name
-from agent.protocol.items import ItemReference, MessageItem, parse_input
+from agent.protocol.items import ClientItem, ItemReference, MessageItem, parse_input, parse_item
 from agent.protocol.session_object import SessionSettings
 from agent.turn.silero import SAMPLE_RATE_HZ
 
 
+@dataclass(frozen=True)
+class ReadItem:
+    """An item as the client sent it, with its sound at 16 kHz."""
+
+    parsed: ClientItem
+    pcm: audio.Samples | None
+
+
+@dataclass(frozen=True)
+class ReadMessage:
+    """`items` are those that the event brings along: the one to be created, or the input of a response."""
+
+    event: ClientEvent
+    items: tuple[ReadItem | ItemReference, ...] = ()
+
+
+def read_message(data: str | bytes, format: AudioFormat) -> ReadMessage:
+    """Raises `ProtocolError` with the client's `event_id` where one can be read. `format` is that of the input."""
+    event = decode_client_event(data)
+    try:
+        if isinstance(event, ItemCreate):
+            return ReadMessage(event, (_read_item(parse_item(event.item), format, "item"),))
+        if isinstance(event, ResponseCreate) and event.response is not None and event.response.input is not None:
+            return ReadMessage(event, tuple(_read_input(event.response.input, format)))
+    except ProtocolError as error:
+        error.event_id = event.event_id
+        raise
+    return ReadMessage(event)
+
+
+def _read_input(raws: list[dict[str, object]], format: AudioFormat) -> Iterator[ReadItem | ItemReference]:
+    for index, raw in enumerate(raws):
+        param = f"response.input[{index}]"
+        parsed = parse_input(raw, param=param)
+        yield parsed if isinstance(parsed, ItemReference) else _read_item(parsed, format, param)
+
+
+def _read_item(parsed: ClientItem, format: AudioFormat, param: str) -> ReadItem:
+    return ReadItem(parsed, pcm_of_item(parsed, format, param=param) if isinstance(parsed, MessageItem) else None)
+
+
 def plan_response(
-    params: ResponseParams, settings: SessionSettings, conversation: Conversation, policy: RatePolicy, ids: Ids
+    params: ResponseParams,
+    input: tuple[ReadItem | ItemReference, ...],
+    settings: SessionSettings,
+    conversation: Conversation,
+    policy: RatePolicy,
+    ids: Ids,
 ) -> ResponsePlan:
-    """What the client asked for over what the session says. Raises `ProtocolError` with `param` under `response`."""
+    """What the client asked for over what the session says; `input` is `params.input` as it was read.
+
+    Raises `ProtocolError` with `param` under `response`.
+    """
     in_conversation = params.conversation != "none"
     rates = params.x_agogic if params.x_agogic is not None else ResponseRates()
     wishes = settings.x_agogic
     items = None
     if params.input is not None:
-        items = [
-            _input_item(raw, f"response.input[{index}]", settings, conversation, ids)
-            for index, raw in enumerate(params.input)
-        ]
+        items = [_input_item(read, f"response.input[{index}]", conversation, ids) for index, read in enumerate(input)]
     output = settings.audio.output
     return ResponsePlan(
         in_conversation=in_conversation,
@@ -76,22 +134,17 @@ def pcm_of_item(item: MessageItem, format: AudioFormat, *, param: str) -> audio.
                 "sound; send it in several items.",
                 param=f"{param}.content",
             )
-        resampler = audio.Resampler(audio.RATE_HZ[encoding], SAMPLE_RATE_HZ)
-        pieces += [resampler.push(samples), resampler.flush()]
+        pieces.append(audio.resampled(samples, audio.RATE_HZ[encoding], SAMPLE_RATE_HZ))
     return np.concatenate(pieces) if pieces else None
 
 
-def _input_item(
-    raw: dict[str, object], param: str, settings: SessionSettings, conversation: Conversation, ids: Ids
-) -> Item:
-    parsed = parse_input(raw, param=param)
-    if isinstance(parsed, ItemReference):
-        found = conversation.find(parsed.id)
+def _input_item(read: ReadItem | ItemReference, param: str, conversation: Conversation, ids: Ids) -> Item:
+    if isinstance(read, ItemReference):
+        found = conversation.find(read.id)
         if found is None:
-            raise ProtocolError("invalid_value", f"No such item: {parsed.id}", param=f"{param}.id")
+            raise ProtocolError("invalid_value", f"No such item: {read.id[:100]}", param=f"{param}.id")
         return found
-    pcm = pcm_of_item(parsed, settings.audio.input.format, param=param) if isinstance(parsed, MessageItem) else None
-    return item_from_client(parsed, ids.new("item"), pcm)
+    return item_from_client(read.parsed, ids.new("item"), read.pcm)
 
 
 def _modality(modalities: list[Literal["text", "audio"]]) -> Literal["text", "audio"]:

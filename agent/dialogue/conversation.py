@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
+import msgspec
 
 from agent import audio
 from agent.protocol.errors import ProtocolError
@@ -23,7 +23,8 @@ MAX_CONTEXT_CHARACTERS = 400_000
 KEPT_AUDIO_SAMPLES = 120 * SAMPLE_RATE_HZ
 
 
-@dataclass
+# Compared by identity: two items are never the same one.
+@dataclass(eq=False)
 class SystemMessage:
     id: str
     texts: list[str]
@@ -36,7 +37,7 @@ class SystemMessage:
         return ContextItem("system", "\n".join(self.texts))
 
 
-@dataclass
+@dataclass(eq=False)
 class UserMessage:
     """Typed or spoken. `pcm` is the sound at 16 kHz, `utterance` its number in the worker.
 
@@ -57,13 +58,10 @@ class UserMessage:
     def as_dict(self) -> JsonObject:
         return _message(self.id, "user", self.status, self._content())
 
-    def with_audio(self) -> JsonObject:
-        """For `conversation.item.retrieved`: sound as 24 kHz s16, where it is still kept."""
+    def with_audio(self, sound: msgspec.Raw) -> JsonObject:
+        """For `conversation.item.retrieved`; `sound` is the JSON of what `pcm` sounds like."""
         parts = self._content()
-        if self.spoken and self.pcm is not None:
-            resampler = audio.Resampler(SAMPLE_RATE_HZ, audio.RATE_HZ["pcm16"])
-            sound = np.concatenate([resampler.push(self.pcm), resampler.flush()])
-            parts[-1]["audio"] = audio.encode(sound, "pcm16")
+        parts[-1]["audio"] = sound
         return _message(self.id, "user", self.status, parts)
 
     def context(self) -> ContextItem:
@@ -77,7 +75,7 @@ class UserMessage:
         return parts
 
 
-@dataclass
+@dataclass(eq=False)
 class AssistantMessage:
     """What the agent said. `words` carry their times; `heard_samples` is where the listener stopped it, if he did.
 
@@ -131,7 +129,7 @@ class AssistantMessage:
         return end_ms
 
 
-@dataclass
+@dataclass(eq=False)
 class FunctionCall:
     id: str
     call_id: str
@@ -143,7 +141,7 @@ class FunctionCall:
         return head | {"name": self.name, "call_id": self.call_id, "arguments": self.arguments}
 
 
-@dataclass
+@dataclass(eq=False)
 class FunctionCallOutput:
     id: str
     call_id: str
@@ -207,14 +205,16 @@ class Conversation:
     def __init__(self, identity: str) -> None:
         self.id = identity
         self.items: list[Item] = []
+        self._by_id: dict[str, Item] = {}
 
     def find(self, item_id: str) -> Item | None:
         """The item, or the one that it became part of."""
-        return next((item for item in reversed(self.items) if item_id in _ids(item)), None)
+        return self._by_id.get(item_id)
 
     def previous_id(self, item: Item) -> str | None:
         """Id of the item before, None for the first."""
-        index = self.items.index(item)
+        # Most questions are about the newest one.
+        index = len(self.items) - 1 if item is self.items[-1] else self.items.index(item)
         return self.items[index - 1].id if index else None
 
     def add(self, item: Item, previous_item_id: str | None = None) -> str | None:
@@ -228,14 +228,18 @@ class Conversation:
         if previous_item_id not in (None, "root"):
             before = self.find(previous_item_id)
             if before is None:
-                raise ProtocolError("invalid_value", f"No such item: {previous_item_id}", param="previous_item_id")
+                raise ProtocolError(
+                    "invalid_value", f"No such item: {str(previous_item_id)[:100]}", param="previous_item_id"
+                )
         if len(self.items) >= MAX_ITEMS:
-            del self.items[1 if before is self.items[0] else 0]
+            self.remove(self.items[1 if before is self.items[0] else 0])
         if previous_item_id is None:
             self.items.append(item)
         else:
             self.items.insert(0 if before is None else self.items.index(before) + 1, item)
-        self._forget_old_audio()
+        self._by_id |= dict.fromkeys(_ids(item), item)
+        if isinstance(item, UserMessage) and item.pcm is not None:
+            self._forget_old_audio()
         return self.previous_id(item)
 
     def after(self, item: Item) -> list[Item]:
@@ -243,6 +247,10 @@ class Conversation:
 
     def remove(self, item: Item) -> None:
         self.items.remove(item)
+        for identity in _ids(item):
+            # An id that this item stood for may have been given to another since.
+            if self._by_id.get(identity) is item:
+                del self._by_id[identity]
 
     def _forget_old_audio(self) -> None:
         kept = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.ids import Ids
@@ -19,6 +20,13 @@ class SendEvent:
 
 
 @dataclass(frozen=True)
+class SendLarge:
+    """JSON for the client that takes long to make. `make` may run in any thread; what follows waits for it."""
+
+    make: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
 class ToWorker:
     message: Message
 
@@ -31,7 +39,7 @@ class Close:
     reason: str
 
 
-Effect = SendEvent | ToWorker | Close
+Effect = SendEvent | SendLarge | ToWorker | Close
 
 
 class Outbox:
@@ -43,6 +51,10 @@ class Outbox:
 
     def send(self, event: ServerEvent, *, private: bool = False) -> None:
         self._effects.append(SendEvent(server_events.encode(event, self.ids.new("event")), private))
+
+    def send_large(self, make: Callable[[], ServerEvent]) -> None:
+        event_id = self.ids.new("event")
+        self._effects.append(SendLarge(lambda: server_events.encode(make(), event_id)))
 
     def worker(self, message: Message) -> None:
         self._effects.append(ToWorker(message))

@@ -21,9 +21,10 @@ from agent.clock import Clock
 from agent.config import ServerConfig
 from agent.dialogue.briefing import Briefing
 from agent.dialogue.captions import Captions
-from agent.dialogue.client_requests import pcm_of_item, plan_response
+from agent.dialogue.client_requests import ReadItem, ReadMessage, plan_response, read_message
 from agent.dialogue.conversation import AssistantMessage, Conversation, Item, UserMessage, item_from_client
 from agent.dialogue.effects import Effect, Outbox
+from agent.dialogue.item_sound import SoundShown
 from agent.dialogue.listening import Listening
 from agent.dialogue.response import Response, ResponsePlan
 from agent.dialogue.speaking import Speaking, WorkerSlot
@@ -33,7 +34,7 @@ from agent.protocol import client_events as client
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.protocol.formats import format_name
-from agent.protocol.items import MessageItem, parse_item
+from agent.protocol.items import ItemReference
 from agent.protocol.session_object import SessionSettings, render, updated
 from agent.turn.silero import VoiceActivity
 from agent.wire import (
@@ -79,6 +80,7 @@ class Session:
         self._outbox = Outbox(ids)
         self._conversation = Conversation(ids.new("conv"))
         self._captions = Captions()
+        self._shown = SoundShown()
         self._listening = Listening(
             self._outbox,
             ids,
@@ -131,15 +133,28 @@ class Session:
 
     def client_message(self, data: str | bytes) -> list[Effect]:
         """One client event. Whatever is wrong with it becomes exactly one `error` event."""
-        event_id = None
+        return self.take(self.read(data))
+
+    def read(self, data: str | bytes) -> ReadMessage | ProtocolError:
+        """The part of `client_message` that takes long for long messages; any thread may do it. `take` comes next."""
         try:
-            event = client.decode_client_event(data)
-            event_id = event.event_id
-            if not isinstance(event, client.InputAudioAppend):
-                self._active_s = self._clock.now_s()
-            self._answer(event)
+            return read_message(data, self.settings.audio.input.format)
         except ProtocolError as error:
-            error.event_id = error.event_id or event_id
+            return error
+
+    def take(self, message: ReadMessage | ProtocolError) -> list[Effect]:
+        """The rest of `client_message`."""
+        try:
+            if isinstance(message, ProtocolError):
+                raise message
+            if not isinstance(message.event, client.ItemRetrieve):
+                self._shown.forget()
+            if not isinstance(message.event, client.InputAudioAppend):
+                self._active_s = self._clock.now_s()
+            self._answer(message.event, message.items)
+        except ProtocolError as error:
+            if error.event_id is None and isinstance(message, ReadMessage):
+                error.event_id = message.event.event_id
             self._outbox.send(events.Error(error=error.as_dict()), private=True)
         return self._outbox.take()
 
@@ -219,7 +234,7 @@ class Session:
 
     # --- client events ---
 
-    def _answer(self, event: client.ClientEvent) -> None:
+    def _answer(self, event: client.ClientEvent, items: tuple[ReadItem | ItemReference, ...]) -> None:
         match event:
             case client.InputAudioAppend():
                 self._append(event)
@@ -233,7 +248,7 @@ class Session:
             case client.OutputAudioClear():
                 self._clear_output()
             case client.ItemCreate():
-                self._create_item(event)
+                self._create_item(event, items)
             case client.ItemRetrieve():
                 self._retrieve(event)
             case client.ItemTruncate():
@@ -241,7 +256,7 @@ class Session:
             case client.ItemDelete():
                 self._delete(event)
             case client.ResponseCreate():
-                self._speaking.request(self._plan(event.response or client.ResponseParams()))
+                self._speaking.request(self._plan(event.response or client.ResponseParams(), items))
             case client.ResponseCancel():
                 if not self._speaking.cancel("client_cancelled", event.response_id):
                     raise ProtocolError("response_cancel_not_active", "Cancellation failed: no active response found")
@@ -276,11 +291,16 @@ class Session:
         if not self._speaking.cancel("client_cancelled"):
             self._outbox.send(events.OutputCleared(response_id=self._speaking.last_response_id))
 
-    def _create_item(self, event: client.ItemCreate) -> None:
-        parsed = parse_item(event.item)
-        format = self.settings.audio.input.format
-        pcm = pcm_of_item(parsed, format, param="item") if isinstance(parsed, MessageItem) else None
-        item = item_from_client(parsed, self._ids.new("item"), pcm)
+    def _create_item(self, event: client.ItemCreate, items: tuple[ReadItem | ItemReference, ...]) -> None:
+        (read,) = items
+        assert isinstance(read, ReadItem)
+        if read.parsed.id is not None and self._is_ours(read.parsed.id):
+            raise ProtocolError(
+                "invalid_value",
+                f"The id {read.parsed.id} is given by the server; choose another, or leave it out.",
+                param="item.id",
+            )
+        item = item_from_client(read.parsed, self._ids.new("item"), read.pcm)
         previous = self._conversation.add(item, event.previous_item_id)
         self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous))
         self._outbox.send(events.ItemDone(item=item.as_dict(), previous_item_id=previous))
@@ -288,8 +308,9 @@ class Session:
     def _retrieve(self, event: client.ItemRetrieve) -> None:
         item = self._find(event.item_id, "retrieve")
         # Over WebRTC messages must stay small, so the sound is left out there.
-        if isinstance(item, UserMessage) and self._transport == "websocket":
-            self._outbox.send(events.ItemRetrieved(item=item.with_audio()))
+        if isinstance(item, UserMessage) and item.spoken and item.pcm is not None and self._transport == "websocket":
+            pcm, shown = item.pcm, self._shown
+            self._outbox.send_large(lambda: events.ItemRetrieved(item=item.with_audio(shown.of(pcm))))
         else:
             self._outbox.send(events.ItemRetrieved(item=item.as_dict()))
 
@@ -336,8 +357,14 @@ class Session:
 
     # --- small things ---
 
-    def _plan(self, params: client.ResponseParams) -> ResponsePlan:
-        return plan_response(params, self.settings, self._conversation, self._briefing.policy, self._ids)
+    def _is_ours(self, item_id: str) -> bool:
+        """An id that the server has not given yet, or to an item that the conversation does not hold yet."""
+        utterance, answer = self._listening.open, self._speaking.active
+        announced = (utterance and utterance.item_id, answer and answer.item.id)
+        return item_id in announced or self._ids.is_to_come(item_id)
+
+    def _plan(self, params: client.ResponseParams, items: tuple[ReadItem | ItemReference, ...] = ()) -> ResponsePlan:
+        return plan_response(params, items, self.settings, self._conversation, self._briefing.policy, self._ids)
 
     def _idle_at_s(self) -> float | None:
         """When the session ends if nothing happens; None while an answer is being given."""
@@ -354,7 +381,7 @@ class Session:
     def _find(self, item_id: str, verb: str) -> Item:
         item = self._conversation.find(item_id)
         if item is None:
-            raise ProtocolError(f"item_{verb}_invalid_item_id", f"No such item: {item_id}", param="item_id")
+            raise ProtocolError(f"item_{verb}_invalid_item_id", f"No such item: {item_id[:100]}", param="item_id")
         return item
 
     def _stop_if_active(self, item: Item) -> None:

@@ -9,8 +9,10 @@ from msgspec import UNSET, Meta, UnsetType
 
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.protocol.formats import AudioFormat
+from agent.protocol.limits import check_depth, check_size
 
 MAX_APPEND_BYTES = 15 * 1024 * 1024
+MAX_INPUT_ITEMS = 2000
 JsonObject = dict[str, object]
 EventId = Annotated[str, Meta(max_length=512)]
 ItemId = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -86,7 +88,7 @@ class ResponseParams(msgspec.Struct, frozen=True):
     """What `response.create` may change for one response; absent or null fields fall back to the session's."""
 
     conversation: Literal["auto", "none"] | None = None
-    input: list[JsonObject] | None = None
+    input: Annotated[list[JsonObject], Meta(max_length=MAX_INPUT_ITEMS)] | None = None
     instructions: Text | None = None
     output_modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] | None = None
     audio: ResponseAudio | None = None
@@ -135,6 +137,8 @@ _envelope = msgspec.json.Decoder(_Envelope)
 
 def decode_client_event(data: str | bytes) -> ClientEvent:
     """Raises `ProtocolError` (with the client's `event_id` where one could be read) for whatever is no valid event."""
+    data = data.encode(errors="replace") if isinstance(data, str) else data
+    check_size(data)
     try:
         envelope = _envelope.decode(data)
     except msgspec.ValidationError as error:
@@ -157,12 +161,17 @@ def decode_client_event(data: str | bytes) -> ClientEvent:
         )
     try:
         event = decoder.decode(data)
+        if not isinstance(event, InputAudioAppend):
+            check_depth(data, event)
     except msgspec.ValidationError as error:
         raise from_validation(error, event_id=envelope.event_id) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(
             "invalid_event", f"The message is not valid JSON: {error}.", event_id=envelope.event_id
         ) from error
+    except ProtocolError as error:
+        error.event_id = envelope.event_id
+        raise
     if isinstance(event, InputAudioAppend) and len(event.audio) > MAX_APPEND_BYTES:
         raise ProtocolError(
             "invalid_value",
@@ -173,7 +182,7 @@ def decode_client_event(data: str | bytes) -> ClientEvent:
     return event
 
 
-def _event_id(data: str | bytes) -> str | None:
+def _event_id(data: bytes) -> str | None:
     """Of an event that is otherwise wrong; None where that is what is wrong."""
     try:
         return _mark.decode(data).event_id

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from agent.protocol.client_events import ItemId, Text
 from agent.protocol.errors import ProtocolError, from_validation
 
 JsonObject = dict[str, object]
 T = TypeVar("T")
+MAX_PARTS = 100
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -24,7 +26,7 @@ class Part(msgspec.Struct, frozen=True):
 
 class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
     role: Literal["system", "user", "assistant"]
-    content: list[Part]
+    content: Annotated[list[Part], Meta(max_length=MAX_PARTS)]
     id: ItemId | None = None
 
 
@@ -86,7 +88,7 @@ def _convert_item(raw: JsonObject, param: str) -> ClientItem:
         return _convert(raw, FunctionCallOutputItem, param)
     raise ProtocolError(
         "missing_required_parameter" if kind is None else "invalid_value",
-        f"'{param}.type' must be 'message', 'function_call' or 'function_call_output', not {kind!r}.",
+        f"'{param}.type' must be 'message', 'function_call' or 'function_call_output', not {repr(kind)[:100]}.",
         param=f"{param}.type",
     )
 

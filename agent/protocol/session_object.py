@@ -19,6 +19,7 @@ from agent.protocol.formats import AudioFormat, PcmFormat
 
 JsonObject = dict[str, object]
 TRANSCRIPTION_MODEL = "agogic-ctc"
+MAX_TOOLS = 128
 OPT_IN_EVENTS = ("input_transcript",)
 
 # Silence that each eagerness of semantic_vad waits for. The published upper waits are 2, 4 and 8 s; with silence as the
@@ -96,7 +97,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
     )
     instructions: Text = ""
     audio: SessionAudio = SessionAudio()
-    tools: list[FunctionTool | McpTool] = msgspec.field(default_factory=list)
+    tools: Annotated[list[FunctionTool | McpTool], Meta(max_length=MAX_TOOLS)] = msgspec.field(default_factory=list)
     tool_choice: str | JsonObject = "auto"
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] | Literal["inf"] = "inf"
     truncation: str | JsonObject = "auto"
@@ -147,7 +148,9 @@ def updated(current: SessionSettings, update: JsonObject, voice: str) -> Session
     kind = update.get("type", "realtime")
     if kind != "realtime":
         raise ProtocolError(
-            "invalid_value", f"Session type {kind!r} is not served here; use 'realtime'.", param="session.type"
+            "invalid_value",
+            f"Session type {repr(kind)[:100]} is not served here; use 'realtime'.",
+            param="session.type",
         )
     merged = _merge(msgspec.to_builtins(current), update, "")
     try:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 import numpy as np
 
 from agent.clock import Clock
-from agent.dialogue.effects import Close, Effect, SendEvent
+from agent.dialogue.effects import Close, Effect, SendEvent, SendLarge, ToWorker
 from agent.dialogue.session import Session
 from agent.dialogue.speaking import WorkerSlot
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
+from agent.server.fairness import LoopShare
 from agent.server.link import Lease, LinkError
 from agent.server.metrics import Metrics
 from agent.server.workers import WorkerPool
@@ -22,6 +23,9 @@ from agent.transports.base import Transport
 from agent.wire import FromWorker
 
 log = logging.getLogger("agogic.session")
+
+# A message longer than this is read in a thread: it may hold minutes of sound.
+LONG_MESSAGE_BYTES = 64 * 1024
 
 
 class SessionRunner:
@@ -34,6 +38,7 @@ class SessionRunner:
         pool: WorkerPool,
         clock: Clock,
         metrics: Metrics,
+        share: LoopShare,
         on_end: Callable[[SessionRunner], None],
     ) -> None:
         self.session = session
@@ -44,6 +49,8 @@ class SessionRunner:
         self._pool = pool
         self._clock = clock
         self._metrics = metrics
+        self._share = share
+        self._place = share.place()
         self._lease: Lease | None = None
         self._over = asyncio.Event()
         self._lost = asyncio.Event()
@@ -108,17 +115,27 @@ class SessionRunner:
     async def feed_event(self, data: str | bytes, sender: Transport | None = None) -> None:
         """One client message; None is the client itself, not a side-band connection.
 
-        Sound is worked off in slices, so that other sessions get their turn in between.
+        What is long is read in a thread and worked off in slices, so that other sessions get their turn in between.
         """
-        if self._over.is_set():
-            return
         with self._guard():
-            self._do(self.session.client_message(data), sender)
-        while self.session.has_pending_audio and not self._over.is_set():
-            with self._guard():
-                self._do(self.session.process_audio())
-            if self.session.has_pending_audio:
-                await asyncio.sleep(0)
+            is_long = len(data) > LONG_MESSAGE_BYTES
+            read = await self._share.aside(self.session.read, data) if is_long else None
+            await self._place.turn()
+            if self._over.is_set():
+                return
+            with self._place.working():
+                effects = self.session.take(read if read is not None else self.session.read(data))
+                self._do([effect for effect in effects if not isinstance(effect, SendLarge)], sender)
+            for effect in effects:
+                if isinstance(effect, SendLarge):
+                    made = await self._share.aside(effect.make)
+                    self._do([SendEvent(made)])
+            while self.session.has_pending_audio:
+                await self._place.turn()
+                if self._over.is_set():
+                    return
+                with self._place.working():
+                    self._do(self.session.process_audio())
 
     def refuse(self, error: ProtocolError, sender: Transport) -> None:
         """Answers something that was not even an event."""
@@ -198,7 +215,7 @@ class SessionRunner:
                     transport.send_event(effect.data)
             elif isinstance(effect, Close):
                 self.close(effect.code, effect.reason)
-            elif self._lease is not None:
+            elif isinstance(effect, ToWorker) and self._lease is not None:
                 self._lease.send(effect.message)
         for response in self.session.take_finished():
             self._metrics.response(response)

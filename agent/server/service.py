@@ -12,6 +12,7 @@ from agent.dialogue.session import Session
 from agent.ids import Ids
 from agent.protocol.session_object import SessionSettings, default_settings, updated
 from agent.server.auth import Authenticator, Grant
+from agent.server.fairness import LoopShare
 from agent.server.metrics import Metrics
 from agent.server.runner import SessionRunner
 from agent.server.workers import NoWorker, WorkerPool
@@ -35,6 +36,7 @@ class Service:
         self.clock = clock or SystemClock()
         self.auth = Authenticator(config.http.api_keys, self.clock)
         self.metrics = Metrics()
+        self.share = LoopShare()
         self.calls: dict[str, SessionRunner] = {}
         self.draining = False
         self._runners: set[SessionRunner] = set()
@@ -74,7 +76,7 @@ class Service:
             model=self.pool.model,
             input_hz=transport.input_rate_hz,
         )
-        runner = SessionRunner(session, transport, self.pool, self.clock, self.metrics, on_end=self._ended)
+        runner = SessionRunner(session, transport, self.pool, self.clock, self.metrics, self.share, on_end=self._ended)
         # Counted before the worker is waited for: others may come in the meantime, or the end of the service.
         self._runners.add(runner)
         self.metrics.sessions.labels(transport.kind).inc()

@@ -1,7 +1,8 @@
 """`GET /v1/realtime`: one JSON object per text frame, in both directions.
 
-Bound: at most `MAX_UNSENT_BYTES` of events wait for a client that reads too slowly; then the connection is cut
-(1013).
+Bounds: while more than `_PATIENT_BYTES` wait to be sent, the client's next message waits too, so that it gets what it
+asks for at its own speed. A client that reads nothing for `_STALLED_S`, or lets more than `MAX_UNSENT_BYTES` pile up,
+is cut off (1013).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from aiohttp import WSMsgType, web
 from agent.protocol.errors import ProtocolError
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized, offered_subprotocols
+from agent.server.fairness import Place
 from agent.server.http import json_error, unauthorized
 from agent.server.runner import SessionRunner
 from agent.server.service import RETRY_AFTER_S, NoCapacity, Service
@@ -24,6 +26,8 @@ from agent.server.service import RETRY_AFTER_S, NoCapacity, Service
 log = logging.getLogger("agogic.websocket")
 
 MAX_UNSENT_BYTES = 16 * 1024 * 1024
+_PATIENT_BYTES = 1024 * 1024
+_STALLED_S = 8.0
 
 
 class WebSocketTransport:
@@ -36,40 +40,74 @@ class WebSocketTransport:
         self._connection = connection
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
+        self._sent_bytes = 0
         self._closing: tuple[int, str] | None = None
         self._changed = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whatever the client still sends is for nobody."""
+        return self._closing is not None or self._connection is None or self._connection.is_closing()
+
+    async def room(self) -> None:
+        """Returns when little waits to be sent."""
+        await self._has_room.wait()
 
     def send_event(self, event: bytes) -> None:
         if self._closing is not None:
             return
+        # The newest event may be as long as it likes: it is what was waited for that counts.
+        if self._queued_bytes > MAX_UNSENT_BYTES:
+            self._cut_off()
+            return
         self._queue.append(event)
         self._queued_bytes += len(event)
-        if self._queued_bytes > MAX_UNSENT_BYTES:
-            # A close frame would wait behind what the client does not read.
-            self._queue.clear()
-            self.close(1013, "the client reads too slowly")
-            if self._connection is not None:
-                self._connection.abort()
+        if self._queued_bytes > _PATIENT_BYTES:
+            self._has_room.clear()
         self._changed.set()
 
     def close(self, code: int, reason: str) -> None:
         if self._closing is None:
             self._closing = (code, reason)
             self._changed.set()
+            self._has_room.set()
 
     async def write(self, socket: web.WebSocketResponse) -> None:
         """Until `close` was called and everything before it is sent."""
         while True:
             while self._queue:
                 event = self._queue.popleft()
+                await socket.send_frame(event, WSMsgType.TEXT)
+                self._sent_bytes += len(event)
                 self._queued_bytes -= len(event)
-                await socket.send_str(event.decode())
+                if self._queued_bytes <= _PATIENT_BYTES:
+                    self._has_room.set()
             if self._closing is not None:
                 code, reason = self._closing
                 await socket.close(code=code, message=reason.encode()[:120])
                 return
             self._changed.clear()
             await self._changed.wait()
+
+    async def watch(self) -> None:
+        """Until cancelled: cuts the client off when it has read nothing for long, though there was something."""
+        before = None
+        while self._connection is not None:
+            unread = self._connection.get_write_buffer_size()
+            read = self._sent_bytes - unread if unread else None
+            if read is not None and read == before:
+                self._cut_off()
+            before = read
+            await asyncio.sleep(_STALLED_S)
+
+    def _cut_off(self) -> None:
+        """A close frame would wait behind what the client does not read."""
+        self._queue.clear()
+        self.close(1013, "the client reads too slowly")
+        if self._connection is not None:
+            self._connection.abort()
 
 
 async def realtime(request: web.Request) -> web.StreamResponse:
@@ -103,7 +141,7 @@ async def realtime(request: web.Request) -> web.StreamResponse:
             socket = await _upgrade(request, service)
             writing = group.create_task(_write(transport, socket, runner))
             runner.start()
-            await _read(socket, runner, transport)
+            await _read(socket, runner, transport, service.share.place())
         finally:
             runner.disconnect("the connection ended")
         await running
@@ -123,7 +161,7 @@ async def _side_band(request: web.Request, service: Service, call_id: str) -> we
         writing = group.create_task(_write(transport, socket, None))
         runner.attach(transport)
         try:
-            await _read(socket, runner, transport)
+            await _read(socket, runner, transport, service.share.place())
         finally:
             runner.detach(transport)
             transport.close(1000, "")
@@ -141,30 +179,47 @@ async def _upgrade(request: web.Request, service: Service) -> web.WebSocketRespo
         max_msg_size=http.max_message_bytes,
         compress=False,
         timeout=3.0,
+        # Bytes are decoded once, where JSON is read; pings get their turn like everything else.
+        decode_text=False,
+        autoping=False,
     )
     await socket.prepare(request)
     return socket
 
 
-async def _read(socket: web.WebSocketResponse, runner: SessionRunner, transport: WebSocketTransport) -> None:
-    """Until the client closes, or we do."""
-    async for message in socket:
+async def _read(
+    socket: web.WebSocketResponse, runner: SessionRunner, transport: WebSocketTransport, place: Place
+) -> None:
+    """Until the client closes, or we do: frames that have come in already are then left alone."""
+    while not transport.is_closing:
+        await transport.room()
+        message = await socket.receive()
         if message.type is WSMsgType.TEXT:
             await runner.feed_event(message.data, transport)
-        elif message.type is WSMsgType.BINARY:
-            said = "Send events as text frames with JSON; audio goes into them as base64."
-            runner.refuse(ProtocolError("invalid_event", said), transport)
-        elif message.type is WSMsgType.ERROR:
-            log.info("%s: %s", runner.session_id, socket.exception())
+            continue
+        await place.turn()
+        with place.working():
+            if message.type is WSMsgType.BINARY:
+                said = "Send events as text frames with JSON; audio goes into them as base64."
+                runner.refuse(ProtocolError("invalid_event", said), transport)
+            elif message.type is WSMsgType.PING:
+                await socket.pong(message.data)
+            elif message.type is not WSMsgType.PONG:
+                if message.type is WSMsgType.ERROR:
+                    log.info("%s: %s", runner.session_id, socket.exception())
+                return
 
 
 async def _write(transport: WebSocketTransport, socket: web.WebSocketResponse, runner: SessionRunner | None) -> None:
+    watching = asyncio.ensure_future(transport.watch())
     try:
         await transport.write(socket)
     except (ConnectionError, RuntimeError) as error:
         if runner is not None:
             runner.disconnect(f"sending failed: {error}")
     finally:
+        watching.cancel()
+        transport.close(1006, "the client is gone")
         with contextlib.suppress(ConnectionError):
             await socket.close()
 

@@ -13,7 +13,7 @@ import numpy as np
 from agent import wire
 from agent.clock import ManualClock
 from agent.config import ServerConfig
-from agent.dialogue.effects import Close, Effect, SendEvent
+from agent.dialogue.effects import Close, Effect, SendEvent, SendLarge
 from agent.dialogue.session import Session
 from agent.dialogue.speaking import WorkerSlot
 from agent.ids import Ids
@@ -80,6 +80,8 @@ class SessionDriver:
         for effect in effects:
             if isinstance(effect, SendEvent):
                 self.events.append(json.loads(effect.data))
+            elif isinstance(effect, SendLarge):
+                self.events.append(json.loads(effect.make()))
             elif isinstance(effect, Close):
                 self.closed = effect
             else:
