@@ -28,7 +28,11 @@ class HttpConfig(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8790
     api_keys: tuple[str, ...] = ()
-    allowed_origins: tuple[str, ...] = ("*",)
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    max_connections: Annotated[int, Meta(ge=8)] = 1024
+    max_connections_per_address: Annotated[int, Meta(ge=1)] = 320
+    request_timeout_s: Positive = 10.0
     ping_interval_s: Positive = 20.0
     max_message_bytes: Annotated[int, Meta(ge=65_536)] = 22 * 1024 * 1024
     drain_s: Annotated[float, Meta(ge=0)] = 5.0
@@ -84,6 +88,7 @@ class ServerConfig(Section, frozen=True):
     webrtc: WebRtcConfig = WebRtcConfig()
 
 
+_SECRET = "http.api_keys"
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
 
@@ -120,6 +125,17 @@ def check_exposure(config: ServerConfig) -> None:
     )
 
 
+def check_keys(config: ServerConfig) -> None:
+    """A key must be one that a client can send and nobody guesses by sending nothing. Raises `ConfigError`."""
+    for index, key in enumerate(config.http.api_keys):
+        if not key.strip() or key != key.strip() or not key.isascii() or not key.isprintable():
+            # Which key it is must not stand in a terminal or a log.
+            raise ConfigError(
+                f"http.api_keys[{index}] (AGOGIC_API_KEY comes last) is blank, or has letters that no header carries "
+                "or blanks at an end; use printable ASCII, such as the output of `openssl rand -hex 24`"
+            )
+
+
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -136,7 +152,8 @@ def _explain(message: str, raw: dict[str, object]) -> str:
     if unknown:
         key = f"{path}.{unknown[1]}" if path else unknown[1]
         return f"unknown key `{key}`; allowed here: {', '.join(_keys_at(path))}"
-    return f"`{path}` = {_value_at(raw, path)!r}: {what[0].lower()}{what[1:]}"
+    shown = "(hidden)" if path.startswith(_SECRET) else repr(_value_at(raw, path))
+    return f"`{path}` = {shown}: {what[0].lower()}{what[1:]}"
 
 
 def _keys_at(path: str) -> tuple[str, ...]:

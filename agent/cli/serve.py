@@ -19,13 +19,17 @@ import typer
 from msgspec.structs import replace
 
 from agent import log
-from agent.config import ConfigError, ServerConfig, check_exposure, load_config
+from agent.config import ConfigError, ServerConfig, check_exposure, check_keys, load_config
 
 if TYPE_CHECKING:
     from agent.server.workers import WorkerPool
 
 KEY_VARIABLE = "AGOGIC_API_KEY"
 _LAST_WORDS_S = 0.3
+# After an answer, for a body that nobody reads.
+_LINGER_S = 2.0
+# Threads hand the interpreter over this soon: the loop has sound to pace.
+_SWITCH_INTERVAL_S = 0.001
 
 
 class LogLevel(StrEnum):
@@ -54,6 +58,7 @@ def serve(
     started_s = time.monotonic()
     try:
         loaded = _overridden(load_config(config), host, port, model, voice, workers, threads)
+        check_keys(loaded)
         check_exposure(loaded)
         listening = _listen(loaded.http.host, loaded.http.port)
     except (ConfigError, CannotListen) as error:
@@ -121,17 +126,27 @@ def _run(main: Coroutine[None, None, int]) -> int:
 async def _serve(config: ServerConfig, listening: socket.socket, command: list[str], started_s: float) -> int:
     from aiohttp import web
 
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     from agent.server.app import create_app
+    from agent.server.door import DoorSite, door_key, raise_descriptor_limit
+    from agent.server.loop_watch import LoopWatch
     from agent.server.service import Service
     from agent.server.workers import WorkerPool, WorkerUnusable
 
     pool = WorkerPool(command, config.model.workers, config.model.start_timeout_s)
     service = Service(config, pool)
+    raise_descriptor_limit()
+    app = create_app(service)
     runner = web.AppRunner(
-        create_app(service), access_log=None, handle_signals=False, shutdown_timeout=config.http.drain_s
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=config.http.drain_s,
+        keepalive_timeout=config.http.request_timeout_s,
+        lingering_time=_LINGER_S,
     )
     await runner.setup()
-    await web.SockSite(runner, listening).start()
+    await DoorSite(runner, listening, app[door_key]).start()
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"agogic: http://{shown}:{port}/  (loading {config.model.spec})")
@@ -142,7 +157,8 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     working = asyncio.create_task(pool.run())
     announcing = asyncio.create_task(_announce(pool, started_s))
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    with LoopWatch(service.metrics.registry).running():
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
     service.drain()
     await asyncio.sleep(_LAST_WORDS_S if service.session_count else 0)
     await runner.cleanup()

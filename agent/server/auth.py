@@ -54,7 +54,9 @@ class Authenticator:
             return Grant()
         if key is None:
             raise Unauthorized("No API key was given; send 'Authorization: Bearer KEY'.")
-        if not any(hmac.compare_digest(key.encode(), known.encode()) for known in self._api_keys):
+        # Headers need not be UTF-8: what could not be read as such must come out as the bytes it was.
+        offered = key.encode(errors="surrogateescape")
+        if not any(hmac.compare_digest(offered, known.encode()) for known in self._api_keys):
             raise Unauthorized("The API key is not valid here.")
         return Grant()
 

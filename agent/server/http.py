@@ -1,22 +1,20 @@
-"""The plain HTTP side: ephemeral keys, health, metrics, the page, JSON errors and CORS."""
+"""The plain HTTP side: ephemeral keys, health, metrics, the page."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import hdrs, web
 from msgspec import Meta
 
 from agent.protocol.errors import ProtocolError, from_validation
+from agent.protocol.limits import check_depth, check_size
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized
 
 JsonObject = dict[str, object]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 WEB_ROOT = Path(__file__).parents[1] / "web"
 MAX_JSON_BYTES = 1024 * 1024
@@ -43,7 +41,13 @@ class ClientSecretRequest(msgspec.Struct, frozen=True):
 
 
 def json_response(body: object, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+    """Nobody may keep it: it holds keys, or what is true for a moment."""
+    return web.Response(
+        body=msgspec.json.encode(body),
+        status=status,
+        content_type="application/json",
+        headers={hdrs.CACHE_CONTROL: "no-store"},
+    )
 
 
 def json_error(
@@ -76,7 +80,9 @@ async def create_client_secret(request: web.Request) -> web.Response:
         return unauthorized(error)
     try:
         body = await _whole_body(request)
+        check_size(body)
         wanted = msgspec.json.decode(body or b"{}", type=ClientSecretRequest)
+        check_depth(body, wanted)
         settings = service.settings(wanted.session)
         minted = service.auth.mint(wanted.session, wanted.expires_after.seconds)
     except msgspec.ValidationError as error:
@@ -119,7 +125,13 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
+    """Who uses the server how much is nobody's business but the operator's: it takes an API key where there are any."""
     service = request.app[service_key]
+    try:
+        if service.auth.authenticate(request).is_ephemeral and service.config.http.api_keys:
+            raise Unauthorized("An ephemeral key cannot read the metrics; use an API key.")
+    except Unauthorized as error:
+        return unauthorized(error)
     service.metrics.worker_restarts.set(service.pool.restarts)
     service.metrics.worker_slots.set(service.pool.slots)
     return web.Response(body=service.metrics.render(), headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4"})
@@ -132,47 +144,17 @@ async def page(request: web.Request) -> web.StreamResponse:
     return web.FileResponse(index, headers=_PAGE_HEADERS)
 
 
-@web.middleware
-async def cors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Pages of the allowed origins may call the API: keys protect it, cookies are not used.
+class Assets:
+    """The page's files, by the names they had when the server started: nothing else of the disk can be asked for."""
 
-    Others are refused here and not only by their browser, which asks nobody before it opens a WebSocket.
-    """
-    origin = request.headers.get(hdrs.ORIGIN)
-    if origin is None or not request.path.startswith(("/v1/", "/whip")):
-        return await handler(request)
-    allowed = request.app[service_key].config.http.allowed_origins
-    if "*" not in allowed and origin not in allowed:
-        if urlsplit(origin).netloc == request.host:
-            return await handler(request)
-        return json_error(
-            403, f"Pages of {origin} may not call this server; add it to http.allowed_origins.", code="origin_refused"
-        )
-    is_preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
-    response = web.Response(status=204) if is_preflight else await handler(request)
-    if response.prepared:
-        return response
-    response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
-    response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "Location, Retry-After, ETag, Link"
-    response.headers[hdrs.VARY] = hdrs.ORIGIN
-    if is_preflight:
-        asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "authorization, content-type")
-        response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "GET, POST, PATCH, DELETE, OPTIONS"
-        response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = asked
-        response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = "600"
-    return response
+    def __init__(self, folder: Path) -> None:
+        self._files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
-
-@web.middleware
-async def json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """aiohttp's own refusals (404, 405, 413) as JSON."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        code = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}.get(error.status, "http_error")
-        return json_error(error.status, f"{request.method} {request.path}: {error.reason}.", code=code)
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        path = self._files.get(request.match_info["name"])
+        if path is None:
+            raise web.HTTPNotFound
+        return web.FileResponse(path)
 
 
 def register(app: web.Application) -> None:
@@ -181,8 +163,7 @@ def register(app: web.Application) -> None:
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/", page)
-    if (WEB_ROOT / "assets").is_dir():
-        app.router.add_static("/assets", WEB_ROOT / "assets")
+    app.router.add_get("/assets/{name:.+}", Assets(WEB_ROOT / "assets").__call__)
 
 
 def _bad_request(error: ProtocolError) -> web.Response:

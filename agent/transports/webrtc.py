@@ -11,12 +11,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-import msgspec
 from aiohttp import BodyPartReader, web
 
 from agent.config import WebRtcConfig
 from agent.ids import secret
 from agent.protocol.errors import ProtocolError
+from agent.protocol.limits import decode_object
 from agent.rtc.description import MAX_SDP_BYTES, BadOffer
 from agent.rtc.opus import SAMPLE_RATE_HZ
 from agent.rtc.peer import Peer
@@ -257,9 +257,9 @@ def _text(data: bytes, what: str) -> str:
 
 def _session(data: bytes) -> JsonObject:
     try:
-        return msgspec.json.decode(data, type=JsonObject)
-    except msgspec.DecodeError as error:
-        raise BadRequest(400, f"'session' is not a JSON object: {error}.", "session") from error
+        return decode_object(data, "'session'")
+    except ProtocolError as error:
+        raise BadRequest(400, error.message, "session") from error
 
 
 async def _end_calls(app: web.Application) -> None:

@@ -354,14 +354,14 @@ async def test_health_metrics_and_unknown_paths(service: ServiceProcess) -> None
 
 async def test_cors_preflight(service: ServiceProcess) -> None:
     headers = {
-        "Origin": "https://example.org",
+        "Origin": "http://localhost:5173",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type,x-openai-agents-sdk,x-stainless-os",
     }
     address = f"{service.base_url}/v1/realtime/calls"
     async with aiohttp.ClientSession() as http, http.options(address, headers=headers) as answer:
         assert answer.status == 204
-        assert answer.headers["Access-Control-Allow-Origin"] == "https://example.org"
+        assert answer.headers["Access-Control-Allow-Origin"] == "http://localhost:5173"
         allowed = answer.headers["Access-Control-Allow-Headers"]
         assert {"authorization", "content-type", "x-openai-agents-sdk"} <= set(re.split(r", ?", allowed))
         assert "Location" in answer.headers["Access-Control-Expose-Headers"]

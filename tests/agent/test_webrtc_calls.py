@@ -58,7 +58,9 @@ async def serve(config: ServerConfig, pool: WorkerPool) -> AsyncIterator[Server]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(pool: WorkerPool) -> AsyncIterator[Server]:
-    async for running in serve(ServerConfig(webrtc=WEBRTC), pool):
+    async for running in serve(
+        ServerConfig(http=HttpConfig(allowed_origins=("https://elsewhere.example",)), webrtc=WEBRTC), pool
+    ):
         yield running
 
 

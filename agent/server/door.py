@@ -1,0 +1,216 @@
+"""The door: how many connections there may be, from one address and in all, and who goes when there are too many.
+
+A connection that holds its place without a whole request (half a header, half a body, an idle keep-alive) makes room
+for a newcomer, the one that has been so for longest first. Where all are at work the newcomer is told so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterator
+from typing import cast
+
+import msgspec
+from aiohttp import web
+
+from agent.protocol.errors import ProtocolError
+
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
+
+_LAST_WORDS_S = 1.0
+_MAX_LAST_WORDS = 32
+# Of the descriptors of the process: the rest is for workers, calls and files.
+_SHARE_OF_DESCRIPTORS = 0.75
+_WANTED_DESCRIPTORS = 65_536
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Door:
+    """`max_total` is lowered to what the process has descriptors for; `refused` counts by reason."""
+
+    def __init__(self, max_total: int, max_per_address: int, refused: Callable[[str], None]) -> None:
+        self.max_total = min(max_total, int(_descriptors() * _SHARE_OF_DESCRIPTORS))
+        self.max_per_address = min(max_per_address, self.max_total)
+        self._refused = refused
+        self._open: OrderedDict[asyncio.BaseTransport, Connection] = OrderedDict()
+        self._per_address: Counter[str] = Counter()
+        self._last_words = 0
+
+    def admits(self, connection: Connection) -> str | None:
+        """None if it may come in, which counts it; otherwise why not."""
+        if self._per_address[connection.address] >= self.max_per_address and not self._make_room(connection.address):
+            return self._refuse("address", f"There are {self.max_per_address} connections from your address already.")
+        if len(self._open) >= self.max_total and not self._make_room(None):
+            return self._refuse("connections", f"All {self.max_total} connections of this server are in use.")
+        self._open[connection.transport] = connection
+        self._per_address[connection.address] += 1
+        return None
+
+    def left(self, connection: Connection) -> None:
+        if self._open.pop(connection.transport, None) is not None:
+            self._per_address[connection.address] -= 1
+            if not self._per_address[connection.address]:
+                del self._per_address[connection.address]
+
+    @contextlib.contextmanager
+    def at_work(self, request: web.Request) -> Iterator[None]:
+        """While it is being answered."""
+        connection = self._open.get(request.transport) if request.transport is not None else None
+        if connection is None:
+            yield
+            return
+        connection.request = request
+        try:
+            yield
+        finally:
+            connection.request = None
+            if connection.transport in self._open:
+                self._open.move_to_end(connection.transport)
+
+    @contextlib.contextmanager
+    def last_words(self) -> Iterator[bool]:
+        """Whether there is room for another connection that only hears why it was refused."""
+        self._last_words += 1
+        try:
+            yield self._last_words <= _MAX_LAST_WORDS
+        finally:
+            self._last_words -= 1
+
+    def _make_room(self, address: str | None) -> bool:
+        for connection in self._open.values():
+            if connection.is_waiting and address in (None, connection.address):
+                self.left(connection)
+                connection.transport.abort()
+                return True
+        return False
+
+    def _refuse(self, reason: str, message: str) -> str:
+        self._refused(reason)
+        return f"{message} Close some, or try again later."
+
+
+class Connection(asyncio.Protocol):
+    """Passes everything on to the server's own protocol, once the door is open."""
+
+    def __init__(self, door: Door, serve: Callable[[], asyncio.Protocol]) -> None:
+        self.address = ""
+        self.request: web.Request | None = None
+        self.transport: asyncio.Transport
+        self._door = door
+        self._serve = serve
+        self._inner: asyncio.Protocol | None = None
+        self._saying: asyncio.Task[None] | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """It holds its place without a whole request."""
+        return self.request is None or not self.request.content.is_eof()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
+        why_not = self._door.admits(self)
+        if why_not is not None:
+            self._saying = asyncio.ensure_future(self._turn_away(why_not))
+            return
+        self._inner = self._serve()
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._inner is not None:
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received() if self._inner is not None else None
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.left(self)
+        if self._saying is not None:
+            self._saying.cancel()
+        if self._inner is not None:
+            self._inner.connection_lost(exc)
+
+    async def _turn_away(self, why: str) -> None:
+        """The end is put off a little: what the client sends meanwhile would else make it lose the answer."""
+        self.transport.write(_refusal(why))
+        with self._door.last_words() as may_stay:
+            if may_stay:
+                if self.transport.can_write_eof():
+                    self.transport.write_eof()
+                await asyncio.sleep(_LAST_WORDS_S)
+        self.transport.close()
+
+
+class DoorSite(web.BaseSite):
+    """Serves an `AppRunner` behind a `Door`."""
+
+    def __init__(self, runner: web.AppRunner, listening: socket.socket, door: Door) -> None:
+        super().__init__(runner, backlog=512)
+        self._listening = listening
+        self._door = door
+
+    @property
+    def name(self) -> str:
+        return f"http://{self._listening.getsockname()}"
+
+    async def start(self) -> None:
+        await super().start()
+        serve = self._runner.server
+        assert serve is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self._door, serve), sock=self._listening, backlog=self._backlog
+        )
+
+
+door_key: web.AppKey[Door] = web.AppKey("door", Door)
+
+
+@web.middleware
+async def through_the_door(request: web.Request, handler: Handler) -> web.StreamResponse:
+    with request.app[door_key].at_work(request):
+        return await handler(request)
+
+
+def _refusal(why: str) -> bytes:
+    error = ProtocolError("too_many_connections", why, kind="server_error").as_dict()
+    body = msgspec.json.encode({"error": error})
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 2\r\n"
+        f"Cache-Control: no-store\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def _descriptors() -> int:
+    """How many the process may have."""
+    if resource is None:
+        return _WANTED_DESCRIPTORS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _WANTED_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_descriptor_limit() -> None:
+    """As far as the process is allowed to: the usual limit of a shell is too low for a server."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _WANTED_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
