@@ -132,10 +132,12 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     from agent.server.loop_watch import LoopWatch
     from agent.server.service import Service
     from agent.server.workers import WorkerPool, WorkerUnusable
+    from agent.turn.silero import SileroVad
 
     pool = WorkerPool(command, config.model.workers, config.model.start_timeout_s)
     service = Service(config, pool)
     raise_descriptor_limit()
+    SileroVad()  # loads its network once, which would else hold up the first caller
     app = create_app(service)
     runner = web.AppRunner(
         app,

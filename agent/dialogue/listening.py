@@ -53,7 +53,7 @@ _OPEN_LINE_TIMING = TurnTiming(
     threshold=0.5, prefix_padding_samples=3 * SAMPLE_RATE_HZ // 10, silence_samples=SAMPLE_RATE_HZ // 2
 )
 _PIECE_SAMPLES = SAMPLE_RATE_HZ
-_SLICE_S = 0.5
+_SLICE_S = 0.25
 
 
 @dataclass
@@ -191,7 +191,7 @@ class Listening:
             self._pending.append(samples)
 
     def process(self) -> Iterator[Happening]:
-        """Works off half a second of the queued sound, so that one client's flood does not hold up the others."""
+        """Works off a little of the queued sound, so that one client's flood does not hold up the others."""
         if not self._pending:
             return
         head = self._pending.popleft()

@@ -168,7 +168,7 @@ class Session:
         return self._listening.has_pending
 
     def process_audio(self) -> list[Effect]:
-        """Works off at most half a second of sound; call again while `has_pending_audio`."""
+        """Works off at most a quarter of a second of sound; call again while `has_pending_audio`."""
         for happening in self._listening.process():
             self._turns.take(happening)
         return self._outbox.take()

@@ -99,7 +99,7 @@ def _name(frame: FrameType | None) -> str:
         if module.split(".")[0] in _RUNS_THE_LOOP or module.startswith("agent.cli."):
             break
         named = f"{module}:{frame.f_code.co_qualname}"
-        if module.startswith("agent."):
+        if module.startswith("agent.") and module != __name__:
             return named
         innermost, frame = innermost or named, frame.f_back
     return innermost

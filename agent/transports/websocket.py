@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from typing import Literal
 
@@ -26,7 +27,9 @@ from agent.server.service import RETRY_AFTER_S, NoCapacity, Service
 log = logging.getLogger("agogic.websocket")
 
 MAX_UNSENT_BYTES = 16 * 1024 * 1024
-_PATIENT_BYTES = 1024 * 1024
+_PATIENT_BYTES = 256 * 1024
+# So long one client's events may be sent without a pause.
+_SENDING_S = 0.002
 _STALLED_S = 8.0
 
 
@@ -77,7 +80,11 @@ class WebSocketTransport:
     async def write(self, socket: web.WebSocketResponse) -> None:
         """Until `close` was called and everything before it is sent."""
         while True:
+            since_s = time.perf_counter()
             while self._queue:
+                if time.perf_counter() - since_s > _SENDING_S:
+                    await asyncio.sleep(0)
+                    since_s = time.perf_counter()
                 event = self._queue.popleft()
                 await socket.send_frame(event, WSMsgType.TEXT)
                 self._sent_bytes += len(event)
@@ -116,7 +123,7 @@ async def realtime(request: web.Request) -> web.StreamResponse:
         grant = service.auth.authenticate(request)
     except Unauthorized as error:
         return unauthorized(error)
-    if not web.WebSocketResponse().can_prepare(request).ok:
+    if not _is_websocket(request):
         return json_error(
             426, "This is a WebSocket endpoint; connect to it with ws:// or wss://.", code="websocket_required",
             headers={"Upgrade": "websocket"},
@@ -148,6 +155,13 @@ async def realtime(request: web.Request) -> web.StreamResponse:
         transport.close(1000, "")
         await writing
     return socket
+
+
+def _is_websocket(request: web.Request) -> bool:
+    try:
+        return web.WebSocketResponse().can_prepare(request).ok
+    except ValueError:  # a key that is not even ASCII
+        return False
 
 
 async def _side_band(request: web.Request, service: Service, call_id: str) -> web.StreamResponse:
