@@ -207,6 +207,8 @@ def _long_append(data: bytes) -> InputAudioAppend | None:
     if head is None:
         return None
     first, end = head.end(), data.find(b'"', head.end())
+    if (end - first) % 4 or data.find(b"=", first, max(first, end - 2)) >= 0:
+        return None
     audio = bytearray()
     try:
         rest = _append.decode(data[:first] + data[end:])

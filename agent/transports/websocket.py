@@ -27,10 +27,11 @@ from agent.server.service import RETRY_AFTER_S, NoCapacity, Service
 log = logging.getLogger("agogic.websocket")
 
 MAX_UNSENT_BYTES = 16 * 1024 * 1024
-_PATIENT_BYTES = 256 * 1024
+_PATIENT_BYTES = 2 * 1024 * 1024
 # So long one client's events may be sent without a pause.
 _SENDING_S = 0.002
-_STALLED_S = 8.0
+_STALLED_S = 6.0
+_LOOK_EVERY_S = 2.0
 
 
 class WebSocketTransport:
@@ -100,14 +101,15 @@ class WebSocketTransport:
 
     async def watch(self) -> None:
         """Until cancelled: cuts the client off when it has read nothing for long, though there was something."""
-        before = None
+        before, stalled_s = None, 0.0
         while self._connection is not None:
             unread = self._connection.get_write_buffer_size()
             read = self._sent_bytes - unread if unread else None
-            if read is not None and read == before:
+            stalled_s = stalled_s + _LOOK_EVERY_S if read is not None and read == before else 0.0
+            if stalled_s >= _STALLED_S:
                 self._cut_off()
             before = read
-            await asyncio.sleep(_STALLED_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     def _cut_off(self) -> None:
         """A close frame would wait behind what the client does not read."""

@@ -11,8 +11,10 @@ import sys
 
 
 def main() -> None:
-    module, kind, url, *rest = sys.argv[1:]
-    asyncio.run(importlib.import_module(f"benchmarks.attacks.{module}").attack(kind, url, rest[0] if rest else ""))
+    what, url, *rest = sys.argv[1:]
+    name, _, kind = what.partition(":")
+    module, key = importlib.import_module(f"benchmarks.attacks.{name}"), rest[0] if rest else ""
+    asyncio.run(module.attack(kind, url, key) if kind else module.run(url, key))
 
 
 main()

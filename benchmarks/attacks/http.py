@@ -44,17 +44,17 @@ async def _held(url: str, count: int, start: bytes, drip: bytes, seconds: float)
 
 async def slow_headers(url: str, key: str) -> None:
     """Slowloris."""
-    await _held(url, 300, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"a", 3.0)
+    await _held(url, 300, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"a", 1.5)
 
 
 async def half_open(url: str, key: str) -> None:
     """More connections than the server has descriptors for, all of them silent."""
-    await _held(url, 700, b"", b"", 2.0)
+    await _held(url, 700, b"", b"", 1.0)
 
 
 async def slow_bodies(url: str, key: str) -> None:
     head = f"POST /v1/realtime/client_secrets HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
-    await _held(url, 300, f"{head}Content-Length: 100000\r\n\r\n{{".encode(), b" ", 3.0)
+    await _held(url, 300, f"{head}Content-Length: 100000\r\n\r\n{{".encode(), b" ", 1.5)
 
 
 async def pipeline(url: str, key: str) -> None:

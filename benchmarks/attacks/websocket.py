@@ -46,7 +46,7 @@ async def retrieve(socket: aiohttp.ClientWebSocketResponse) -> None:
     await socket.send_str(_item(id="long", content=content))
     await _read_for(socket, _PATIENCE_S, "item.done")
     await _in_one_write(socket, ['{"type":"conversation.item.retrieve","item_id":"long"}'] * 400)
-    await _read_for(socket, 2.0)
+    await _read_for(socket, 1.0)
 
 
 async def retrieve_unread(socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -54,18 +54,18 @@ async def retrieve_unread(socket: aiohttp.ClientWebSocketResponse) -> None:
     content = [{"type": "input_audio", "audio": _sound(SOUND_S)}]
     await socket.send_str(_item(id="long", content=content))
     await _in_one_write(socket, ['{"type":"conversation.item.retrieve","item_id":"long"}'] * 400)
-    await asyncio.sleep(2.0)
+    await asyncio.sleep(1.0)
 
 
 async def items(socket: aiohttp.ClientWebSocketResponse) -> None:
-    await _in_one_write(socket, [_item()] * 6000)
-    await _read_for(socket, 2.0)
+    await _in_one_write(socket, [_item()] * 4000)
+    await _read_for(socket, 1.0)
 
 
 async def clear(socket: aiohttp.ClientWebSocketResponse) -> None:
     drop = json.dumps({"type": "input_audio_buffer.append", "audio": _sound(0.02)})
-    await _in_one_write(socket, [drop, '{"type":"input_audio_buffer.clear"}'] * 4000)
-    await _read_for(socket, 2.0)
+    await _in_one_write(socket, [drop, '{"type":"input_audio_buffer.clear"}'] * 3000)
+    await _read_for(socket, 1.0)
 
 
 async def references(socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -75,12 +75,12 @@ async def references(socket: aiohttp.ClientWebSocketResponse) -> None:
         wanted = [{"type": "item_reference", "id": f"i{number % 2000}"} for number in range(count)]
         asked = {"conversation": "none", "input": wanted, "output_modalities": ["text"]}
         await socket.send_str(json.dumps({"type": "response.create", "response": asked}))
-    await _read_for(socket, 2.0)
+    await _read_for(socket, 1.0)
 
 
 async def bombs(socket: aiohttp.ClientWebSocketResponse) -> None:
     """JSON that is short to send and long to keep, and such as is deep."""
-    for inside in ("0," * 4_000_000, "{}," * 3_000_000, "[" * 4_000_000, '{"a":' * 900 + "1" + "}" * 900):
+    for inside in ("0," * 1_000_000, "{}," * 1_000_000, "[" * 1_000_000, '{"a":' * 900 + "1" + "}" * 900):
         await socket.send_str('{"type":"session.update","session":{"tracing":{"x":[' + inside + "0]}}}")
     for depth in (400, 970):
         nested: Any = "x"
@@ -89,7 +89,7 @@ async def bombs(socket: aiohttp.ClientWebSocketResponse) -> None:
         await socket.send_str('{"type":"conversation.item.create","item":{"type":' + "[" * depth + "]" * depth + "}}")
         with contextlib.suppress(RecursionError):
             await socket.send_str(json.dumps({"type": "session.update", "session": {"prompt": {"x": nested}}}))
-    await _read_for(socket, 2.0)
+    await _read_for(socket, 1.0)
 
 
 async def long_appends(socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -98,23 +98,23 @@ async def long_appends(socket: aiohttp.ClientWebSocketResponse) -> None:
     for _ in range(3):
         await socket.send_str(long)
         await socket.send_str('{"type":"input_audio_buffer.clear"}')
-    await _read_for(socket, 3.0)
+    await _read_for(socket, 1.5)
 
 
 async def pings(socket: aiohttp.ClientWebSocketResponse) -> None:
-    for _ in range(20_000):
+    for _ in range(10_000):
         await socket.ping(b"")
-    for _ in range(5000):
+    for _ in range(3000):
         await socket.send_bytes(b"junk")
-    await _read_for(socket, 2.0)
+    await _read_for(socket, 1.0)
 
 
 async def settings(socket: aiohttp.ClientWebSocketResponse) -> None:
     """Settings as large as they may be, again and again."""
-    tool = {"type": "function", "name": "f", "description": "x" * 2000, "parameters": {"type": "object"}}
+    tool = {"type": "function", "name": "f", "description": "x" * 500, "parameters": {"type": "object"}}
     update = json.dumps({"type": "session.update", "session": {"type": "realtime", "tools": [tool] * 100}})
     await _in_one_write(socket, [update] * 100)
-    await _read_for(socket, 2.0)
+    await _read_for(socket, 1.0)
 
 
 async def names(socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -166,7 +166,7 @@ async def attack(kind: str, url: str, key: str) -> None:
 
 
 async def run(url: str, key: str) -> None:
-    """All of them, one after another, then the floods from several clients at once."""
+    """All of them, one after another, then some from several clients at once."""
     for kind in KINDS:
         await attack(kind, url, key)
-    await asyncio.gather(*(attack(kind, url, key) for kind in ("items", "clear", "pings", "references")))
+    await asyncio.gather(*(attack(kind, url, key) for kind in ("items", "clear", "pings", "names")))

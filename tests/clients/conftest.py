@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import server_logs
 from tests.support.speech import order_file
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,6 +40,8 @@ def running(folder: Path, *, real: bool, extra: str = "") -> Iterator[Server]:
     if not real:
         command += ["--worker-command", f"{sys.executable} -m tests.support.fake_worker --pace 0.5"]
     log = folder / "serve.log"
+    server_logs.add_log(log)
+    server_logs.add_keys_of(config.read_text())
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)

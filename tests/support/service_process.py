@@ -12,6 +12,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from tests.support import server_logs
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -30,20 +32,29 @@ class ServiceProcess:
         env: dict[str, str] | None = None,
         ready_timeout_s: float = 60.0,
         wait_ready: bool = True,
+        log_level: str = "warning",
+        descriptors: int | None = None,
     ) -> None:
-        command = [sys.executable, "-m", "agent.cli.main", "serve", "--port", "0", "--log-level", "warning"]
+        command = [sys.executable, "-m", "agent.cli.main", "serve", "--port", "0", "--log-level", log_level]
         if config is not None:
             command += ["--config", str(config)]
+            server_logs.add_keys_of(config.read_text())
+        if descriptors is not None:
+            command = ["prlimit", f"--nofile={descriptors}:{descriptors}", *command]
         if worker_command is not None:
             command += ["--worker-command", worker_command]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | (env or {})
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        self.log = server_logs.new_log()
+        with self.log.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
         if found is None:
             self.stop()
-            raise RuntimeError(f"the service did not start: {line!r}")
+            raise RuntimeError(f"the service did not start: {line!r}\n{self.log.read_text()}")
         self.port = int(found[1])
         if wait_ready:
             self.wait_ready(ready_timeout_s)
@@ -64,8 +75,11 @@ class ServiceProcess:
         while self.get("/readyz")[0] != 200:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise RuntimeError(f"the service was not ready within {timeout_s:g} s")
+                raise RuntimeError(f"the service was not ready within {timeout_s:g} s\n{self.log.read_text()}")
             time.sleep(0.05)
+
+    def descriptors(self) -> int:
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
     def rss_mb(self) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
