@@ -21,10 +21,12 @@ _ANEW_EVERY = 5
 @dataclass
 class Seen:
     """`gaps_ms`: how long a listener heard nothing between two pieces of one answer, with what he had in hand counted.
-    `healthz_ms`: how long each look took; `failed` were answered otherwise than with 200, or not at all."""
+    `healthz_ms`: how long each look took; `failed` were answered otherwise than with 200, or not at all. `lags_ms`: how
+    late the bystander itself was, which is the machine's doing and not the server's."""
 
     gaps_ms: list[float] = field(default_factory=list)
     healthz_ms: list[float] = field(default_factory=list)
+    lags_ms: list[float] = field(default_factory=list)
     heard_s: float = 0.0
     failed: int = 0
 
@@ -34,8 +36,15 @@ class Seen:
 
     @property
     def healthz_p99_ms(self) -> float:
-        ordered = sorted(self.healthz_ms)
-        return ordered[int(0.99 * (len(ordered) - 1))] if ordered else 0.0
+        return _p99(self.healthz_ms)
+
+    @property
+    def lag_p99_ms(self) -> float:
+        return _p99(self.lags_ms)
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[int(0.99 * (len(values) - 1))] if values else 0.0
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +56,8 @@ async def watching(url: str, key: str = "") -> AsyncIterator[Seen]:
         tasks = [group.create_task(_listen(http, url, seen, heard)), group.create_task(_look(http, url, seen))]
         async with asyncio.timeout(10.0):
             await heard.wait()
-        seen.gaps_ms.clear(), seen.healthz_ms.clear()
+        for before in (seen.gaps_ms, seen.healthz_ms, seen.lags_ms):
+            before.clear()
         yield seen
         for task in tasks:
             task.cancel()
@@ -86,5 +96,7 @@ async def _look(http: aiohttp.ClientSession, url: str, seen: Seen) -> None:
                         seen.failed += answer.status != 200
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             seen.failed += 1
-        seen.healthz_ms.append((time.monotonic() - began_s) * 1000)
+        ended_s = time.monotonic()
+        seen.healthz_ms.append((ended_s - began_s) * 1000)
         await asyncio.sleep(_LOOK_EVERY_S)
+        seen.lags_ms.append((time.monotonic() - ended_s - _LOOK_EVERY_S) * 1000)

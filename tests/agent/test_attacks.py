@@ -46,14 +46,14 @@ async def test_attacks_over_http_and_websocket_are_nobody_elses_problem() -> Non
         fake_worker_command("--slots", "16", "--pace", "0.3", "--reply", f"'{LONG_ANSWER}'"),
         env={"AGOGIC_API_KEY": KEY},
     ) as server:
-        calm = await _watch(server.base_url)
+        await _watch(server.base_url)
         await _all_gone(server)
         held = server.descriptors()
         seen = await _watch(server.base_url, "http", "websocket")
         assert seen.failed == 0 and seen.heard_s > 1.0
-        # On a machine that is busy with other things, so is the time before the attack.
-        assert seen.worst_gap_ms <= max(GAP_MS, 5 * calm.worst_gap_ms)
-        assert seen.healthz_p99_ms <= max(HEALTHZ_MS, 5 * calm.healthz_p99_ms)
+        # An answer takes several turns of two processes, each of which waits where the machine is busy with others.
+        assert seen.worst_gap_ms <= GAP_MS + 4 * max(seen.lags_ms)
+        assert seen.healthz_p99_ms <= HEALTHZ_MS + 4 * seen.lag_p99_ms
         assert server.process.poll() is None
         await _all_gone(server)
         assert server.descriptors() <= held + 8
