@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
@@ -115,8 +116,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
+        self.address = _source(transport.get_extra_info("peername"))
         why_not = self._door.admits(self)
         if why_not is not None:
             self._saying = asyncio.ensure_future(self._turn_away(why_not))
@@ -185,6 +185,16 @@ door_key: web.AppKey[Door] = web.AppKey("door", Door)
 async def through_the_door(request: web.Request, handler: Handler) -> web.StreamResponse:
     with request.app[door_key].at_work(request):
         return await handler(request)
+
+
+def _source(peer: object) -> str:
+    """Whom a connection counts for: of IPv6 the network of one customer (/64), who has all addresses in it."""
+    if not isinstance(peer, tuple):
+        return ""
+    address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    if address.version == 4:
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
 
 
 def _refusal(why: str) -> bytes:

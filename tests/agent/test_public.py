@@ -16,6 +16,7 @@ import pytest
 
 from agent.config import ConfigError, HttpConfig, ServerConfig, check_keys, parse_config
 from agent.server.boundary import Boundary
+from agent.server.door import _source
 from benchmarks.attacks.http import answer_to, odd_requests
 from tests.support import server_logs
 from tests.support.service_process import ROOT, ServiceProcess, fake_worker_command
@@ -232,6 +233,21 @@ async def test_seven_hundred_connections_do_not_end_a_service_of_512_descriptors
         for reader in readers:
             reader._kept.transport.abort()  # type: ignore[attr-defined]
         assert server.get("/readyz")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "source"),
+    [
+        (("127.0.0.1", 5), "127.0.0.1"),
+        (("::ffff:10.0.0.7", 5, 0, 0), "10.0.0.7"),
+        (("2001:db8:1:2:a::1", 5, 0, 0), "2001:db8:1:2::/64"),
+        (("2001:db8:1:2:b::2", 5, 0, 0), "2001:db8:1:2::/64"),
+        (("fe80::1%eth0", 5, 0, 2), "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_whom_a_connection_counts_for(peer: object, source: str) -> None:
+    assert _source(peer) == source
 
 
 async def test_one_address_has_so_many_connections_and_is_told_so(tmp_path: Path) -> None:
