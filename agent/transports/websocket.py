@@ -1,8 +1,8 @@
 """`GET /v1/realtime`: one JSON object per text frame, in both directions.
 
 Bounds: while more than `_PATIENT_BYTES` wait to be sent, the client's next message waits too, so that it gets what it
-asks for at its own speed. A client that reads nothing for `_STALLED_S`, or lets more than `MAX_UNSENT_BYTES` pile up,
-is cut off (1013).
+asks for at its own speed. A client that reads nothing of them for `_STALLED_S`, or lets more than `MAX_UNSENT_BYTES`
+pile up, is cut off (1013).
 """
 
 from __future__ import annotations
@@ -100,12 +100,13 @@ class WebSocketTransport:
             await self._changed.wait()
 
     async def watch(self) -> None:
-        """Until cancelled: cuts the client off when it has read nothing for long, though there was something."""
+        """Until cancelled: cuts the client off when it has read nothing for long, though there was much."""
         before, stalled_s = None, 0.0
         while self._connection is not None:
             unread = self._connection.get_write_buffer_size()
             read = self._sent_bytes - unread if unread else None
-            stalled_s = stalled_s + _LOOK_EVERY_S if read is not None and read == before else 0.0
+            is_stalled = read is not None and read == before and not self._has_room.is_set()
+            stalled_s = stalled_s + _LOOK_EVERY_S if is_stalled else 0.0
             if stalled_s >= _STALLED_S:
                 self._cut_off()
             before = read
@@ -214,13 +215,14 @@ async def _read(
             await runner.feed_event(message.data, transport)
             continue
         await place.turn()
+        if message.type is WSMsgType.PING:
+            with contextlib.suppress(ConnectionError):
+                await socket.pong(message.data)
         with place.working():
             if message.type is WSMsgType.BINARY:
                 said = "Send events as text frames with JSON; audio goes into them as base64."
                 runner.refuse(ProtocolError("invalid_event", said), transport)
-            elif message.type is WSMsgType.PING:
-                await socket.pong(message.data)
-            elif message.type is not WSMsgType.PONG:
+            elif message.type not in (WSMsgType.PING, WSMsgType.PONG):
                 if message.type is WSMsgType.ERROR:
                     log.info("%s: %s", runner.session_id, socket.exception())
                 return
