@@ -55,6 +55,18 @@ def prepare_offer(text: str) -> str:
     return _MDNS.sub("", text)
 
 
+def offered_addresses(configured: Sequence[str], host: str) -> tuple[str, ...]:
+    """Where a call may be reached: where the configuration says, else where the server itself listens; empty = on all
+    of this machine's addresses."""
+    if configured:
+        return tuple(configured)
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:  # a name
+        return ()
+    return () if address.is_unspecified else (str(address),)
+
+
 def finish_answer(text: str) -> str:
     """Asks the browser for in-band error correction, for mono, and for no pauses in the packets."""
     match = _OPUS.search(text)

@@ -19,9 +19,12 @@ from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationEr
 
 from agent.rtc.description import BadOffer, finish_answer, offering_addresses, prepare_offer
 from agent.rtc.receive import Microphone, tap
+from agent.rtc.screen import screen_all
 from agent.rtc.send import SpeakerTrack
 
 logger = logging.getLogger(__name__)
+
+screen_all()
 
 MAX_BUFFERED_BYTES = 4 * 1024 * 1024  # of events the client does not read; then the call ends
 _WATCH_INTERVAL_S = 1.0
@@ -132,7 +135,13 @@ class Peer:
         if self._channel is not None:
             self._channel.remove_all_listeners()
         self._speaker.stop()
-        await self._connection.close()
+        # aiortc closes by itself too when the client leaves; a wait for that which is cut short would break it.
+        closing = asyncio.ensure_future(self._connection.close())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing
+            raise
 
     async def _report(self) -> int:
         """Bytes received so far; the loss the client reports goes to the encoder."""
