@@ -141,6 +141,8 @@ class Cancel(Message, frozen=True):
 
 
 class Ping(Message, frozen=True):
+    """Is anybody there? Answered at once by whoever reads the socket, not by the engine."""
+
     number: int
 
 
@@ -227,21 +229,16 @@ class WorkerError(Message, frozen=True):
 
 
 class Pong(Message, frozen=True):
+    """The process lives. `unit_s`: for how long the engine has been at the unit of work it does now."""
+
     number: int
+    unit_s: float = 0.0
 
 
-ToWorker = (
-    OpenSession
-    | CloseSession
-    | StartUtterance
-    | AudioIn
-    | LikelyEnd
-    | EndUtterance
-    | DropUtterance
-    | Respond
-    | Cancel
-    | Ping
+ToEngine = (
+    OpenSession | CloseSession | StartUtterance | AudioIn | LikelyEnd | EndUtterance | DropUtterance | Respond | Cancel
 )
+ToWorker = ToEngine | Ping
 FromWorker = (
     Ready
     | SessionOpened

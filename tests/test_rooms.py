@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": set(),
     "streaming": {"kernels"},
     "models": {"streaming", "kernels"},
-    "worker": {"models", "streaming", "kernels", "agent.wire"},
+    "worker": {"models", "streaming", "kernels", "agent.wire", "agent.memory"},
     "agent": set(),
     "training": {"models", "streaming", "kernels"},
 }

@@ -14,17 +14,16 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
+from agent.memory import give_back_all
 from agent.wire import (
     WIRE_VERSION,
     CloseSession,
     Message,
     OpenSession,
-    Ping,
-    Pong,
     Ready,
     Refused,
     SessionOpened,
-    ToWorker,
+    ToEngine,
     WorkerError,
 )
 from worker.listening import Clock, Utterances
@@ -33,6 +32,8 @@ from worker.session import Due, Session
 
 log = logging.getLogger("agogic.worker")
 
+TIDY_EVERY_S = 1.0
+"""So long after the last work memory is given back: it takes some milliseconds."""
 MOST_SOUND_S = 2.56
 """The most sound that one unit makes for all callers together, if it is not one caller's own."""
 
@@ -56,20 +57,28 @@ class Engine:
         self._model = model
         self._slots = slots
         self._clock = clock
-        self._inbox: deque[tuple[Client, ToWorker | _Gone]] = deque()
+        self._inbox: deque[tuple[Client, ToEngine | _Gone]] = deque()
         self._news = threading.Event()
         self._stopping = False
+        self._unit_began: float | None = None
+        self._untidy = False
         self._sessions: dict[tuple[int, int], Session] = {}
 
     @property
     def open_sessions(self) -> int:
         return len(self._sessions)
 
+    @property
+    def unit_s(self) -> float:
+        """For how long the engine has been at the unit it does now; 0 between units. May be asked from any thread."""
+        began = self._unit_began
+        return 0.0 if began is None else self._clock() - began
+
     def ready(self) -> Ready:
         model = self._model
         return Ready(WIRE_VERSION, model.name, self._slots, model.output_sample_rate, model.codec_frame_rate_hz)
 
-    def submit(self, client: Client, message: ToWorker) -> None:
+    def submit(self, client: Client, message: ToEngine) -> None:
         self._inbox.append((client, message))
         self._news.set()
 
@@ -81,8 +90,17 @@ class Engine:
     def run(self) -> None:
         """The thread's body; returns after `stop`."""
         while not self._stopping:
-            if not self.iterate() and not self._stopping:
-                self._news.wait()
+            if (
+                not self.iterate()
+                and not self._stopping
+                and not self._news.wait(TIDY_EVERY_S if self._untidy else None)
+            ):
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """Nobody has wanted anything for a while, and sessions have ended: what they took goes back to the system."""
+        self._untidy = False
+        give_back_all()
 
     def stop(self) -> None:
         self._stopping = True
@@ -91,19 +109,23 @@ class Engine:
     def iterate(self) -> bool:
         """Takes in all messages, then does one unit of work. False when there was nothing to do."""
         self._news.clear()
-        while self._inbox:
-            self._update(*self._inbox.popleft())
-        session, due = self._schedule()
-        if session is None or due is None:
-            return False
-        match due.work:
-            case "hearing":
-                self._hear_together()
-            case "token" | "sound":
-                self._speak_together(session, due.work)
-            case _:
-                session.work(due)
-        return True
+        self._unit_began = self._clock()
+        try:
+            while self._inbox:
+                self._update(*self._inbox.popleft())
+            session, due = self._schedule()
+            if session is None or due is None:
+                return False
+            match due.work:
+                case "hearing":
+                    self._hear_together()
+                case "token" | "sound":
+                    self._speak_together(session, due.work)
+                case _:
+                    session.work(due)
+            return True
+        finally:
+            self._unit_began = None
 
     def _hear_together(self) -> None:
         """What the callers have said whose audio is due, those first who can wait least: one call of the networks costs
@@ -148,6 +170,9 @@ class Engine:
             total_s = samples * (len(pairs) + 1) / self._model.output_sample_rate
             if not pairs or (samples == pairs[0][1].unit_samples and total_s <= MOST_SOUND_S):
                 pairs.append((session, speaker))
+        if not pairs:
+            # Time goes on between planning and doing: what was to be a token may be a sound by now. It is planned anew.
+            return
         try:
             events = self._model.step([speaker for _, speaker in pairs])
         except Exception as error:
@@ -169,19 +194,15 @@ class Engine:
         _, key, found = min(due, key=lambda entry: entry[:2])
         return self._sessions[key], found
 
-    def _update(self, client: Client, message: ToWorker | _Gone) -> None:
+    def _update(self, client: Client, message: ToEngine | _Gone) -> None:
         match message:
             case _Gone():
                 for key in [key for key in self._sessions if key[0] == id(client)]:
-                    self._sessions.pop(key).close()
-            case Ping(number):
-                client.send(Pong(number))
+                    self._close(key)
             case OpenSession(number):
                 self._open(client, number)
             case CloseSession(number):
-                session = self._sessions.pop((id(client), number), None)
-                if session is not None:
-                    session.close()
+                self._close((id(client), number))
             case _:
                 session = self._sessions.get((id(client), message.session))
                 if session is None:
@@ -189,6 +210,12 @@ class Engine:
                     client.send(WorkerError(message.session, "unknown_session", text))
                 else:
                     session.handle(message)
+
+    def _close(self, key: tuple[int, int]) -> None:
+        session = self._sessions.pop(key, None)
+        if session is not None:
+            session.close()
+            self._untidy = True
 
     def _open(self, client: Client, number: int) -> None:
         key = (id(client), number)

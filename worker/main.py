@@ -1,13 +1,15 @@
 """Process entry: reads the arguments, loads the model, serves the socket.
 
-Exit code 2 with one sentence on standard error where the model cannot be loaded or the address cannot be bound. The
-socket appears only when the model is ready, so that a service that can connect can be answered.
+Exit code 2 with one sentence on standard error where the model or the arguments cannot be used, which another attempt
+would not change; 3 where the machine lacks something now (descriptors, memory, the socket's folder), 1 where the engine
+failed. The socket appears only when the model is ready, so that a service that can connect can be answered.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -19,6 +21,8 @@ from worker.threads import limit_threads
 EMBEDDED_SLOTS, OTHER_SLOTS = 8, 4
 """Callers that a worker takes unless told otherwise: few enough for a processor of a third of the measured speed."""
 PARENT_POLL_S = 1.0
+FAILED, UNUSABLE, SHORTAGE = 1, 2, 3
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EIO}
 
 
 def main() -> None:
@@ -52,21 +56,33 @@ async def _serve(arguments: argparse.Namespace) -> int:
         model = load_model(arguments.model, slots, arguments.voice, latency=arguments.latency)
     except ModelError as error:
         print(f"worker: {error}", file=sys.stderr)
-        return 2
+        return SHORTAGE if _is_shortage(error) else UNUSABLE
+    except OSError as error:
+        print(f"worker: the model cannot be loaded now: {error}", file=sys.stderr)
+        return SHORTAGE
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     watch = asyncio.create_task(_watch_parent(stop)) if arguments.exit_with_parent else None
     try:
-        await Server(Engine(model, slots), arguments.socket).run(stop)
+        alive = await Server(Engine(model, slots), arguments.socket).run(stop)
     except OSError as error:
         print(f"worker: cannot listen on {arguments.socket}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        return SHORTAGE
     finally:
         if watch is not None:
             watch.cancel()
-    return 0
+    return 0 if alive else FAILED
+
+
+def _is_shortage(error: BaseException | None) -> bool:
+    """Whether the machine lacked something, whatever that was taken for on the way up."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORTAGES):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 async def _watch_parent(stop: asyncio.Event) -> None:

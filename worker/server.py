@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.wire import Message, WireError, WorkerError, encode, read_frame, to_worker_decoder
+from agent.wire import Message, Ping, Pong, WireError, WorkerError, encode, read_frame, to_worker_decoder
 from worker.engine import Engine
 
 log = logging.getLogger("agogic.worker")
@@ -46,16 +46,31 @@ class Server:
         self._engine = engine
         self._address = address
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Accepts connections until `stop` is set. Raises OSError where the address cannot be bound."""
-        thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Accepts connections until `stop` is set or the engine fails: False in that case, for nothing can be answered
+        any more. Raises OSError where the address cannot be bound."""
+        loop = asyncio.get_running_loop()
+        failed = asyncio.Event()
+
+        def work() -> None:
+            try:
+                self._engine.run()
+            except Exception:
+                log.exception("the engine failed")
+                loop.call_soon_threadsafe(failed.set)
+
+        thread = threading.Thread(target=work, name="engine", daemon=True)
         thread.start()
         server = await self._listen()
         log.info("listening on %s", self._address)
+        waits = [asyncio.create_task(event.wait()) for event in (stop, failed)]
         async with server:
-            await stop.wait()
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
         self._engine.stop()
         await asyncio.to_thread(thread.join, 5.0)
+        return not failed.is_set()
 
     async def _listen(self) -> asyncio.Server:
         host, _, port = self._address.rpartition(":")
@@ -73,7 +88,10 @@ class Server:
                 except msgspec.DecodeError as error:
                     connection.send(WorkerError(0, "bad_message", f"a frame is no message of this wire: {error}"))
                     continue
-                self._engine.submit(connection, message)
+                if isinstance(message, Ping):
+                    connection.send(Pong(message.number, self._engine.unit_s))
+                else:
+                    self._engine.submit(connection, message)
         except (WireError, ConnectionError) as error:
             log.warning("connection closed: %s", error)
         finally:

@@ -58,6 +58,7 @@ is being made, whose turn may come first."""
 FIRST_SOUND_S = 0.2
 """An answer should be heard this soon; those who would run dry earlier go before it."""
 
+ToSession = StartUtterance | AudioIn | LikelyEnd | EndUtterance | DropUtterance | Respond | Cancel
 Reason = Literal["completed", "max_output_tokens", "cancelled", "failed"]
 
 
@@ -101,9 +102,8 @@ class Session:
 
     # --- messages ---
 
-    def handle(
-        self, message: StartUtterance | AudioIn | LikelyEnd | EndUtterance | DropUtterance | Respond | Cancel
-    ) -> None:
+    def handle(self, message: ToSession) -> None:
+        """Never raises: what is wrong with a message, or goes wrong in it, stays within the session."""
         try:
             match message:
                 case StartUtterance():
@@ -122,8 +122,14 @@ class Session:
                     if self._response and self._response.request.generation <= message.generation:
                         self._finish("cancelled")
         except RequestError as error:
-            utterance = None if isinstance(message, Respond | Cancel) else message.utterance
-            self._send(WorkerError(self.number, error.code, str(error), utterance))
+            self._refuse(message, error.code, str(error))
+        except Exception as error:
+            log.exception("session %d: a %s failed", self.number, type(message).__name__)
+            self._refuse(message, "internal", f"the worker failed at it: {error}")
+
+    def _refuse(self, message: ToSession, code: str, text: str) -> None:
+        utterance = None if isinstance(message, Respond | Cancel) else message.utterance
+        self._send(WorkerError(self.number, code, text, utterance))
 
     def _respond(self, message: Respond) -> None:
         if message.generation <= self._generation:

@@ -16,8 +16,6 @@ from agent.wire import (
     EndUtterance,
     LikelyEnd,
     OpenSession,
-    Ping,
-    Pong,
     Refused,
     Respond,
     ResponseDone,
@@ -28,9 +26,9 @@ from agent.wire import (
     UtteranceEncoded,
     WorkerError,
 )
-from tests.worker.scripted import SOUND_SAMPLES, Ear, HandClock, ScriptedListener, ScriptedModel
+from tests.worker.scripted import SOUND_SAMPLES, Ear, HandClock, ScriptedListener, ScriptedModel, ScriptedSpeaker
 from worker.engine import Engine
-from worker.parts import FOLLOWED_SAMPLES, MOST_SAMPLES, UNIT_SAMPLES
+from worker.parts import FOLLOWED_SAMPLES, MOST_SAMPLES, UNIT_SAMPLES, Spoken
 from worker.session import FIRST_SOUND_S
 
 SECOND = b"\x00\x10" * 16_000
@@ -391,13 +389,48 @@ def test_old_utterances_make_room() -> None:
     assert codes(ear) == ["unknown_utterance"]
 
 
-def test_ping_is_answered_in_the_middle_of_an_answer() -> None:
-    engine, ear = open_engine(ScriptedModel(words=50))
+def test_the_engine_tells_for_how_long_it_has_been_at_a_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = HandClock(), []
+    engine, ear = open_engine(ScriptedModel(), clock=clock)
     engine.submit(ear, ask())
-    engine.iterate()
-    engine.submit(ear, Ping(4))
-    engine.iterate()
-    assert ear.of(Pong) == [Pong(4)]
+    step = ScriptedSpeaker.step
+
+    def slow(speaker: ScriptedSpeaker) -> list[Spoken]:
+        clock.now += 7.0
+        told.append(engine.unit_s)
+        return step(speaker)
+
+    monkeypatch.setattr(ScriptedSpeaker, "step", slow)
+    drain(engine)
+    assert set(told) == {7.0}
+    assert engine.unit_s == 0.0
+
+
+def test_a_unit_that_has_become_another_is_planned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is time for sound depends on the clock, which goes on between planning and doing."""
+    model = ScriptedModel(words=2, joins=True)
+    engine, ear = open_engine(model)
+    engine.submit(ear, ask("a"))
+    units = iter(["token", "sound"])
+    monkeypatch.setattr(ScriptedSpeaker, "unit", property(lambda _: next(units, "token")))
+    drain(engine)
+    assert model.joint_steps == ["a", "a", "a"]
+    assert [done.reason for done in ear.of(ResponseDone)] == ["completed"]
+
+
+def test_a_fault_at_a_message_stays_within_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ScriptedModel()
+    engine, ear = open_engine(model, sessions=2)
+
+    def faulty(*_: object) -> ScriptedListener:
+        raise ValueError("a fault in the ear")
+
+    monkeypatch.setattr(model, "listen", faulty)
+    engine.submit(ear, StartUtterance(1, 1, 12.5, []))
+    engine.submit(ear, ask(session=2))
+    drain(engine)
+    assert [(error.session, error.code, error.utterance) for error in ear.of(WorkerError)] == [(1, "internal", 1)]
+    assert [done.reason for done in ear.of(ResponseDone)] == ["completed"]
 
 
 def test_stop_ends_the_thread_whether_it_works_or_waits() -> None:

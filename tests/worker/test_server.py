@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -99,7 +100,8 @@ async def test_rubbish_in_a_frame_is_answered_and_nobody_else_notices(tmp_path: 
             error = await bad.until(WorkerError)
             assert isinstance(error, WorkerError) and (error.session, error.code) == (0, "bad_message")
         bad.send(Ping(3))
-        assert await bad.until(Pong) == Pong(3)
+        pong = await bad.until(Pong)
+        assert isinstance(pong, Pong) and pong.number == 3
         assert (await answer(good, 1)).reason == "completed"
 
 
@@ -154,6 +156,37 @@ async def test_cancel_stops_real_networks_within_a_unit(tmp_path: Path) -> None:
         assert isinstance(done, ResponseDone) and done.reason == "cancelled"
         assert time.monotonic() - started < 0.5, "a unit takes milliseconds, also on a busy machine"
         assert (await answer(peer, 1, generation=2)).stats.text_tokens > 0
+
+
+async def test_a_ping_is_answered_while_the_engine_is_stuck_and_says_so(tmp_path: Path) -> None:
+    go_on, model = threading.Event(), ScriptedModel()
+    make = model.respond
+    model.respond = lambda question: (go_on.wait(30.0), make(question))[1]  # type: ignore[method-assign]
+    async with serving(str(tmp_path / "w"), model):
+        peer = await connect(str(tmp_path / "w"))
+        peer.send(OpenSession(1))
+        peer.send(Respond(1, 1, [ContextItem("user", "hi")], 12.5))
+        await peer.until(SessionOpened)
+        told = 0.0
+        for number in range(100):
+            peer.send(Ping(number))
+            pong = await peer.until(Pong)
+            assert isinstance(pong, Pong) and pong.number == number
+            if pong.unit_s > 0.2:
+                break
+            told = pong.unit_s
+            await asyncio.sleep(0.05)
+        assert pong.unit_s > told
+        go_on.set()
+        done = await peer.until(ResponseDone)
+        assert isinstance(done, ResponseDone) and done.reason == "completed"
+
+
+async def test_a_server_whose_engine_failed_ends(tmp_path: Path) -> None:
+    engine = Engine(ScriptedModel(), 1)
+    engine.iterate = lambda: 1 / 0  # type: ignore[assignment,return-value]
+    async with asyncio.timeout(10):
+        assert await Server(engine, str(tmp_path / "w")).run(asyncio.Event()) is False
 
 
 async def test_socket_left_by_a_killed_worker_is_replaced(tmp_path: Path) -> None:
