@@ -1,12 +1,18 @@
 """The service's end of the wire to one worker: a connection, the sessions that lease slots on it, and its death.
 
 Bound: at most `MAX_UNSENT_BYTES` wait for a worker that reads too slowly; beyond that the worker counts as dead.
+
+A worker that hangs looks like one that is busy, so it is asked every `PING_INTERVAL_S`. Its socket's thread answers
+whatever the engine does: `HUNG_AFTER` pings without an answer mean a process that does nothing any more. The answer
+tells how long the engine has been at one unit of work: `stuck_after_s` of that mean an engine that will not come back.
+Pings are counted instead of seconds, so that a pause of our own process is not blamed on the worker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from pathlib import Path
 from typing import Protocol
@@ -14,12 +20,26 @@ from typing import Protocol
 import msgspec
 
 from agent import wire
-from agent.wire import CloseSession, FromWorker, Message, OpenSession, Pong, Ready, Refused, SessionOpened, WorkerError
+from agent.wire import (
+    CloseSession,
+    FromWorker,
+    Message,
+    OpenSession,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    SessionOpened,
+    WorkerError,
+)
 
 log = logging.getLogger("agogic.link")
 
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 OPEN_TIMEOUT_S = 10.0
+PING_INTERVAL_S = 0.25
+SUSPECT_AFTER, HUNG_AFTER = 3, 4
+STUCK_AFTER_S = 10.0
 
 
 class LinkError(Exception):
@@ -31,7 +51,16 @@ class SlotRefused(Exception):
 
 
 class LeaseHolder(Protocol):
-    """A session as the link sees it. Neither call may block or raise."""
+    """A session as the link sees it. No call may block or raise."""
+
+    @property
+    def idle_since_s(self) -> float | None:
+        """Since when (any clock, the same for all) its place has been of no use; None while it is used."""
+        ...
+
+    def give_way(self) -> None:
+        """Another session needs the place: release it."""
+        ...
 
     def worker_message(self, message: FromWorker) -> None: ...
 
@@ -49,6 +78,10 @@ class Lease:
     def ready(self) -> Ready:
         return self._link.ready
 
+    @property
+    def alive(self) -> bool:
+        return self._link.alive
+
     def send(self, message: Message) -> None:
         self._link.send(message)
 
@@ -57,11 +90,14 @@ class Lease:
 
 
 class WorkerLink:
-    """`run` reads until the worker is gone; then every holder is told once."""
+    """`run` reads until the worker is gone; then every holder is told once. `failure`: what was wrong with it."""
 
     def __init__(self, ready: Ready, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.ready = ready
         self.alive = True
+        self.failure = ""
+        self._unanswered = 0
+        self._unit_s = 0.0
         self._reader = reader
         self._writer = writer
         self._holders: dict[int, LeaseHolder] = {}
@@ -93,18 +129,49 @@ class WorkerLink:
         return len(self._holders)
 
     @property
-    def has_room(self) -> bool:
-        return self.alive and self.leased < self.ready.slots
+    def responsive(self) -> bool:
+        """Whether it answers, as far as is known."""
+        return self.alive and self._unanswered < SUSPECT_AFTER
 
-    async def run(self) -> None:
-        """Dispatches messages until the connection ends. Returns normally however it ends."""
+    @property
+    def hangs(self) -> bool:
+        """Whether there is no use in asking it to end."""
+        return bool(self.failure) or self._unanswered >= SUSPECT_AFTER
+
+    @property
+    def has_room(self) -> bool:
+        return self.responsive and self.leased < self.ready.slots
+
+    @property
+    def longest_idle(self) -> LeaseHolder | None:
+        """The holder whose place has been of no use for the longest time."""
+        idle = [(since, key) for key, holder in self._holders.items() if (since := holder.idle_since_s) is not None]
+        return self._holders[min(idle)[1]] if idle else None
+
+    async def run(self, stuck_after_s: float = STUCK_AFTER_S) -> None:
+        """Dispatches messages until the connection ends, or the worker proves to hang. Returns however it ends."""
+        pulse = asyncio.create_task(self._pulse(stuck_after_s))
         try:
             while (payload := await wire.read_frame(self._reader)) is not None:
                 self._dispatch(wire.from_worker_decoder.decode(payload))
         except (OSError, wire.WireError, msgspec.DecodeError) as error:
             log.warning("worker link broke: %s", error)
         finally:
+            pulse.cancel()
             self._die()
+
+    async def _pulse(self, stuck_after_s: float) -> None:
+        for number in itertools.count(1):
+            self._unanswered += 1
+            self.send(Ping(number))
+            await asyncio.sleep(PING_INTERVAL_S)
+            if self._unanswered >= HUNG_AFTER:
+                self.failure = f"the worker has not answered for {HUNG_AFTER * PING_INTERVAL_S:g} s"
+            elif self._unit_s >= stuck_after_s:
+                self.failure = f"the worker's engine has been at one unit of work for {self._unit_s:.0f} s"
+            if self.failure:
+                self._writer.transport.abort()
+                return
 
     async def open(self, session: int, holder: LeaseHolder) -> Lease:
         """Leases a slot. Raises `SlotRefused` if the worker has none, `LinkError` if it died or stays silent."""
@@ -153,7 +220,9 @@ class WorkerLink:
                 self._resolve(message.session, None)
             case Refused():
                 self._resolve(message.session, SlotRefused(message.message))
-            case Pong() | Ready():
+            case Pong():
+                self._unanswered, self._unit_s = 0, message.unit_s
+            case Ready():
                 pass
             case WorkerError(session=0):
                 log.error("worker: %s: %s", message.code, message.message)

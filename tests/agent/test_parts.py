@@ -260,6 +260,11 @@ class Holder:
         self.messages: list[wire.FromWorker] = []
         self.lost = asyncio.Event()
         self.got = asyncio.Event()
+        self.idle_since_s: float | None = None
+        self.gave_way = False
+
+    def give_way(self) -> None:
+        self.gave_way = True
 
     def worker_message(self, message: wire.FromWorker) -> None:
         self.messages.append(message)
@@ -308,8 +313,9 @@ async def test_link_refuses_a_stranger(tmp_path: Path, first: bytes) -> None:
 async def test_link_survives_garbage_in_mid_stream_by_dying_cleanly(tmp_path: Path) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(wire.encode(wire.Ready(wire.WIRE_VERSION, "m", 1, 24_000, 12.5)))
-        await wire.read_frame(reader)
-        writer.write(wire.encode(wire.SessionOpened(1)) + b"\xff\xff\xff\xff")
+        while (frame := await wire.read_frame(reader)) is not None:
+            if isinstance(wire.to_worker_decoder.decode(frame), wire.OpenSession):
+                writer.write(wire.encode(wire.SessionOpened(1)) + b"\xff\xff\xff\xff")
 
     path = tmp_path / "w.sock"
     server = await asyncio.start_unix_server(serve, str(path))

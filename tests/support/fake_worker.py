@@ -1,9 +1,10 @@
 """A worker without a model: it speaks the wire, hears a fixed transcript and answers with a tone, at a given speed.
 
     python -m tests.support.fake_worker --socket PATH [--reply TEXT] [--pace FACTOR] [--slots N] [--die-after N]
+        [--stall-after N]
 
 The word at position i sounds for 0.4 s at (300 + 20 i) Hz, one token of 5 codec frames each. `--die-after N` ends the
-process after the first chunk of the N-th response, as a crash would.
+process after the first chunk of the N-th response, as a crash would; `--stall-after N` never gets on with the N-th.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Behaviour:
     pace: float = 0.0
     slots: int = 4
     die_after: int = 0
+    stall_after: int = 0
     first_delay_s: float = 0.0
 
 
@@ -49,7 +51,8 @@ class _Slot:
 
 
 class FakeWorker:
-    """Serves one socket. `received` keeps every message except audio, `heard_samples` counts audio per utterance."""
+    """Serves one socket. `received` keeps every message but audio and pings, `heard_samples` counts audio per
+    utterance."""
 
     def __init__(self, socket: Path, behaviour: Behaviour | None = None) -> None:
         self.behaviour = behaviour or Behaviour()
@@ -113,7 +116,7 @@ class _Connection:
             if isinstance(message, wire.AudioIn):
                 key = (message.session, message.utterance)
                 self._worker.heard_samples[key] = self._worker.heard_samples.get(key, 0) + len(message.pcm) // 2
-            else:
+            elif not isinstance(message, wire.Ping):
                 self._worker.received.append(message)
             self._handle(message)
 
@@ -180,6 +183,8 @@ class _Connection:
         worker._responses += 1
         behaviour = worker.behaviour
         dies = worker._responses == behaviour.die_after
+        if worker._responses == behaviour.stall_after:
+            return
         await asyncio.sleep(behaviour.first_delay_s)
         words = behaviour.reply.split()
         for index, word in enumerate(words):
@@ -224,13 +229,21 @@ async def _main() -> None:
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--die-after", type=int, default=0)
+    parser.add_argument("--stall-after", type=int, default=0)
     parser.add_argument("--first-delay-s", type=float, default=0.0)
     args = parser.parse_args()
     behaviour = Behaviour(
-        reply=args.reply, pace=args.pace, slots=args.slots, die_after=args.die_after, first_delay_s=args.first_delay_s
+        reply=args.reply,
+        pace=args.pace,
+        slots=args.slots,
+        die_after=args.die_after,
+        stall_after=args.stall_after,
+        first_delay_s=args.first_delay_s,
     )
+    parent = os.getppid()
     async with FakeWorker(args.socket, behaviour):
-        await asyncio.Event().wait()
+        while os.getppid() == parent:  # noqa: ASYNC110 nothing announces the death of a parent
+            await asyncio.sleep(1.0)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,11 @@ class ServiceProcess:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1000  # type: ignore[index]
 
+    def worker_pids(self) -> list[int]:
+        """Processes that the service started and that live."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
     def stop(self) -> int:
         """SIGTERM, and SIGKILL if that is not enough; the exit status."""
         if self.process.poll() is None:
