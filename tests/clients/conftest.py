@@ -29,13 +29,14 @@ class Server:
     url: str
     is_real: bool
     log: Path
+    pid: int
 
 
 @contextmanager
 def running(folder: Path, *, real: bool, extra: str = "") -> Iterator[Server]:
     """`agogic serve` on a free port of 127.0.0.1; ends it afterwards."""
     config = folder / "agogic.toml"
-    config.write_text(f'[webrtc]\naddresses = ["127.0.0.1"]\n{extra}')
+    config.write_text(extra)
     command = [sys.executable, "-m", "agent.cli.main", "serve", "--config", str(config), "--port", "0"]
     if not real:
         command += ["--worker-command", f"{sys.executable} -m tests.support.fake_worker --pace 0.5"]
@@ -46,7 +47,7 @@ def running(folder: Path, *, real: bool, extra: str = "") -> Iterator[Server]:
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
-        yield Server(_wait(process, log), real, log)
+        yield Server(_wait(process, log), real, log, process.pid)
     finally:
         process.terminate()
         process.wait(15)

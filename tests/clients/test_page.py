@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,16 @@ async def test_rates_that_are_chosen_are_realised_and_shown(fake_server: Server,
         await page.check("#output-rates input[value='5']", force=True)
         await page.click("#main-button")
         await expect(page.locator("#output-hz")).to_have_text("5.0 Hz", timeout=30_000)
+
+
+async def test_a_server_that_is_killed_is_not_called_connected_for_long(microphone: Path, tmp_path: Path) -> None:
+    with running(tmp_path, real=False) as server:
+        async with chromium(microphone=microphone) as page:
+            await start(page, server)
+            await asyncio.sleep(2.0)
+            os.kill(server.pid, signal.SIGKILL)
+            await expect(page.locator("#state")).not_to_have_attribute("data-state", "connected", timeout=4_000)
+            await expect(page.locator("body")).to_contain_text("The server is gone.")
 
 
 async def test_a_refused_microphone_is_explained_and_typing_works_instead(fake_server: Server) -> None:

@@ -4,6 +4,8 @@ import { LevelMeter } from "./levels";
 
 const CONNECT_TIMEOUT_MS = 8000;
 const DISCONNECTED_TOLERANCE_MS = 8000;
+const PULSE_MS = 500; // the server sends sound all the time, silence too: a second without any is news
+const SILENT_PULSES = 2;
 const TAIL_MS = 160; // encoder, packet and network: what was said just before the button was let go
 
 /** Speech as RTP, events on the data channel `oai-events`. The server plays out and knows what was heard. */
@@ -17,11 +19,13 @@ export async function connectWebRtc(options: ConnectOptions): Promise<Connection
   let closed = false;
   let established = false;
   let patience: ReturnType<typeof setTimeout> | undefined;
+  let pulse: ReturnType<typeof setInterval> | undefined;
 
   const close = (): void => {
     if (closed) return;
     closed = true;
     clearTimeout(patience);
+    clearInterval(pulse);
     player.srcObject = null;
     player.remove();
     peer.close();
@@ -96,6 +100,7 @@ export async function connectWebRtc(options: ConnectOptions): Promise<Connection
     throw error;
   }
   established = true;
+  pulse = watch(peer, options.origin, () => lost("The server is gone."));
 
   const send = (event: ClientEvent): void => {
     if (channel.readyState === "open") channel.send(JSON.stringify(event));
@@ -112,4 +117,26 @@ export async function connectWebRtc(options: ConnectOptions): Promise<Connection
     levels: () => ({ microphone: microphone?.level() ?? 0, voice: voice?.level() ?? 0 }),
     close,
   };
+}
+
+/** Calls `gone` when nothing comes over the connection any more and nobody answers at the server's address either. A bad
+ * network alone is given more time: there the question is not refused but gets no answer. */
+function watch(peer: RTCPeerConnection, origin: string, gone: () => void): ReturnType<typeof setInterval> {
+  let received = -1;
+  let silent = 0;
+  return setInterval(() => {
+    void peer.getStats().then(async (reports) => {
+      let bytes = 0;
+      reports.forEach((report: { type: string; bytesReceived?: number }) => {
+        if (report.type === "transport" || report.type === "inbound-rtp") bytes += report.bytesReceived ?? 0;
+      });
+      silent = bytes === received ? silent + 1 : 0;
+      received = bytes;
+      if (silent < SILENT_PULSES) return;
+      const signal = AbortSignal.timeout(PULSE_MS);
+      await fetch(`${origin}/healthz`, { mode: "no-cors", cache: "no-store", signal }).catch((error: DOMException) => {
+        if (error.name !== "TimeoutError" && error.name !== "AbortError" && navigator.onLine) gone();
+      });
+    });
+  }, PULSE_MS);
 }
