@@ -46,6 +46,7 @@ class ModelConfig(Section, frozen=True):
     threads: Annotated[int, Meta(ge=0)] = 0
     latency: Literal["usual", "low"] = "usual"
     start_timeout_s: Positive = 120.0
+    stuck_after_s: Positive = 10.0
 
 
 class SessionConfig(Section, frozen=True):
@@ -75,8 +76,19 @@ class PlayoutConfig(Section, frozen=True):
 class WebRtcConfig(Section, frozen=True):
     addresses: tuple[str, ...] = ()
     ice_servers: tuple[str, ...] = ()
-    connect_timeout_s: Positive = 30.0
+    connect_timeout_s: Positive = 10.0
     disconnected_tolerance_s: Positive = 10.0
+
+
+class LimitsConfig(Section, frozen=True):
+    """Sessions of one key (0: as many as there may be) and of one address (loopback is nobody's: a proxy stands there);
+    bytes held in memory by one session, by all of one key, by all."""
+
+    sessions_per_key: Annotated[int, Meta(ge=0)] = 0
+    sessions_per_address: Annotated[int, Meta(ge=0)] = 32
+    session_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 64 * 1024 * 1024
+    key_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 512 * 1024 * 1024
+    all_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 1024 * 1024 * 1024
 
 
 class ServerConfig(Section, frozen=True):
@@ -86,6 +98,7 @@ class ServerConfig(Section, frozen=True):
     turn: TurnConfig = TurnConfig()
     playout: PlayoutConfig = PlayoutConfig()
     webrtc: WebRtcConfig = WebRtcConfig()
+    limits: LimitsConfig = LimitsConfig()
 
 
 _SECRET = "http.api_keys"

@@ -126,6 +126,8 @@ def _run(main: Coroutine[None, None, int]) -> int:
 async def _serve(config: ServerConfig, listening: socket.socket, command: list[str], started_s: float) -> int:
     from aiohttp import web
 
+    from agent.memory import give_back_large_blocks, set_apart_what_stays
+
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     from agent.server.app import create_app
     from agent.server.door import DoorSite, door_key, raise_descriptor_limit
@@ -134,7 +136,9 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     from agent.server.workers import WorkerPool, WorkerUnusable
     from agent.turn.silero import SileroVad
 
-    pool = WorkerPool(command, config.model.workers, config.model.start_timeout_s)
+    give_back_large_blocks()
+    model = config.model
+    pool = WorkerPool(command, model.workers, model.start_timeout_s, stuck_after_s=model.stuck_after_s)
     service = Service(config, pool)
     raise_descriptor_limit()
     SileroVad()  # loads its network once, which would else hold up the first caller
@@ -143,7 +147,7 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
         app,
         access_log=None,
         handle_signals=False,
-        shutdown_timeout=config.http.drain_s,
+        shutdown_timeout=_LAST_WORDS_S,
         keepalive_timeout=config.http.request_timeout_s,
         lingering_time=_LINGER_S,
     )
@@ -152,16 +156,25 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"agogic: http://{shown}:{port}/  (loading {config.model.spec})")
-    stop = asyncio.Event()
+    set_apart_what_stays()
+    stop, at_once = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def signalled(number: int) -> None:
+        if number == signal.SIGINT or stop.is_set():
+            at_once.set()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, signalled, number)
     working = asyncio.create_task(pool.run())
     announcing = asyncio.create_task(_announce(pool, started_s))
     stopping = asyncio.create_task(stop.wait())
     with LoopWatch(service.metrics.registry).running():
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    service.drain()
+        if working.done():
+            at_once.set()
+        await service.drain(at_once)
     await asyncio.sleep(_LAST_WORDS_S if service.session_count else 0)
     await runner.cleanup()
     status = 0
@@ -175,7 +188,7 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
             typer.echo(f"agogic serve: {error}", err=True)
             status = 2
     for number in (signal.SIGTERM, signal.SIGINT):
-        # We are leaving already: a second signal must not turn that into a violent end.
+        # We are leaving already: another signal must not turn that into a violent end.
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)
     return status

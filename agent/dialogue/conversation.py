@@ -17,6 +17,8 @@ JsonObject = dict[str, object]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 MAX_ITEMS = 2000
+# A client's item is sent back twice, every letter as six bytes at the worst: that must fit into what may wait for it.
+MAX_ITEM_CHARACTERS = 1024 * 1024
 # The history travels whole with every question, and must fit into one message to the worker.
 MAX_CONTEXT_CHARACTERS = 400_000
 # The user's sound is kept this long, for `conversation.item.retrieve` and for a worker that lost it.
@@ -252,6 +254,14 @@ class Conversation:
             if self._by_id.get(identity) is item:
                 del self._by_id[identity]
 
+    def clear(self) -> None:
+        for item in tuple(self.items):
+            self.remove(item)
+
+    def held_bytes(self) -> int:
+        """Texts and sound of all items, about."""
+        return sum(map(_held_bytes, self.items))
+
     def _forget_old_audio(self) -> None:
         kept = 0
         for item in reversed(self.items):
@@ -259,6 +269,26 @@ class Conversation:
                 kept += item.pcm.size
                 if kept > KEPT_AUDIO_SAMPLES and item is not self.items[-1]:
                     item.pcm = None
+
+
+def text_length(item: Item) -> int:
+    """Characters of what it says, of whichever kind."""
+    match item:
+        case SystemMessage():
+            return sum(map(len, item.texts))
+        case UserMessage():
+            return sum(map(len, item.texts)) + len(item.transcript or "")
+        case AssistantMessage():
+            return len(item.text)
+        case FunctionCall():
+            return len(item.name) + len(item.arguments)
+        case FunctionCallOutput():
+            return len(item.output)
+
+
+def _held_bytes(item: Item) -> int:
+    sound = item.pcm.nbytes if isinstance(item, UserMessage) and item.pcm is not None else 0
+    return sound + text_length(item)
 
 
 def context_of(items: list[Item]) -> list[ContextItem]:

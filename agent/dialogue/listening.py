@@ -178,6 +178,10 @@ class Listening:
     def has_pending(self) -> bool:
         return bool(self._pending)
 
+    def held_bytes(self) -> int:
+        """The sound kept here."""
+        return 2 * (self._buffer.end - self._buffer.start) + sum(piece.nbytes for piece in self._pending)
+
     def append(self, samples: audio.Samples) -> None:
         """Queues sound at the input rate; `process` works it off slice by slice. Raises `ProtocolError` if full."""
         waiting = sum(piece.size for piece in self._pending) * SAMPLE_RATE_HZ // self._resampler.from_hz

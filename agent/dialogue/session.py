@@ -22,7 +22,15 @@ from agent.config import ServerConfig
 from agent.dialogue.briefing import Briefing
 from agent.dialogue.captions import Captions
 from agent.dialogue.client_requests import ReadItem, ReadMessage, plan_response, read_message
-from agent.dialogue.conversation import AssistantMessage, Conversation, Item, UserMessage, item_from_client
+from agent.dialogue.conversation import (
+    MAX_ITEM_CHARACTERS,
+    AssistantMessage,
+    Conversation,
+    Item,
+    UserMessage,
+    item_from_client,
+    text_length,
+)
 from agent.dialogue.effects import Effect, Outbox
 from agent.dialogue.item_sound import SoundShown
 from agent.dialogue.listening import Listening
@@ -228,6 +236,31 @@ class Session:
                 pass
         return self._outbox.take()
 
+    # --- what it needs, for whoever shares out places and memory ---
+
+    @property
+    def answering(self) -> bool:
+        """Whether an answer is being made or played, or waits to be."""
+        return not self._speaking.idle
+
+    @property
+    def needs_worker(self) -> bool:
+        """Whether there is something for a worker to hear, to answer or to write down."""
+        return self._listening.open is not None or self.answering or bool(self._captions.unfinished())
+
+    def held_bytes(self) -> int:
+        """What settings, conversation, sound not worked off yet and the answer in hand take, about. Counts every
+        item."""
+        parts = (self._conversation, self._listening, self._speaking)
+        return len(self.settings.instructions) + sum(part.held_bytes() for part in parts)
+
+    def close(self) -> None:
+        """Nobody will ask for anything any more: lets go at once of what takes memory. What is left of the session is a
+        knot of references that the garbage collector unties when it comes by."""
+        self._conversation.clear()
+        self._listening.clear()
+        self._speaking.close()
+
     def take_finished(self) -> list[Response]:
         """Responses closed since the last call, for the metrics."""
         return self._speaking.take_finished()
@@ -301,6 +334,8 @@ class Session:
                 param="item.id",
             )
         item = item_from_client(read.parsed, self._ids.new("item"), read.pcm)
+        if text_length(item) > MAX_ITEM_CHARACTERS:
+            raise ProtocolError("invalid_value", f"An item may have {MAX_ITEM_CHARACTERS} characters.", param="item")
         previous = self._conversation.add(item, event.previous_item_id)
         self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous))
         self._outbox.send(events.ItemDone(item=item.as_dict(), previous_item_id=previous))

@@ -208,7 +208,7 @@ class Speaking:
         if response.done is not None and (response.playout.drained or response.plan.modality == "text"):
             self._finish(response)
         elif not self._asked and now_s - self._waiting_since_s >= WORKER_WAIT_S:
-            self.fail("no_worker", f"No worker became ready within {WORKER_WAIT_S:g} s.")
+            self.fail("no_worker", f"No worker had a place for this within {WORKER_WAIT_S:g} s.")
 
     def pull(self, count: int) -> Slice | None:
         """The next sound for the listener, where the server plays."""
@@ -248,6 +248,17 @@ class Speaking:
     @property
     def idle(self) -> bool:
         return self.active is None and not self._waiting
+
+    def close(self) -> None:
+        """Drops the answer at hand and those that wait, without a word."""
+        self.active = None
+        self._waiting.clear()
+        self._finished.clear()
+
+    def held_bytes(self) -> int:
+        """The sound that waits to be played, and what waiting responses bring along."""
+        queued = 2 * self.active.playout.queued_samples if self.active is not None else 0
+        return queued + sum(len(plan.instructions) for plan in self._waiting)
 
     def heard_ms(self, response: Response) -> float:
         """How much of its sound has been heard."""

@@ -119,7 +119,7 @@ async def readyz(request: web.Request) -> web.Response:
     ready = pool.ready and not service.draining
     state = {"ready": ready, "model": pool.model, "slots": pool.slots, "leased": pool.leased}
     if not ready:
-        why = "draining" if service.draining else pool.last_failure or "the worker is loading the model"
+        why = "draining" if service.draining else pool.why_not_ready
         return json_response(state | {"reason": why}, 503)
     return json_response(state)
 

@@ -1,11 +1,20 @@
-"""Runs one session: carries effects out, keeps its timer, and finds it another worker when its own dies."""
+"""Runs one session: carries effects out, keeps its timer, and finds it a place on a worker when it needs one.
+
+      placeless ──(something to hear or to answer)──► in line ──► placed ──(worker lost, stalled, or another needs it)─┐
+          ▲                                                                                                            │
+          └────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+A place is asked for at the first use and not when the client connects: who only holds a connection open takes none. It
+is kept as long as nobody else needs it, because the worker remembers the conversation; after `IDLE_AFTER_S` without a
+word to or from the worker it may be lent to another session.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 
@@ -15,12 +24,26 @@ from agent.dialogue.session import Session
 from agent.dialogue.speaking import WorkerSlot
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
+from agent.server.budget import Account
 from agent.server.fairness import LoopShare
-from agent.server.link import Lease, LinkError
+from agent.server.link import Lease
 from agent.server.metrics import Metrics
 from agent.server.workers import WorkerPool
 from agent.transports.base import Transport
-from agent.wire import FromWorker
+from agent.wire import (
+    AudioOut,
+    Cancel,
+    FromWorker,
+    Message,
+    Respond,
+    ResponseDone,
+    TextDelta,
+    UtteranceEncoded,
+    WorkerError,
+)
+
+IDLE_AFTER_S = 1.0
+ENGAGED_S = 30.0
 
 log = logging.getLogger("agogic.session")
 
@@ -38,10 +61,17 @@ class SessionRunner:
         pool: WorkerPool,
         clock: Clock,
         metrics: Metrics,
+        account: Account,
         share: LoopShare,
         on_end: Callable[[SessionRunner], None],
+        *,
+        owner: str = "",
+        address: str = "",
     ) -> None:
         self.session = session
+        self.account = account
+        self.owner = owner
+        self.address = address
         self.transport_kind = transport.kind
         self._on_end = on_end
         self._client = transport
@@ -53,7 +83,9 @@ class SessionRunner:
         self._place = share.place()
         self._lease: Lease | None = None
         self._over = asyncio.Event()
-        self._lost = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._used_s: float | None = None
+        self._asked_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._started = False
         self._unsent: list[Effect] = []
@@ -66,22 +98,41 @@ class SessionRunner:
     def output_rate_hz(self) -> int:
         return self._lease.ready.output_sample_rate if self._lease is not None else 24_000
 
-    # --- life ---
+    @property
+    def answering(self) -> bool:
+        return self.session.answering
 
-    async def lease(self) -> None:
-        """Raises `NoWorker` if there is no slot."""
-        self._take(await self._pool.lease(self))
+    @property
+    def closed(self) -> bool:
+        return self._over.is_set()
+
+    @property
+    def engaged(self) -> bool:
+        """Whether it needs a place or has used one lately: others cannot count on it."""
+        waits = self._wanted.is_set() or self.session.answering
+        return waits or (self._used_s is not None and self._clock.now_s() - self._used_s < ENGAGED_S)
+
+    @property
+    def idle_since_s(self) -> float | None:
+        if self._lease is None or self._used_s is None or self.session.answering:
+            return None
+        return self._used_s if self._clock.now_s() - self._used_s >= IDLE_AFTER_S else None
+
+    # --- life ---
 
     async def run(self) -> None:
         """Until the session is over, however it ends; releases everything."""
         try:
             while not self._over.is_set():
-                await self._wait_for_loss_or_end()
-                if self._lost.is_set() and not self._over.is_set():
-                    self._lost.clear()
-                    await self._find_another_worker()
+                await self._either(self._wanted.wait(), self._over.wait())
+                if self._wanted.is_set() and not self._over.is_set():
+                    await self._find_a_place()
         finally:
             self._end()
+
+    def abandon(self) -> None:
+        """It is never run: its client was refused after all."""
+        self._end()
 
     def start(self) -> None:
         """The client can hear us: `session.created`, and whatever happened meanwhile."""
@@ -117,6 +168,10 @@ class SessionRunner:
 
         What is long is read in a thread and worked off in slices, so that other sessions get their turn in between.
         """
+        full = self.account.refuses(len(data), self.session.held_bytes)
+        if full is not None:
+            self.refuse(ProtocolError("memory_limit_exceeded", full), sender or self._client)
+            return
         with self._guard():
             is_long = len(data) > LONG_MESSAGE_BYTES
             read = await self._share.aside(self.session.read, data) if is_long else None
@@ -126,6 +181,7 @@ class SessionRunner:
             with self._place.working():
                 effects = self.session.take(read if read is not None else self.session.read(data))
                 self._do([effect for effect in effects if not isinstance(effect, SendLarge)], sender)
+                self._ask_for_a_place()
             for effect in effects:
                 if isinstance(effect, SendLarge):
                     made = await self._share.aside(effect.make)
@@ -136,6 +192,7 @@ class SessionRunner:
                     return
                 with self._place.working():
                     self._do(self.session.process_audio())
+                    self._ask_for_a_place()
 
     def refuse(self, error: ProtocolError, sender: Transport) -> None:
         """Answers something that was not even an event."""
@@ -149,6 +206,7 @@ class SessionRunner:
             self.session.microphone(np.frombuffer(pcm, dtype="<i2"))
             while self.session.has_pending_audio:
                 self._do(self.session.process_audio())
+            self._ask_for_a_place()
 
     def pull_audio(self, samples: int) -> bytes | None:
         """Exactly `samples` samples of playback, s16le mono at `output_rate_hz`; None when there is nothing to play."""
@@ -165,45 +223,78 @@ class SessionRunner:
     # --- from the worker ---
 
     def worker_message(self, message: FromWorker) -> None:
-        if not self._over.is_set():
-            with self._guard():
-                self._do(self.session.worker_message(message))
+        if self._over.is_set():
+            return
+        now_s = self._clock.now_s()
+        self._used_s = now_s
+        if isinstance(message, ResponseDone | WorkerError):
+            self._asked_s = None
+        elif isinstance(message, TextDelta | AudioOut | UtteranceEncoded) and self._asked_s is not None:
+            self._asked_s = now_s
+        with self._guard():
+            self._do(self.session.worker_message(message))
 
     def worker_lost(self) -> None:
-        self._lease = None
-        self._lost.set()
+        self._placeless()
         if not self._over.is_set():
             with self._guard():
                 self._do(self.session.worker_lost())
+                self._ask_for_a_place()
+
+    def give_way(self) -> None:
+        """Another session needs the place more; this one asks for one again at its next use."""
+        log.info("%s: lends its place", self.session_id)
+        lease = self._lease
+        self._placeless()
+        if lease is not None:
+            lease.release()
+        with self._guard():
+            self._do(self.session.worker_lost())
 
     # --- inside ---
 
+    def _placeless(self) -> None:
+        self._lease = self._asked_s = None
+
+    def _ask_for_a_place(self) -> None:
+        if self._lease is None and self.session.needs_worker:
+            self._wanted.set()
+
+    async def _find_a_place(self) -> None:
+        """Stands in line as long as the session lives."""
+        finding = asyncio.ensure_future(self._pool.lease_when_possible(self))
+        try:
+            await self._either(asyncio.shield(finding), self._over.wait())
+            if finding.done() and (lease := finding.result()).alive:
+                self._wanted.clear()
+                self._take(lease)
+        finally:
+            finding.cancel()
+
     def _take(self, lease: Lease) -> None:
         self._lease = lease
+        self._used_s = self._clock.now_s()
         with self._guard():
             self._do(self.session.worker_ready(WorkerSlot(lease.session, lease.ready)))
 
-    async def _wait_for_loss_or_end(self) -> None:
-        waits = [asyncio.ensure_future(self._lost.wait()), asyncio.ensure_future(self._over.wait())]
+    async def _either(self, *waits: Awaitable[object]) -> None:
+        """Until one of them is done; the others are given up."""
+        tasks = [asyncio.ensure_future(wait) for wait in waits]
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for wait in waits:
-                wait.cancel()
+            for task in tasks:
+                task.cancel()
 
-    async def _find_another_worker(self) -> None:
-        """Waits for a slot as long as the session lives."""
-        finding = asyncio.ensure_future(self._pool.lease_when_possible(self))
-        ending = asyncio.ensure_future(self._over.wait())
-        try:
-            await asyncio.wait({finding, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if finding.done():
-                self._take(finding.result())
-        except LinkError:
-            self._lost.set()
-        finally:
-            finding.cancel()
-            ending.cancel()
+    def _tell_worker(self, message: Message) -> None:
+        if self._lease is None:
+            return
+        self._used_s = self._clock.now_s()
+        if isinstance(message, Respond):
+            self._asked_s = self._used_s
+        elif isinstance(message, Cancel):
+            self._asked_s = None
+        self._lease.send(message)
 
     def _do(self, effects: list[Effect], sender: Transport | None = None) -> None:
         for effect in effects:
@@ -215,8 +306,8 @@ class SessionRunner:
                     transport.send_event(effect.data)
             elif isinstance(effect, Close):
                 self.close(effect.code, effect.reason)
-            elif isinstance(effect, ToWorker) and self._lease is not None:
-                self._lease.send(effect.message)
+            elif isinstance(effect, ToWorker):
+                self._tell_worker(effect.message)
         for response in self.session.take_finished():
             self._metrics.response(response)
         self._schedule()
@@ -226,14 +317,29 @@ class SessionRunner:
             self._timer.cancel()
             self._timer = None
         if not self._over.is_set():
-            delay_s = max(0.0, self.session.next_deadline_s() - self._clock.now_s())
+            due_s = self.session.next_deadline_s()
+            if self._asked_s is not None:
+                due_s = min(due_s, self._asked_s + self._pool.stuck_after_s)
+            delay_s = max(0.0, due_s - self._clock.now_s())
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        if not self._over.is_set():
-            with self._guard():
-                self._do(self.session.tick())
+        if self._over.is_set():
+            return
+        with self._guard():
+            if self._asked_s is not None and self._clock.now_s() - self._asked_s >= self._pool.stuck_after_s:
+                self._give_up_worker()
+            self._do(self.session.tick())
+            self._ask_for_a_place()
+
+    def _give_up_worker(self) -> None:
+        """Its answer does not get on, though the worker lives: another place may do better."""
+        log.warning("%s: its answer made no progress for %g s", self.session_id, self._pool.stuck_after_s)
+        lease = self._lease
+        self.worker_lost()
+        if lease is not None:
+            lease.release()
 
     def _guard(self) -> contextlib.AbstractContextManager[None]:
         return _Guard(self)
@@ -252,6 +358,8 @@ class SessionRunner:
         if self._lease is not None:
             self._lease.release()
             self._lease = None
+        self.session.close()
+        self.account.close()
         for transport in self._transports:
             if transport is not self._client:
                 transport.close(1000, "the call has ended")

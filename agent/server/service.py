@@ -1,7 +1,13 @@
-"""The service: what all connections share, and the birth and death of sessions."""
+"""The service: what all connections share, and the birth and death of sessions.
+
+A session is let in where it can count on a place on a worker: those that need one, or used one in the last half minute,
+are as many as there are places at most. Who only holds a connection open does not count.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import logging
 
 import msgspec
@@ -10,12 +16,14 @@ from agent.clock import Clock, SystemClock
 from agent.config import ServerConfig
 from agent.dialogue.session import Session
 from agent.ids import Ids
+from agent.memory import give_back_all
 from agent.protocol.session_object import SessionSettings, default_settings, updated
 from agent.server.auth import Authenticator, Grant
+from agent.server.budget import Budget
 from agent.server.fairness import LoopShare
 from agent.server.metrics import Metrics
 from agent.server.runner import SessionRunner
-from agent.server.workers import NoWorker, WorkerPool
+from agent.server.workers import WorkerPool
 from agent.transports.base import Transport
 from agent.turn.silero import SileroVad
 
@@ -23,6 +31,8 @@ log = logging.getLogger("agogic.service")
 
 JsonObject = dict[str, object]
 RETRY_AFTER_S = 2
+_DRAIN_POLL_S = 0.05
+_TIDY_AFTER_S = 2.0
 
 
 class NoCapacity(Exception):
@@ -39,7 +49,9 @@ class Service:
         self.share = LoopShare()
         self.calls: dict[str, SessionRunner] = {}
         self.draining = False
+        self._budget = Budget(config.limits)
         self._runners: set[SessionRunner] = set()
+        self._tidying: asyncio.TimerHandle | None = None
 
     @property
     def session_count(self) -> int:
@@ -53,19 +65,18 @@ class Service:
                 settings = updated(settings, update, self.config.session.voice)
         return settings
 
-    async def open_session(
-        self, transport: Transport, *, grant: Grant, settings: JsonObject | None = None
+    def open_session(
+        self, transport: Transport, *, grant: Grant, settings: JsonObject | None = None, address: str | None = None
     ) -> SessionRunner:
-        """A session with a leased worker slot, not started yet. Whoever gets it must `run` it.
+        """A session, not started yet; it gets a place on a worker when it first needs one. Whoever gets it must `run`
+        it. `address`: of the client, as far as it is known.
 
         Raises `NoCapacity`, or `ProtocolError` if the session object does not fit.
         """
         effective = self.settings(grant.session, settings)
-        if self.draining:
-            raise NoCapacity("The server is shutting down; connect again in a moment.")
-        if len(self._runners) >= self.config.session.max_sessions:
-            self.metrics.refused.labels("max_sessions").inc()
-            raise NoCapacity(f"All {self.config.session.max_sessions} sessions are in use; try again later.")
+        owner = grant.owner
+        source = "" if address is None or _is_loopback(address) else address
+        self._admit(owner, source)
         session = Session(
             self.config,
             effective,
@@ -76,27 +87,59 @@ class Service:
             model=self.pool.model,
             input_hz=transport.input_rate_hz,
         )
-        runner = SessionRunner(session, transport, self.pool, self.clock, self.metrics, self.share, on_end=self._ended)
-        # Counted before the worker is waited for: others may come in the meantime, or the end of the service.
+        runner = SessionRunner(
+            session,
+            transport,
+            self.pool,
+            self.clock,
+            self.metrics,
+            self._budget.open(owner),
+            self.share,
+            on_end=self._ended,
+            owner=owner,
+            address=source,
+        )
         self._runners.add(runner)
         self.metrics.sessions.labels(transport.kind).inc()
-        try:
-            await runner.lease()
-        except NoWorker as error:
-            self._ended(runner)
-            self.metrics.refused.labels("no_worker").inc()
-            raise NoCapacity(f"No session can be opened now: {error}.") from error
-        except BaseException:
-            self._ended(runner)
-            raise
         log.info("%s: opened over %s", session.id, transport.kind)
         return runner
 
-    def drain(self) -> None:
-        """Take no more sessions, and tell the clients of the running ones to connect elsewhere."""
+    def _admit(self, owner: str, address: str) -> None:
+        """Raises `NoCapacity` where there is no room for another session, or not for another of these."""
+        limits, all_of_them = self.config.limits, tuple(self._runners)
+        if self.draining:
+            raise NoCapacity("The server is shutting down; connect again in a moment.")
+        if len(all_of_them) >= self.config.session.max_sessions:
+            self._refuse("max_sessions", f"All {self.config.session.max_sessions} sessions are in use")
+        of_key = sum(runner.owner == owner for runner in all_of_them) if owner and limits.sessions_per_key else 0
+        if limits.sessions_per_key and of_key >= limits.sessions_per_key:
+            self._refuse("sessions_per_key", f"All {limits.sessions_per_key} sessions of this key are in use")
+        of_address = sum(runner.address == address for runner in all_of_them) if address else 0
+        if limits.sessions_per_address and of_address >= limits.sessions_per_address:
+            self._refuse("sessions_per_address", f"All {limits.sessions_per_address} sessions of this address are open")
+        if not self.pool.ready:
+            self._refuse("no_worker", f"No session can be opened now: {self.pool.why_not_ready}")
+        if sum(runner.engaged for runner in all_of_them) >= self.pool.slots:
+            self._refuse("no_worker", "No session can be opened now: all places are taken")
+
+    def _refuse(self, reason: str, why: str) -> None:
+        self.metrics.refused.labels(reason).inc()
+        raise NoCapacity(f"{why}; try again later.")
+
+    async def drain(self, at_once: asyncio.Event) -> None:
+        """Takes no more sessions, lets answers come to their end for `http.drain_s` or until `at_once`, then ends all
+        sessions: their clients are told to connect elsewhere."""
         self.draining = True
-        for runner in tuple(self._runners):
-            runner.close(1012, "the server restarts")
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self.config.http.drain_s
+        while self._runners:
+            last = at_once.is_set() or loop.time() >= deadline_s
+            for runner in tuple(self._runners):
+                if last or not runner.answering:
+                    runner.close(1001, "the server is going away")
+            if last or all(runner.closed for runner in self._runners):
+                return
+            await asyncio.sleep(_DRAIN_POLL_S)
 
     def session_snapshot(self, settings: SessionSettings) -> JsonObject:
         """A session object that no session has yet, for `client_secrets`."""
@@ -109,3 +152,18 @@ class Service:
             self._runners.discard(runner)
             self.metrics.sessions.labels(runner.transport_kind).dec()
             log.info("%s: ended", runner.session_id)
+            if self._tidying is None:
+                self._tidying = asyncio.get_running_loop().call_later(_TIDY_AFTER_S, self._tidy)
+
+    def _tidy(self) -> None:
+        """What sessions that have ended took goes back to the system, beside the loop."""
+        self._tidying = None
+        asyncio.get_running_loop().run_in_executor(None, give_back_all)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback

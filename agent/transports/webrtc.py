@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 from aiohttp import BodyPartReader, web
@@ -17,7 +17,7 @@ from agent.config import WebRtcConfig
 from agent.ids import secret
 from agent.protocol.errors import ProtocolError
 from agent.protocol.limits import decode_object
-from agent.rtc.description import MAX_SDP_BYTES, BadOffer
+from agent.rtc.description import MAX_SDP_BYTES, BadOffer, offered_addresses
 from agent.rtc.opus import SAMPLE_RATE_HZ
 from agent.rtc.peer import Peer
 from agent.server.app_keys import service_key
@@ -60,7 +60,7 @@ class Call:
     kind: Literal["websocket", "webrtc"] = "webrtc"
     input_rate_hz = SAMPLE_RATE_HZ
 
-    def __init__(self, config: WebRtcConfig) -> None:
+    def __init__(self, config: WebRtcConfig, addresses: Sequence[str]) -> None:
         self._runner: SessionRunner | None = None
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_WAITING_EVENTS)
         self._opened = False
@@ -68,7 +68,7 @@ class Call:
         self.peer = Peer(
             self,
             self._next_sound,
-            addresses=config.addresses,
+            addresses=addresses,
             ice_servers=config.ice_servers,
             connect_timeout_s=config.connect_timeout_s,
             disconnected_tolerance_s=config.disconnected_tolerance_s,
@@ -151,22 +151,25 @@ async def create_call(request: web.Request) -> web.Response:
         return json_error(401, str(error), code="invalid_api_key", type="authentication_error")
     except BadRequest as error:
         return json_error(error.status, str(error), code="invalid_request", param=error.param)
-    if service.draining:
-        return _overloaded("The server is shutting down; connect again in a moment.")
-    call = Call(service.config.webrtc)
+    webrtc = service.config.webrtc
+    call = Call(webrtc, offered_addresses(webrtc.addresses, service.config.http.host))
     try:
-        answer = await call.peer.answer(offer)
-        runner = await service.open_session(call, grant=grant, settings=settings)
-    except BadOffer as error:
-        await call.peer.close()
-        return json_error(400, f"Invalid SDP: {error}.", code="invalid_sdp")
+        # A full server must not gather candidates for everybody who asks.
+        runner = service.open_session(call, grant=grant, settings=settings, address=request.remote)
     except ProtocolError as error:
         await call.peer.close()
         return json_error(400, error.message, code=error.code, param=error.param)
     except NoCapacity as error:
         await call.peer.close()
         return _overloaded(str(error))
+    try:
+        answer = await call.peer.answer(offer)
+    except BadOffer as error:
+        runner.abandon()
+        await call.peer.close()
+        return json_error(400, f"Invalid SDP: {error}.", code="invalid_sdp")
     except BaseException:
+        runner.abandon()
         await call.peer.close()
         raise
     call.join(runner)

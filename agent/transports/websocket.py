@@ -138,7 +138,7 @@ async def realtime(request: web.Request) -> web.StreamResponse:
         return await _side_band(request, service, call_id)
     transport = WebSocketTransport(request.transport)
     try:
-        runner = await service.open_session(transport, grant=grant)
+        runner = service.open_session(transport, grant=grant, address=request.remote)
     except NoCapacity as error:
         return json_error(
             503, str(error), code="server_overloaded", type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)}

@@ -16,7 +16,6 @@ from agent.config import ServerConfig, SessionConfig
 from agent.dialogue.conversation import MAX_ITEMS, Conversation, SystemMessage
 from agent.protocol.errors import ProtocolError
 from agent.server.auth import Authenticator, Unauthorized
-from agent.server.link import Lease, LeaseHolder
 from agent.server.service import NoCapacity, Service
 from agent.server.workers import WorkerPool
 from tests.support.conformance import check
@@ -222,17 +221,14 @@ def test_a_full_conversation_takes_items_anywhere() -> None:
     assert conversation.find("last") is not None and conversation.find("second") is not None
 
 
-class SlowPool(WorkerPool):
-    """Its worker takes a moment to open a session."""
+class ReadyPool(WorkerPool):
+    """Its workers are there; nobody asks them for anything."""
+
+    ready = True
+    slots = 8
 
     def __init__(self) -> None:
         super().__init__([], 0, 1.0)
-        self.asked = 0
-
-    async def lease(self, holder: LeaseHolder) -> Lease:
-        self.asked += 1
-        await asyncio.sleep(0.05)
-        raise RuntimeError("out of luck")
 
 
 class Nowhere:
@@ -244,15 +240,12 @@ class Nowhere:
     def close(self, code: int, reason: str) -> None: ...
 
 
-async def test_a_place_is_taken_while_its_worker_is_waited_for_and_freed_if_none_comes() -> None:
-    config = ServerConfig(session=SessionConfig(max_sessions=1))
-    pool = SlowPool()
-    service = Service(config, pool)
+async def test_there_are_never_more_sessions_than_there_may_be() -> None:
+    service = Service(ServerConfig(session=SessionConfig(max_sessions=1)), ReadyPool())
     grant = service.auth.grant(None)
-    results = await asyncio.gather(
-        *(service.open_session(Nowhere(), grant=grant) for _ in range(2)),  # type: ignore[arg-type]
-        return_exceptions=True,
-    )
-    assert sorted(type(result).__name__ for result in results) == ["NoCapacity", "RuntimeError"]
-    assert isinstance(next(r for r in results if not isinstance(r, RuntimeError)), NoCapacity)
-    assert pool.asked == 1 and service.session_count == 0
+    first = service.open_session(Nowhere(), grant=grant)  # type: ignore[arg-type]
+    with pytest.raises(NoCapacity, match="All 1 sessions"):
+        service.open_session(Nowhere(), grant=grant)  # type: ignore[arg-type]
+    first.abandon()
+    assert service.session_count == 0
+    service.open_session(Nowhere(), grant=grant)  # type: ignore[arg-type]

@@ -392,6 +392,9 @@ async def test_a_full_house_is_a_503_that_says_when_to_come_again(server: Server
     try:
         for client in clients:
             await client.__aenter__()
+            await client.wait_for("session.created")
+            ask(client, "A latte, please.")
+            await client.wait_for("output_audio_buffer.started")
         status, answer, headers = await post(f"{server.url}/v1/realtime/calls", (await offer()).encode())
         assert (status, code(answer)) == (503, "server_overloaded")
         assert int(dict(headers)["Retry-After"]) > 0

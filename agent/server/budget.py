@@ -1,0 +1,83 @@
+"""How much may be held in memory: by one session, by all sessions of one key, by all.
+
+What a client sends is added up, and every `RECOUNT_BYTES` of it what the session really holds is counted anew. Small
+messages always pass: how many of them a session keeps is bounded elsewhere, and who has no room left must be able to
+delete.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from agent.config import LimitsConfig
+
+SMALL_BYTES = 4096
+RECOUNT_BYTES = 256 * 1024
+
+
+class Budget:
+    """What all sessions hold together, in bytes, and whose it is. An empty key is nobody's: it has no limit."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self._all = 0
+        self._by_key: Counter[str] = Counter()
+
+    def open(self, key: str) -> Account:
+        return Account(self, key)
+
+    @property
+    def held(self) -> int:
+        return self._all
+
+    def change(self, key: str, by: int) -> None:
+        self._all += by
+        if key:
+            self._by_key[key] += by
+            if self._by_key[key] <= 0:
+                del self._by_key[key]
+
+    def refusal(self, key: str, session: int, more: int) -> str | None:
+        """Why there is no room for `more` bytes where the session holds `session`; None where there is."""
+        limits = self._limits
+        if session + more > limits.session_bytes:
+            return (
+                f"This session may hold {limits.session_bytes} bytes and has {session}; delete items, or send less at "
+                "once."
+            )
+        if key and self._by_key[key] + more > limits.key_bytes:
+            return f"All sessions of this key together may hold {limits.key_bytes} bytes; end some, or delete items."
+        if self._all + more > limits.all_bytes:
+            return "The server holds as much as it may for all sessions together; delete items, or try again later."
+        return None
+
+
+class Account:
+    """One session's part of the budget."""
+
+    def __init__(self, budget: Budget, key: str) -> None:
+        self._budget = budget
+        self._key = key
+        self._held = 0
+        self._uncounted = 0
+
+    def refuses(self, more: int, count: Callable[[], int]) -> str | None:
+        """Why a message of so many bytes cannot be taken; None where it is, and is then held. `count` says what the
+        session really holds."""
+        self._uncounted += more
+        full = self._budget.refusal(self._key, self._held, more) is not None
+        if full or self._uncounted > RECOUNT_BYTES:
+            self._uncounted = 0
+            self._set(count())
+            if more > SMALL_BYTES and (why := self._budget.refusal(self._key, self._held, more)) is not None:
+                return why
+        self._set(self._held + more)
+        return None
+
+    def close(self) -> None:
+        self._set(0)
+
+    def _set(self, held: int) -> None:
+        self._budget.change(self._key, held - self._held)
+        self._held = held

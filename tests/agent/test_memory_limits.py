@@ -1,0 +1,157 @@
+"""What a client can make the service hold: bounded, refused with a sentence, and given back when it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from agent.clock import ManualClock
+from agent.config import LimitsConfig
+from agent.protocol.errors import ProtocolError
+from agent.server.auth import MAX_ALL_SECRETS_BYTES, MAX_SECRET_BYTES, Authenticator, Unauthorized
+from agent.server.budget import RECOUNT_BYTES, SMALL_BYTES, Budget
+from tests.support.service_process import ServiceProcess, fake_worker_command
+from tests.support.ws_client import WsClient
+
+MIB = 1024 * 1024
+
+
+def url(service: ServiceProcess) -> str:
+    return f"{service.base_url}/v1/realtime?model=agogic"
+
+
+def result(call: int, characters: int) -> dict[str, object]:
+    return {"type": "function_call_output", "call_id": f"call_{call}", "output": "x" * characters}
+
+
+async def settled_mb(service: ServiceProcess, most_mb: float) -> None:
+    """Waits until the process is that small."""
+    async with asyncio.timeout(20):
+        while service.rss_mb() > most_mb:  # noqa: ASYNC110 another process
+            await asyncio.sleep(0.1)
+
+
+async def warm_mb(service: ServiceProcess) -> float:
+    """What the process takes once it has served somebody."""
+    async with aiohttp.ClientSession() as http, http.ws_connect(url(service)) as socket:
+        client = WsClient(socket)
+        await client.send(type="session.update", session={"audio": {"input": {"turn_detection": None}}})
+        sound = base64.b64encode(bytes(48_000)).decode()
+        await client.send(type="input_audio_buffer.append", audio=sound)
+        assert (await client.ask())["status"] == "completed"
+    return service.rss_mb()
+
+
+# --- accounts ---
+
+
+def test_an_account_refuses_what_a_session_a_key_or_all_may_not_hold() -> None:
+    budget = Budget(LimitsConfig(session_bytes=4 * MIB, key_bytes=6 * MIB, all_bytes=8 * MIB))
+    one, two, other = budget.open("key"), budget.open("key"), budget.open("")
+    assert one.refuses(4 * MIB, lambda: 0) is None
+    assert "This session" in str(one.refuses(MIB, lambda: 4 * MIB))
+    assert two.refuses(2 * MIB, lambda: 0) is None
+    assert "of this key" in str(two.refuses(MIB, lambda: 2 * MIB))
+    assert other.refuses(2 * MIB, lambda: 0) is None
+    assert "for all sessions" in str(other.refuses(MIB, lambda: 2 * MIB))
+    # Who has no room left can still delete, and has room then.
+    assert one.refuses(SMALL_BYTES, lambda: 4 * MIB) is None
+    assert one.refuses(MIB, lambda: 0) is None
+    for account in (one, two, other):
+        account.close()
+    assert budget.held == 0
+
+
+def test_what_was_sent_and_is_not_held_any_more_is_forgotten() -> None:
+    """A caller speaks for hours: each second is sent, few are kept."""
+    account = (budget := Budget(LimitsConfig(session_bytes=2 * MIB))).open("")
+    for _ in range(1000):
+        assert account.refuses(64_000, lambda: 300_000) is None
+        assert budget.held <= 300_000 + 2 * RECOUNT_BYTES
+
+
+# --- against a service ---
+
+
+async def test_tool_results_are_bounded_and_their_memory_is_given_back(tmp_path: Path) -> None:
+    config = tmp_path / "agogic.toml"
+    config.write_text("[limits]\nsession_bytes = 16777216\n")
+    with ServiceProcess(fake_worker_command(), config=config) as process:
+        before_mb = await warm_mb(process)
+        async with aiohttp.ClientSession() as http, http.ws_connect(url(process), max_msg_size=0) as socket:
+            client = WsClient(socket)
+            await client.until("session.created")
+            kept = 0
+            for call in range(40):
+                await client.send(type="conversation.item.create", item=result(call, MIB - 100))
+                while (event := await client.next())["type"] not in ("conversation.item.done", "error"):
+                    pass
+                kept += event["type"] == "conversation.item.done"
+            assert 12 <= kept <= 17
+            errors = [event["error"] for event in client.events if event["type"] == "error"]
+            assert {error["code"] for error in errors} == {"memory_limit_exceeded"}
+            assert process.rss_mb() - before_mb < 60
+            assert (await client.ask())["status"] == "completed"
+            item_id = next(event["item"]["id"] for event in client.events if event["type"] == "conversation.item.done")
+            await client.send(type="conversation.item.delete", item_id=item_id)
+            await client.until("conversation.item.deleted")
+            await client.send(type="conversation.item.create", item=result(99, MIB // 2))
+            await client.until("conversation.item.done")
+        await settled_mb(process, before_mb * 1.05)
+
+
+async def test_a_valid_item_survives_its_echo_and_a_longer_one_is_refused_by_a_sentence(
+    service: ServiceProcess,
+) -> None:
+    async with aiohttp.ClientSession() as http, http.ws_connect(url(service), max_msg_size=0) as socket:
+        client = WsClient(socket)
+        await client.until("session.created")
+        # Letters that take six bytes each on their way back.
+        await client.send(type="conversation.item.create", item=result(1, 0) | {"output": "\x01" * (MIB - 100)})
+        await client.until("conversation.item.done")
+        await client.send(type="conversation.item.create", item=result(2, 9 * MIB))
+        error = (await client.until("error"))["error"]
+        assert error["code"] == "invalid_value" and "1048576 characters" in error["message"]
+        # Sound is longer and does not come back.
+        part = {"type": "input_audio", "audio": base64.b64encode(bytes(100 * 48_000)).decode()}
+        await client.send(type="conversation.item.create", item={"type": "message", "role": "user", "content": [part]})
+        await client.until("conversation.item.done")
+        assert (await client.ask())["status"] == "completed"
+
+
+async def test_a_push_to_talk_flood_is_full_at_ten_minutes_and_leaves_nothing() -> None:
+    with ServiceProcess(fake_worker_command()) as process:
+        before_mb = await warm_mb(process)
+        async with aiohttp.ClientSession() as http, http.ws_connect(url(process), max_msg_size=0) as socket:
+            client = WsClient(socket)
+            await client.send(type="session.update", session={"audio": {"input": {"turn_detection": None}}})
+            minute = base64.b64encode(bytes(60 * 48_000)).decode()
+            for _ in range(12):
+                await client.send(type="input_audio_buffer.append", audio=minute)
+            assert (await client.until("error"))["error"]["code"] == "input_audio_buffer_full"
+        await settled_mb(process, before_mb * 1.05)
+
+
+# --- ephemeral keys ---
+
+
+def test_ephemeral_keys_are_bounded_in_size_and_all_together_until_they_expire() -> None:
+    clock = ManualClock()
+    auth = Authenticator((), clock)
+    with pytest.raises(ProtocolError, match="may have"):
+        auth.mint({"instructions": "x" * MAX_SECRET_BYTES}, 60)
+    session: dict[str, object] = {"instructions": "x" * (MAX_SECRET_BYTES - 100)}
+    minted = 0
+    with contextlib.suppress(Unauthorized):
+        for _ in range(10_000):
+            auth.mint(session, 60)
+            minted += 1
+    assert minted == MAX_ALL_SECRETS_BYTES // len(json.dumps(session, separators=(",", ":")))
+    clock.advance(61)
+    auth.mint(session, 60)
