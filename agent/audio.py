@@ -12,6 +12,7 @@ Samples = npt.NDArray[np.int16]
 Encoding = Literal["pcm16", "pcmu", "pcma"]
 
 RATE_HZ: dict[Encoding, int] = {"pcm16": 24_000, "pcmu": 8_000, "pcma": 8_000}
+SAMPLE_BYTES: dict[Encoding, int] = {"pcm16": 2, "pcmu": 1, "pcma": 1}
 
 
 class AudioFormatError(Exception):

@@ -211,12 +211,15 @@ class AudioOut(Message, frozen=True):
 
 
 class ResponseDone(Message, frozen=True):
+    """`code` says why a request failed that cannot be met; it is empty where the worker made a mistake."""
+
     session: int
     generation: int
     reason: Literal["completed", "max_output_tokens", "cancelled", "failed"]
     text: str
     stats: ResponseStats
     error: str = ""
+    code: str = ""
 
 
 class WorkerError(Message, frozen=True):

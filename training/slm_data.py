@@ -46,6 +46,8 @@ PROMPTS = PromptTexts(
     asks_transcript="Transcribe:",
     asks_repetition="Repeat:",
     history="last_two_answers",
+    history_tokens=120,
+    request_tokens=120,
     instructable=False,
 )
 

@@ -144,7 +144,7 @@ class Pipeline:
         system = "\n".join(item.text for item in conversation.items if item.role == "system")
         instructions = "\n".join(part for part in (conversation.instructions, system) if part)
         return chat_prompt(
-            text,
+            self.networks.tokenizer.newest(text, prompts.request_tokens),
             audio=audio,
             speech=speech,
             history=[PastTurn(item.role, item.text) for item in conversation.items if item.role != "system"],

@@ -129,7 +129,11 @@ class Prefill:
     def _extend(self, embeddings: Tensor) -> None:
         assert self._slot is not None
         if len(embeddings) > self._room():
-            raise RequestError("context_too_long", "the conversation does not fit into the model; start a new one")
+            raise RequestError(
+                "context_too_long",
+                f"instructions and conversation do not fit into the model's {PROMPT_POSITIONS} positions; "
+                "shorten the instructions",
+            )
         self.runner.extend(self._slot, embeddings, self.output_hz)
         self._end = self.runner.positions(self._slot)
 

@@ -244,7 +244,7 @@ class Session:
                 return
             self.take(response.speaker.step())
         except RequestError as error:
-            self._finish("failed", str(error))
+            self._finish("failed", str(error), error.code)
         except Exception as error:
             log.exception("session %d: answer %d failed", self.number, response.request.generation)
             self._finish("failed", f"the answer failed: {error}")
@@ -279,7 +279,7 @@ class Session:
             case Finished(reason):
                 self._finish(reason)
 
-    def _finish(self, reason: Reason, error: str = "") -> None:
+    def _finish(self, reason: Reason, error: str = "", code: str = "") -> None:
         response, self._response = self._response, None
         assert response is not None
         text, stats = "", ResponseStats()
@@ -295,7 +295,7 @@ class Session:
             total_ms=_since(response.arrived_at, self._clock()),
             requested_output_hz=response.request.output_hz,
         )
-        self._send(ResponseDone(self.number, response.request.generation, reason, text, stats, error))
+        self._send(ResponseDone(self.number, response.request.generation, reason, text, stats, error, code))
 
 
 def _since(start: float, end: float) -> float:

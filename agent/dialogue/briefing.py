@@ -9,6 +9,7 @@ from agent.config import SessionConfig
 from agent.dialogue.captions import Captions
 from agent.dialogue.conversation import Conversation, Item, UserMessage, context_of
 from agent.dialogue.effects import Outbox
+from agent.dialogue.level import amplified, gain_for, peak_of
 from agent.dialogue.listening import Listening, Utterance
 from agent.dialogue.rates import RatePolicy
 from agent.dialogue.response import Response
@@ -21,7 +22,7 @@ class Briefing:
     """`settings` gives the session's settings as they are now.
 
     `config.opening` is what the model is told when it is to speak and nobody has said anything: in an empty
-    conversation, and after a silence that the client wants filled.
+    conversation, after a silence that the client wants filled, and where it committed one by mistake.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class Briefing:
             self._hand_over(items[-1], context_of(items[:-1]))
         limit = plan.max_output_tokens
         context = context_of(items)
-        if not context or (isinstance(items[-1], UserMessage) and items[-1].silent):
+        last = items[-1] if items else None
+        if not context or (isinstance(last, UserMessage) and last.silent):
             context.append(ContextItem("user", self._opening))
+            response.item.aside = isinstance(last, UserMessage) and last.by_mistake
         response.utterance = context[-1].utterance
         return Respond(
             session=slot.session,
@@ -106,7 +109,8 @@ class Briefing:
             wanted = self._settings().audio.input.transcription is not None
             self._captions.committed(item.utterance, item, wanted=wanted)
         self._start(item.utterance, context)
-        self._listening.send_utterance(item.utterance, item.pcm.tobytes(), ended=True)
+        heard = amplified(item.pcm, gain_for(peak_of(item.pcm)))
+        self._listening.send_utterance(item.utterance, heard.tobytes(), ended=True)
 
     def _start(self, number: int, context: list[ContextItem]) -> None:
         if self._slot is None:

@@ -44,7 +44,7 @@ class UserMessage:
     """Typed or spoken. `pcm` is the sound at 16 kHz, `utterance` its number in the worker.
 
     `parts` are ids of items that became part of this one, because the user went on speaking; `silent` is a turn in
-    which nobody was heard, committed so that an answer can follow.
+    which nobody was heard, committed so that an answer can follow; `by_mistake` if it was the client that committed it.
     """
 
     id: str
@@ -56,6 +56,7 @@ class UserMessage:
     status: Status = "completed"
     parts: tuple[str, ...] = ()
     silent: bool = False
+    by_mistake: bool = False
 
     def as_dict(self) -> JsonObject:
         return _message(self.id, "user", self.status, self._content())
@@ -81,7 +82,8 @@ class UserMessage:
 class AssistantMessage:
     """What the agent said. `words` carry their times; `heard_samples` is where the listener stopped it, if he did.
 
-    `withdrawn`: it answered half a turn and was taken back before anybody could have reacted to it.
+    `withdrawn`: it answered half a turn and was taken back before anybody could have reacted to it. `aside`: it asked
+    back because nobody had spoken. The model is told of neither: of a small one's memory it would cost the order.
     """
 
     id: str
@@ -93,6 +95,7 @@ class AssistantMessage:
     heard_samples: int | None = None
     opened: bool = False
     withdrawn: bool = False
+    aside: bool = False
     status: Status = "in_progress"
 
     @property
@@ -110,7 +113,7 @@ class AssistantMessage:
         return _message(self.id, "assistant", self.status, [content])
 
     def context(self) -> ContextItem:
-        return ContextItem("assistant", "" if self.withdrawn else self.heard_text())
+        return ContextItem("assistant", "" if self.withdrawn or self.aside else self.heard_text())
 
     def heard_text(self) -> str:
         """The words of which at least half was heard; everything where nobody interrupted."""

@@ -13,17 +13,21 @@ silence.
 Most of the silence that ends an utterance is not news: where speech has paused for so long that this is probably the
 end, the worker is told to make ready for it and gets no more sound. It gets what was held back when the voice goes on,
 and otherwise never: what was made ready is then the end. The item keeps all of the sound.
+
+The worker also gets nothing until it is known how loud the voice is (`agent.dialogue.level`), for at most
+`_UNKNOWN_LEVEL_SAMPLES`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent import audio
 from agent.dialogue.effects import Outbox
 from agent.dialogue.input_buffer import InputBuffer
+from agent.dialogue.level import Level, amplified
 from agent.ids import Ids
 from agent.protocol.errors import ProtocolError
 from agent.protocol.session_object import ServerVad, TurnDetection, silence_ms
@@ -49,9 +53,11 @@ _TRAILING_SAMPLES = 2 * SAMPLE_RATE_HZ
 # A push-to-talk buffer never holds more than this.
 MAX_BUFFER_SAMPLES = 600 * SAMPLE_RATE_HZ
 _MAX_OPEN_LINE_SAMPLES = MAX_BUFFER_SAMPLES - _KEPT_QUIET_SAMPLES
-_OPEN_LINE_TIMING = TurnTiming(
+# Where nobody asked for turns to be detected, but something must know whether somebody speaks.
+_UNASKED_TIMING = TurnTiming(
     threshold=0.5, prefix_padding_samples=3 * SAMPLE_RATE_HZ // 10, silence_samples=SAMPLE_RATE_HZ // 2
 )
+_UNKNOWN_LEVEL_SAMPLES = 128 * SAMPLE_RATE_HZ // 100
 _PIECE_SAMPLES = SAMPLE_RATE_HZ
 _SLICE_S = 0.25
 
@@ -63,6 +69,7 @@ class Utterance:
     `detected` is False in push-to-talk, where the client knows of it and no event tells it. `continues` names the item
     of the turn that goes on in this utterance, whose sound it then begins with. `likely_end` is where it has probably
     ended: the worker gets nothing from there on unless that proves wrong. `lost`: the worker failed to hear it.
+    `spoken`: somebody was heard to speak in it; only a commit can end one in which nobody was.
     """
 
     number: int
@@ -75,6 +82,8 @@ class Utterance:
     lost: bool = False
     transcript: str = ""
     continues: str | None = None
+    spoken: bool = False
+    level: Level = field(default_factory=Level)
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ class Listening:
         self._pending: deque[audio.Samples] = deque()
         self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
         self._detection: TurnDetection | None = None
-        self._detector: TurnDetector | None = None
+        self._detector = TurnDetector(_UNASKED_TIMING)
         self._uncommitted_from = 0
         self._last_end = 0
         self._voiced_until = 0
@@ -149,22 +158,21 @@ class Listening:
         if input_hz != self._resampler.from_hz:
             self._buffer.append(self._resampler.flush())
             self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
-        self._detection = detection
-        timing = self._timing(detection)
-        if timing is None:
-            self._detector = None
+        was_pressed, self._detection = self._is_pressed, detection
+        self._detector.timing = self._timing(detection)
+        if self._is_pressed != was_pressed:
+            self._restart_detector(self._buffer.end)
             if self.open is not None:
                 self.open.likely_end = None
-        elif self._detector is None:
-            self._vad.reset()
-            self._detector = TurnDetector(timing, self._buffer.end)
-        else:
-            self._detector.timing = timing
 
-    def _timing(self, detection: TurnDetection | None) -> TurnTiming | None:
-        """None where nothing need be detected."""
+    @property
+    def _is_pressed(self) -> bool:
+        """Push-to-talk by what is appended: all of it is to be heard."""
+        return self._detection is None and not self._open_line
+
+    def _timing(self, detection: TurnDetection | None) -> TurnTiming:
         if detection is None:
-            return _OPEN_LINE_TIMING if self._open_line else None
+            return _UNASKED_TIMING
         padding_ms = detection.prefix_padding_ms if isinstance(detection, ServerVad) else 300
         return TurnTiming(
             threshold=detection.threshold if isinstance(detection, ServerVad) else 0.5,
@@ -204,25 +212,40 @@ class Listening:
             self._pending.appendleft(head[size:])
             head = head[:size]
         self._buffer.append(self._resampler.push(head))
-        if self._detector is None:
-            yield from self._without_detector()
+        if self._is_pressed:
+            yield from self._while_pressed(self._detector)
         elif self._detection is None:
             yield from self._on_open_line(self._detector)
         else:
             yield from self._with_detector(self._detector)
 
-    def _without_detector(self) -> Iterator[Happening]:
+    def _while_pressed(self, detector: TurnDetector) -> Iterator[Happening]:
         if self.open is None and self._buffer.end > self._uncommitted_from:
             yield TurnOpened(self._start(self._uncommitted_from, detected=False))
-        self._forward(self._buffer.end)
+        while detector.position + WINDOW_SAMPLES <= self._buffer.end:
+            if isinstance(self._next_event(detector), SpeechStarted) and self.open is not None:
+                self.open.spoken = True
+        self._forward(detector.position)
+
+    def _next_event(self, detector: TurnDetector) -> TurnEvent | None:
+        """What the next window of the sound says, on whether somebody speaks and how loud."""
+        window = self._buffer.samples(detector.position, detector.position + WINDOW_SAMPLES)
+        probability = self._vad.probability(window)
+        if self.open is not None:
+            if self.open.level.overdriven_by(window):
+                self._forward(detector.position)
+            self.open.level.hear(window, voiced=probability >= detector.timing.threshold)
+        event = detector.push(probability)
+        if self.open is not None and self.open.level.gain is None:
+            self._forward(detector.position)
+        return event
 
     def _with_detector(self, detector: TurnDetector) -> Iterator[Happening]:
         while detector.position + WINDOW_SAMPLES <= self._buffer.end:
-            window = self._buffer.samples(detector.position, detector.position + WINDOW_SAMPLES)
-            event = detector.push(self._vad.probability(window))
+            event = self._next_event(detector)
             self._weigh(event, detector.position)
             if isinstance(event, SpeechStarted) and self.open is None:
-                yield TurnOpened(self._start(event.start_sample, detected=True))
+                yield TurnOpened(self._start(event.start_sample, detected=True, spoken=True))
             elif isinstance(event, SpeechStopped) and self.open is not None:
                 self.open.spoken_end = event.speech_end_sample
                 yield self._end(event.end_sample, by_client=False)
@@ -234,11 +257,10 @@ class Listening:
 
     def _on_open_line(self, detector: TurnDetector) -> Iterator[Happening]:
         while detector.position + WINDOW_SAMPLES <= self._buffer.end:
-            window = self._buffer.samples(detector.position, detector.position + WINDOW_SAMPLES)
-            event = detector.push(self._vad.probability(window))
+            event = self._next_event(detector)
             self._weigh(event, detector.position)
             if isinstance(event, SpeechStarted) and self.open is None:
-                yield TurnOpened(self._start(event.start_sample, detected=False))
+                yield TurnOpened(self._start(event.start_sample, detected=False, spoken=True))
             if detector.phase is not Phase.QUIET:
                 self._voiced_until = detector.position
         if detector.phase is not Phase.QUIET:
@@ -249,7 +271,7 @@ class Listening:
             self._buffer.trim(detector.position)
             yield TurnForgotten(forgotten)
             if detector.phase is not Phase.QUIET:
-                yield TurnOpened(self._start(detector.position, detected=False))
+                yield TurnOpened(self._start(detector.position, detected=False, spoken=True))
         self._forget_quiet(detector.position)
 
     def _weigh(self, event: TurnEvent | None, position: int) -> None:
@@ -258,9 +280,11 @@ class Listening:
             return
         if isinstance(event, LikelyStopped):
             self.open.likely_end = position
+            self.open.level.settle()
             self._forward(position)
             self._send_likely_end()
         elif isinstance(event, SpeechStarted | Resumed):
+            self.open.spoken = True
             self.open.likely_end = None
 
     def _is_stale(self, utterance: Utterance, position: int) -> bool:
@@ -284,11 +308,12 @@ class Listening:
         self._buffer.prepend(pcm)
         self.open.start = self.open.sent = first
         self.open.continues = item_id
+        self.open.level.hear(pcm, voiced=True)
         return True
 
     def take_silence(self, longest_samples: int) -> Silence:
         """Commits the silence up to now, at most its last `longest_samples`; nothing may be open."""
-        assert self.open is None and self._detector is not None
+        assert self.open is None
         end = self._detector.position
         start = max(self._uncommitted_from, end - longest_samples)
         silence = Silence(self._ids.new("item"), start, end, self._buffer.samples(start, end))
@@ -338,7 +363,7 @@ class Listening:
         """A new worker holds nothing: send the open utterance again from its beginning."""
         if self.open is not None:
             self.open.sent, self.open.lost = self.open.start, False
-            self._forward(self._detector.position if self._detector is not None else self._buffer.end)
+            self._forward(self._detector.position)
             self._send_likely_end()
 
     def next_number(self) -> int:
@@ -355,16 +380,19 @@ class Listening:
         if ended:
             self._outbox.worker(EndUtterance(self.worker_session, number))
 
-    def _start(self, first: int, *, detected: bool) -> Utterance:
+    def _start(self, first: int, *, detected: bool, spoken: bool = False) -> Utterance:
         first = max(first, self._buffer.start)
-        self.open = Utterance(self.next_number(), self._ids.new("item"), detected, first, sent=first, spoken_end=first)
+        number, item_id = self.next_number(), self._ids.new("item")
+        self.open = Utterance(number, item_id, detected, first, sent=first, spoken_end=first, spoken=spoken)
         return self.open
 
     def _end(self, end: int, *, by_client: bool) -> TurnEnded:
         utterance = self.open
         assert utterance is not None
-        self._forward(end)
-        if not utterance.lost:
+        if utterance.spoken:
+            utterance.level.settle()
+            self._forward(end)
+        if utterance.spoken and not utterance.lost:
             self.send_utterance(utterance.number, b"", ended=True)
         self.open = None
         self._uncommitted_from = self._last_end = end
@@ -379,8 +407,12 @@ class Listening:
             return
         if self.open.likely_end is not None:
             end = min(end, self.open.likely_end)
+        gain = self.open.level.gain
+        if gain is None:
+            gain, end = 1.0, end - _UNKNOWN_LEVEL_SAMPLES
         if end > self.open.sent:
-            self.send_utterance(self.open.number, self._buffer.read(self.open.sent, end), ended=False)
+            heard = amplified(self._buffer.samples(self.open.sent, end), gain)
+            self.send_utterance(self.open.number, heard.tobytes(), ended=False)
             self.open.sent = end
 
     def _send_likely_end(self) -> None:
@@ -390,9 +422,8 @@ class Listening:
             self._outbox.worker(LikelyEnd(self.worker_session, self.open.number))
 
     def _restart_detector(self, position: int) -> None:
-        if self._detector is not None:
-            self._vad.reset()
-            self._detector = TurnDetector(self._detector.timing, position)
+        self._vad.reset()
+        self._detector = TurnDetector(self._detector.timing, position)
 
 
 def milliseconds(samples: int) -> int:

@@ -16,7 +16,6 @@ import contextlib
 from typing import Literal
 
 from agent import audio
-from agent.audio import AudioFormatError
 from agent.clock import Clock
 from agent.config import ServerConfig
 from agent.dialogue.briefing import Briefing
@@ -85,6 +84,8 @@ class Session:
         self._expires_at = clock.unix_s() + int(config.session.max_duration_s)
         self._expires_s = clock.now_s() + config.session.max_duration_s
         self._active_s = clock.now_s()
+        # The first byte of a sample whose second comes with the next append.
+        self._half_sample = b""
         self._outbox = Outbox(ids)
         self._conversation = Conversation(ids.new("conv"))
         self._captions = Captions()
@@ -274,6 +275,7 @@ class Session:
             case client.SessionUpdate():
                 self._update(event)
             case client.InputAudioCommit():
+                self._half_sample = b""
                 for happening in self._listening.commit():
                     self._turns.take(happening)
             case client.InputAudioClear():
@@ -299,18 +301,22 @@ class Session:
             raise ProtocolError(
                 "invalid_event_for_transport", "Over WebRTC audio travels as RTP; add a track instead of appending."
             )
-        try:
-            samples = audio.decode(event.audio, format_name(self.settings.audio.input.format))
-        except AudioFormatError as error:
-            raise ProtocolError("invalid_value", f"Invalid value for 'audio': {error}.", param="audio") from error
-        self._listening.append(samples)
+        encoding = format_name(self.settings.audio.input.format)
+        data = self._half_sample + event.audio
+        whole = len(data) - len(data) % audio.SAMPLE_BYTES[encoding]
+        self._half_sample = data[whole:]
+        self._listening.append(audio.decode(data[:whole], encoding))
 
     def _update(self, event: client.SessionUpdate) -> None:
-        self.settings = updated(self.settings, event.session, self._config.session.voice)
+        before, self.settings = self.settings, updated(self.settings, event.session, self._config.session.voice)
+        if self.settings.audio.input.format != before.audio.input.format:
+            self._half_sample = b""
+        self._turns.configured(before)
         self._listening.configure(self.settings.audio.input.turn_detection, self._microphone_hz())
         self._outbox.send(events.SessionUpdated(session=self._render()))
 
     def _clear_input(self) -> None:
+        self._half_sample = b""
         dropped = self._listening.clear()
         if dropped is not None:
             self._briefing.drop_utterance(dropped.number)
@@ -353,6 +359,12 @@ class Session:
         item = self._find(event.item_id, "truncate")
         if not isinstance(item, AssistantMessage) or item.modality != "audio":
             raise ProtocolError("invalid_value", "Only spoken assistant messages can be truncated.", param="item_id")
+        if event.content_index != 0:
+            raise ProtocolError(
+                "invalid_value",
+                f"Invalid value for 'content_index': the item has one part, 0, and no {event.content_index}.",
+                param="content_index",
+            )
         self._stop_if_active(item)
         end_ms = item.truncate(event.audio_end_ms)
         self._outbox.send(events.ItemTruncated(item_id=item.id, content_index=0, audio_end_ms=end_ms))

@@ -25,6 +25,8 @@ JsonObject = dict[str, object]
 MAX_WAITING = 8
 # A response that found no worker waits this long for one.
 WORKER_WAIT_S = 15.0
+# Of what a worker cannot do, what a client can: say less.
+_CLIENTS_TO_MEND = {"context_too_long"}
 
 
 @dataclass(frozen=True)
@@ -184,11 +186,10 @@ class Speaking:
         if response is None:
             return
         if message.reason == "failed":
-            self._close(
-                "failed",
-                None,
-                error={"type": "server_error", "code": "worker_error", "message": message.error or "failed"},
-            )
+            kind, code = "server_error", "worker_error"
+            if message.code in _CLIENTS_TO_MEND:
+                kind, code = "invalid_request_error", message.code
+            self._close("failed", None, error={"type": kind, "code": code, "message": message.error or "failed"})
             return
         response.done = message
         response.playout.end()

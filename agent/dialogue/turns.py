@@ -59,6 +59,7 @@ class Turns:
         self._settings = settings
         self._plan = plan
         self._prompts = 0
+        self._armed_s = clock.now_s()
 
     def take(self, happening: Happening) -> None:
         self.changed_s = self._clock.now_s()
@@ -117,6 +118,9 @@ class Turns:
             pcm=turn.pcm,
             parts=self._absorbed(utterance.continues),
         )
+        if not utterance.spoken:
+            self._committed_silence(item)
+            return
         self._commit(item)
         source = self._settings().audio.input
         self._captions.committed(utterance.number, item, wanted=source.transcription is not None)
@@ -126,6 +130,17 @@ class Turns:
             self._briefing.hand_over(item)
         if not turn.by_client and source.turn_detection is not None and source.turn_detection.create_response:
             self._speaking.request_turn(replace(self._plan(), turn_detection_ms=turn.waited_ms, answers=item.id))
+
+    def _committed_silence(self, item: UserMessage) -> None:
+        """The client says that its user spoke, and nobody did: whoever asks for an answer is asked back."""
+        self._briefing.drop_utterance(item.utterance)
+        self._commit(replace(item, utterance=None, silent=True, by_mistake=True, transcript=""))
+        self._tell_silence(item)
+
+    def _tell_silence(self, item: UserMessage) -> None:
+        if self._settings().audio.input.transcription is not None and item.pcm is not None:
+            usage: dict[str, object] = {"type": "duration", "seconds": milliseconds(item.pcm.size) / 1000}
+            self._outbox.send(events.TranscriptionCompleted(item_id=item.id, transcript="", usage=usage))
 
     def _absorbed(self, item_id: str | None) -> tuple[str, ...]:
         """Takes the item out that the turn being committed began with; the ids that the new one stands for."""
@@ -147,14 +162,24 @@ class Turns:
     # --- silence ---
 
     def next_deadline_s(self) -> float | None:
-        """When the silence will have lasted long enough for the agent to speak again, if nothing happens."""
+        """When the silence will have lasted long enough for the agent to speak again, if nothing happens.
+
+        It begins at the latest of three: the end of an answer, the user's last speech, and the moment it was asked for.
+        """
         timeout_ms = idle_timeout_ms(self._settings().audio.input.turn_detection)
         quiet_since_s = self._speaking.quiet_since_s
         if timeout_ms is None or quiet_since_s is None or self._prompts >= MAX_PROMPTS:
             return None
-        if not self._speaking.idle or self._listening.open is not None or self.changed_s > quiet_since_s:
+        if not self._speaking.idle or self._listening.open is not None:
             return None
-        return quiet_since_s + timeout_ms / 1000
+        return max(quiet_since_s, self.changed_s, self._armed_s) + timeout_ms / 1000
+
+    def configured(self, before: SessionSettings) -> None:
+        """The settings are others than `before`: a patience that was set just now begins now."""
+        if idle_timeout_ms(before.audio.input.turn_detection) != idle_timeout_ms(
+            self._settings().audio.input.turn_detection
+        ):
+            self._armed_s = self._clock.now_s()
 
     def on_tick(self) -> None:
         due_s = self.next_deadline_s()
@@ -168,8 +193,6 @@ class Turns:
         )
         item = UserMessage(silence.item_id, spoken=True, silent=True, pcm=silence.pcm, transcript="")
         self._commit(item)
-        if self._settings().audio.input.transcription is not None:
-            usage: dict[str, object] = {"type": "duration", "seconds": (end_ms - start_ms) / 1000}
-            self._outbox.send(events.TranscriptionCompleted(item_id=item.id, transcript="", usage=usage))
+        self._tell_silence(item)
         self._prompts += 1
         self._speaking.request_turn(self._plan())

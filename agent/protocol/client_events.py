@@ -1,4 +1,7 @@
-"""Client events: bytes in, structs out. Unknown fields are accepted, unknown events and bad values are not."""
+"""Client events: bytes in, structs out. Unknown events, bad values and unknown settings are refused.
+
+Fields that an event or an item has besides its own are not looked at.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from agent.protocol.dialects import known_wishes, unbroken, whole_numbers
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.protocol.formats import AudioFormat
 from agent.protocol.limits import check_depth, check_size
@@ -77,22 +81,26 @@ class ItemDelete(ClientEvent, frozen=True, kw_only=True):
     item_id: str
 
 
-class ResponseRates(msgspec.Struct, frozen=True):
+class ResponseRates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`x_agogic` of `response.create`."""
 
     input_frame_rate: Literal["auto"] | Annotated[float, Meta(ge=4.0, le=12.5)] | UnsetType = UNSET
     output_frame_rate: Literal["auto"] | Annotated[float, Meta(ge=4.0, le=12.5)] | UnsetType = UNSET
 
 
-class ResponseOutput(msgspec.Struct, frozen=True):
+class ResponseOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`voice` and `speed` are the protocol's; this server has one voice, and every answer says so."""
+
     format: AudioFormat | None = None
+    voice: str | JsonObject | None = None
+    speed: float | None = None
 
 
-class ResponseAudio(msgspec.Struct, frozen=True):
+class ResponseAudio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: ResponseOutput | None = None
 
 
-class ResponseParams(msgspec.Struct, frozen=True):
+class ResponseParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `response.create` may change for one response; absent or null fields fall back to the session's."""
 
     conversation: Literal["auto", "none"] | None = None
@@ -103,12 +111,19 @@ class ResponseParams(msgspec.Struct, frozen=True):
     tools: list[JsonObject] | None = None
     tool_choice: str | JsonObject | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] | Literal["inf"] | None = None
+    prompt: JsonObject | None = None
     metadata: Metadata | None = None
     x_agogic: ResponseRates | None = None
 
 
 class ResponseCreate(ClientEvent, frozen=True, kw_only=True):
     response: ResponseParams | None = None
+
+
+class _WrittenResponseCreate(ClientEvent, frozen=True, kw_only=True):
+    """As it comes: its `response` may be in another dialect."""
+
+    response: JsonObject | None = None
 
 
 class ResponseCancel(ClientEvent, frozen=True, kw_only=True):
@@ -135,7 +150,7 @@ _DECODERS: dict[str, msgspec.json.Decoder[ClientEvent]] = {
         "conversation.item.retrieve": ItemRetrieve,
         "conversation.item.truncate": ItemTruncate,
         "conversation.item.delete": ItemDelete,
-        "response.create": ResponseCreate,
+        "response.create": _WrittenResponseCreate,
         "response.cancel": ResponseCancel,
     }.items()
 }
@@ -172,7 +187,7 @@ def decode_client_event(data: str | bytes) -> ClientEvent:
             "invalid_event", f"Unknown event type: {envelope.type[:100]}", param="type", event_id=envelope.event_id
         )
     try:
-        event = decoder.decode(data)
+        event = _decode(decoder, data)
         if not isinstance(event, InputAudioAppend):
             check_depth(data, event)
     except msgspec.ValidationError as error:
@@ -184,6 +199,8 @@ def decode_client_event(data: str | bytes) -> ClientEvent:
     except ProtocolError as error:
         error.event_id = envelope.event_id
         raise
+    if isinstance(event, _WrittenResponseCreate):
+        return ResponseCreate(event_id=event.event_id, response=_wishes(event))
     return _checked(event) if isinstance(event, InputAudioAppend) else event
 
 
@@ -219,6 +236,33 @@ def _long_append(data: bytes) -> InputAudioAppend | None:
     if rest.audio:  # said twice
         return None
     return _checked(InputAudioAppend(event_id=rest.event_id, audio=bytes(audio)))
+
+
+def _decode(decoder: msgspec.json.Decoder[ClientEvent], data: str | bytes) -> ClientEvent:
+    """What does not fit at first may do so once numbers and base64 are written as msgspec takes them."""
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError:
+        written = whole_numbers(msgspec.json.decode(data))
+        if isinstance(written, dict) and "audio" in written:
+            written["audio"] = unbroken(written["audio"])
+        return msgspec.convert(written, decoder.type)
+
+
+def _wishes(event: _WrittenResponseCreate) -> ResponseParams | None:
+    if event.response is None:
+        return None
+    try:
+        written, spelling = known_wishes(event.response)
+        return msgspec.convert(whole_numbers(written), ResponseParams)
+    except msgspec.ValidationError as error:
+        raise from_validation(error, event_id=event.event_id, prefix="response", spelling=spelling) from error
+    except RecursionError as error:
+        message = "The response is nested too deep."
+        raise ProtocolError("invalid_value", message, param="response", event_id=event.event_id) from error
+    except ProtocolError as error:
+        error.event_id = event.event_id
+        raise
 
 
 def _event_id(data: bytes) -> str | None:

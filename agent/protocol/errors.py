@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import msgspec
 
 
@@ -34,16 +37,36 @@ class ProtocolError(Exception):
         return error
 
 
-def from_validation(error: msgspec.ValidationError, *, event_id: str | None = None, prefix: str = "") -> ProtocolError:
-    """Turns msgspec's sentence into a code and a parameter path; `prefix` is where the struct sits in the event."""
+def from_validation(
+    error: msgspec.ValidationError,
+    *,
+    event_id: str | None = None,
+    prefix: str = "",
+    spelling: Mapping[str, str] | None = None,
+) -> ProtocolError:
+    """Turns msgspec's sentence into a code and a parameter path; `prefix` is where the struct sits in the event.
+
+    `spelling`: paths below `prefix` that the client wrote in another way.
+    """
     what, _, path = str(error).partition(" - at `$")
-    param = f"{prefix}{path.rstrip('`')}".strip(".")
-    if what.startswith("Object missing required field"):
-        name = what.split("`")[1]
-        param = f"{param}.{name}" if param else name
-        return ProtocolError(
-            "missing_required_parameter", f"Missing required parameter: '{param}'.", param=param, event_id=event_id
-        )
+    path = path.rstrip("`").strip(".")
+    missing = re.match(r"Object (missing required|contains unknown) field `(.*)`", what)
+    if missing:
+        path = f"{path}.{missing[2]}".strip(".")
+    for ours, theirs in (spelling or {}).items():
+        if path == ours or path.startswith(ours + "."):
+            path = theirs + path[len(ours) :]
+    param = f"{prefix}.{path}".strip(".")
+    if missing is None:
+        message = f"Invalid value for '{param}': {what}."
+        return ProtocolError("invalid_value", message, param=param or None, event_id=event_id)
+    if missing[1] == "contains unknown":
+        return unknown_parameter(param, event_id)
     return ProtocolError(
-        "invalid_value", f"Invalid value for '{param}': {what}.", param=param or None, event_id=event_id
+        "missing_required_parameter", f"Missing required parameter: '{param}'.", param=param, event_id=event_id
     )
+
+
+def unknown_parameter(param: str, event_id: str | None = None) -> ProtocolError:
+    message = f"Unknown parameter: '{param}'. It would have no effect; leave it out."
+    return ProtocolError("unknown_parameter", message, param=param, event_id=event_id)

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from agent.protocol.client_events import ItemId, Text
+from agent.protocol.dialects import unbroken
 from agent.protocol.errors import ProtocolError, from_validation
 
 JsonObject = dict[str, object]
@@ -73,9 +74,24 @@ def parse_input(raw: JsonObject, *, param: str) -> ClientItem | ItemReference:
 
 def _convert(raw: JsonObject, kind: type[T], param: str) -> T:
     try:
-        return msgspec.convert(raw, kind)
+        return _converted(raw, kind)
     except msgspec.ValidationError as error:
         raise from_validation(error, prefix=param) from error
+
+
+def _converted(raw: JsonObject, kind: type[T]) -> T:
+    """Sound whose base64 comes in lines does not fit at first."""
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError:
+        parts = raw.get("content")
+        if not isinstance(parts, list):
+            raise
+        unbroken_parts = [
+            {**part, "audio": unbroken(part["audio"])} if isinstance(part, dict) and "audio" in part else part
+            for part in parts
+        ]
+        return msgspec.convert({**raw, "content": unbroken_parts}, kind)
 
 
 def _convert_item(raw: JsonObject, param: str) -> ClientItem:

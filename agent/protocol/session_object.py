@@ -2,7 +2,8 @@
 
 Stock clients send names of another vendor's models and voices, so unknown ones are mapped to ours instead of refused,
 and `session.updated` says what is in effect. Things this server does not do (noise reduction, tracing, stored
-prompts, another speed than 1) are accepted and reported as off.
+prompts, another speed than 1) are accepted and reported as off. A field that is no setting at all is refused, wherever
+it stands: accepted, it would look as if it had an effect (`agent.protocol.dialects` has the exceptions).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from agent.config import Rate, ServerConfig
 from agent.protocol.client_events import Text
+from agent.protocol.dialects import known_settings, whole_numbers
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.protocol.formats import AudioFormat, PcmFormat
 
@@ -27,13 +29,18 @@ OPT_IN_EVENTS = ("input_transcript",)
 EAGERNESS_SILENCE_MS = {"low": 1200, "medium": 700, "auto": 700, "high": 400}
 
 
-class Transcription(msgspec.Struct, frozen=True, omit_defaults=True):
+class Transcription(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`delay`, `keywords` and `languages` are the protocol's and have no effect here."""
+
     model: str | None = None
     language: str | None = None
     prompt: str | None = None
+    delay: str | None = None
+    keywords: list[str] | None = None
+    languages: list[str] | None = None
 
 
-class ServerVad(msgspec.Struct, frozen=True, tag_field="type", tag="server_vad"):
+class ServerVad(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="server_vad"):
     threshold: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
     prefix_padding_ms: Annotated[int, Meta(ge=0, le=5000)] = 300
     silence_duration_ms: Annotated[int, Meta(ge=32, le=10_000)] = 500
@@ -42,7 +49,7 @@ class ServerVad(msgspec.Struct, frozen=True, tag_field="type", tag="server_vad")
     idle_timeout_ms: Annotated[int, Meta(ge=5000, le=30_000)] | UnsetType | None = UNSET
 
 
-class SemanticVad(msgspec.Struct, frozen=True, tag_field="type", tag="semantic_vad"):
+class SemanticVad(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="semantic_vad"):
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
     create_response: bool = True
     interrupt_response: bool = True
@@ -51,25 +58,25 @@ class SemanticVad(msgspec.Struct, frozen=True, tag_field="type", tag="semantic_v
 TurnDetection = ServerVad | SemanticVad
 
 
-class InputAudio(msgspec.Struct, frozen=True):
+class InputAudio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: AudioFormat = PcmFormat()
     noise_reduction: JsonObject | None = None
     transcription: Transcription | None = None
     turn_detection: TurnDetection | None = None
 
 
-class OutputAudio(msgspec.Struct, frozen=True):
+class OutputAudio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: AudioFormat = PcmFormat()
     voice: str | JsonObject = "default"
     speed: Annotated[float, Meta(ge=0.25, le=1.5)] = 1.0
 
 
-class SessionAudio(msgspec.Struct, frozen=True):
+class SessionAudio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input: InputAudio = InputAudio()
     output: OutputAudio = OutputAudio()
 
 
-class Extensions(msgspec.Struct, frozen=True):
+class Extensions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`x_agogic`: frame rates in Hz (4.0 to 12.5) or "auto", and the extra event types this client can take."""
 
     input_frame_rate: Rate = "auto"
@@ -89,7 +96,7 @@ class McpTool(msgspec.Struct, frozen=True, tag_field="type", tag="mcp"):
     server_label: str | UnsetType = UNSET
 
 
-class SessionSettings(msgspec.Struct, frozen=True):
+class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a client may set, as in effect."""
 
     output_modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] = msgspec.field(
@@ -143,7 +150,7 @@ def default_settings(config: ServerConfig) -> SessionSettings:
 def updated(current: SessionSettings, update: JsonObject, voice: str) -> SessionSettings:
     """Deep merge: absent = unchanged, null clears where the protocol lets it (elsewhere it counts as absent).
 
-    Raises `ProtocolError` with `param` under `session`; then nothing has changed.
+    Raises `ProtocolError` with `param` under `session`, as the client spelled it; then nothing has changed.
     """
     kind = update.get("type", "realtime")
     if kind != "realtime":
@@ -152,11 +159,14 @@ def updated(current: SessionSettings, update: JsonObject, voice: str) -> Session
             f"Session type {repr(kind)[:100]} is not served here; use 'realtime'.",
             param="session.type",
         )
-    merged = _merge(msgspec.to_builtins(current), update, "")
+    spoken, spelling = known_settings(update)
     try:
-        wanted = msgspec.convert(merged, SessionSettings)
+        merged = _merge(msgspec.to_builtins(current), spoken, "")
+        wanted = msgspec.convert(whole_numbers(merged), SessionSettings)
     except msgspec.ValidationError as error:
-        raise from_validation(error, prefix="session") from error
+        raise from_validation(error, prefix="session", spelling=spelling) from error
+    except RecursionError as error:
+        raise ProtocolError("invalid_value", "The session is nested too deep.", param="session") from error
     return _in_effect(wanted, voice)
 
 
@@ -166,10 +176,10 @@ def _merge(base: JsonObject, update: JsonObject, path: str) -> JsonObject:
         here = f"{path}.{key}" if path else key
         old = merged.get(key)
         if value is None:
-            if here in _NULLABLE:
+            if here in _NULLABLE and key in merged:
                 merged[key] = None
-        elif isinstance(value, dict) and isinstance(old, dict) and _same_kind(old, value):
-            merged[key] = _merge(old, value, here)
+        elif isinstance(value, dict):
+            merged[key] = _merge(old if isinstance(old, dict) and _same_kind(old, value) else {}, value, here)
         else:
             merged[key] = value
     return merged
@@ -193,7 +203,9 @@ def _in_effect(wanted: SessionSettings, voice: str) -> SessionSettings:
     if isinstance(detection, ServerVad) and detection.idle_timeout_ms is None:
         # Clients that check what they get allow no null there.
         detection = replace(detection, idle_timeout_ms=UNSET)
-    transcription = source.transcription and replace(source.transcription, model=TRANSCRIPTION_MODEL)
+    transcription = source.transcription and Transcription(
+        TRANSCRIPTION_MODEL, source.transcription.language, source.transcription.prompt
+    )
     return replace(
         wanted,
         audio=SessionAudio(

@@ -33,7 +33,8 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     asks_transcript, asks_repetition: what the user turn says before the audio or the sentence in these tasks.
     history: which earlier turns stand in the prompt. The official models were trained with none, but their Thinker
     comes from a text model that reads whole conversations; the embedded one was trained with the assistant's last two
-    answers, which restate all that matters. history_tokens: how long the earlier turns may be together.
+    answers, which restate all that matters. history_tokens: how long the earlier turns may be together;
+    request_tokens: how long what is typed may be, of which the end is read.
     instructable: the caller's instructions may replace the system message.
     """
 
@@ -47,6 +48,7 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     asks_repetition: str = REPEAT
     history: Literal["none", "last_answer", "last_two_answers", "all"] = "all"
     history_tokens: int = 512
+    request_tokens: int = 512
     instructable: bool = True
 
 

@@ -11,6 +11,9 @@ from tokenizers.decoders import DecodeStream
 from models.errors import CheckpointError
 from models.networks.prompts import AUDIO_BOS, AUDIO_EOS
 
+# The most: byte-level BPE splits a character into its UTF-8 bytes; and no text is all made of longer tokens than these.
+_TOKENS_PER_CHARACTER, _CHARACTERS_PER_TOKEN = 4, 16
+
 
 @dataclass(frozen=True)
 class SpecialIds:
@@ -60,6 +63,18 @@ class TextTokenizer:
 
     def __len__(self) -> int:
         return int(self._tokenizer.get_vocab_size())
+
+    def newest(self, text: str, tokens: int) -> str:
+        """The end of the text that has at most so many tokens, from the beginning of a word."""
+        if len(text) <= tokens // _TOKENS_PER_CHARACTER:
+            return text
+        words = text[-tokens * _CHARACTERS_PER_TOKEN :].split()
+        first, end = 0, len(words)
+        while first < end:
+            middle = (first + end) // 2
+            fits = len(self.encode(" ".join(words[middle:]))) <= tokens
+            first, end = (first, middle) if fits else (middle + 1, end)
+        return " ".join(words[first:]) if first or len(text) > tokens * _CHARACTERS_PER_TOKEN else text
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; marks such as <|im_end|> in it become their single ids, and nothing is added."""

@@ -151,8 +151,6 @@ async def test_bad_messages_get_errors_and_nobody_else_notices(service: ServiceP
         await rude.send(type="input_audio_buffer.append", audio="%%%", event_id="b64")
         error = (await rude.until("error"))["error"]
         assert (error["code"], error["event_id"]) == ("invalid_value", "b64")
-        await rude.send(type="input_audio_buffer.append", audio="AAAA")
-        assert "whole number of 16-bit samples" in (await rude.until("error"))["error"]["message"]
         with contextlib.suppress(ConnectionError):  # the server hangs up before it has read all of it
             await rude.socket.send_str(json.dumps({"type": "x", "pad": "x" * 24_000_000}))
         assert await rude.closed() in (1009, 1006)

@@ -57,7 +57,7 @@ TABLE: list[tuple[Any, dict[str, Any], list[str]]] = [
     (quiet, {"type": "session.update", "session": {"type": "transcription"}}, ["error:invalid_value"]),
     (speaking, {"type": "session.update", "session": {"instructions": "x"}}, ["session.updated"]),
     (quiet, {"type": "input_audio_buffer.append", "audio": "AAA="}, []),
-    (quiet, {"type": "input_audio_buffer.append", "audio": "AAAA"}, ["error:invalid_value"]),
+    (quiet, {"type": "input_audio_buffer.append", "audio": "AAAA"}, []),
     (quiet, {"type": "input_audio_buffer.append", "audio": "no base64!"}, ["error:invalid_value"]),
     (quiet, {"type": "input_audio_buffer.append"}, ["error:missing_required_parameter"]),
     (quiet, {"type": "input_audio_buffer.append", "audio": 7}, ["error:invalid_value"]),
@@ -439,7 +439,8 @@ def test_commit_in_mid_silence_with_detection_takes_what_was_heard() -> None:
     driver.hush(0.5)
     caused = driver.send(type="input_audio_buffer.commit")
     assert caused[0]["type"] == "input_audio_buffer.committed"
-    assert sum(len(m.pcm) for m in driver.asked(wire.AudioIn)) == 2 * 8000
+    item = driver.send(type="conversation.item.retrieve", item_id=caused[0]["item_id"])[0]["item"]
+    assert len(base64.b64decode(item["content"][0]["audio"])) == pytest.approx(2 * 12_000, abs=8)
 
 
 @pytest.mark.parametrize(("format", "rate"), [("audio/pcmu", 8000), ("audio/pcma", 8000), ("audio/pcm", 24_000)])
@@ -448,8 +449,13 @@ def test_formats_of_both_directions(format: str, rate: int) -> None:
     turn = {"input": {"format": setting, "turn_detection": None}, "output": {"format": setting}}
     driver = SessionDriver(settings={"audio": turn}, reply="One two.")
     width = 2 if format == "audio/pcm" else 1
-    silence = {"audio/pcmu": b"\xff", "audio/pcma": b"\xd5", "audio/pcm": b"\0\0"}[format]
-    driver.send(type="input_audio_buffer.append", audio=base64.b64encode(silence * rate).decode())
+    up, down = {
+        "audio/pcmu": (b"\x90", b"\x10"),
+        "audio/pcma": (b"\xa5", b"\x25"),
+        "audio/pcm": (b"\0\x20", b"\0\xe0"),
+    }[format]
+    voice = (20 * up + 20 * down) * (rate // 40)
+    driver.send(type="input_audio_buffer.append", audio=base64.b64encode(voice).decode())
     driver.send(type="input_audio_buffer.commit")
     assert sum(len(m.pcm) for m in driver.asked(wire.AudioIn)) == pytest.approx(2 * 16_000, abs=8)
     driver.send(type="response.create")

@@ -296,3 +296,14 @@ def test_text_comes_out_whole_characters_at_a_time() -> None:
     pieces = [stream.push(token) for token in ids]
     assert "".join(pieces) == "Grüße 👋\n"
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_of_a_text_too_long_the_newest_words_are_read() -> None:
+    text = " ".join(f"word{index}" for index in range(30_000))
+    for tokens in (1, 7, 100):
+        kept = TOKENIZER.newest(text, tokens)
+        assert text.endswith(kept) and len(TOKENIZER.encode(kept)) <= tokens
+        longer = " ".join(text.split()[-len(kept.split()) - 1 :])
+        assert len(TOKENIZER.encode(longer)) > tokens
+    assert TOKENIZER.newest("two  words", 100) == "two  words"
+    assert TOKENIZER.newest("x" * 100_000, 20) == ""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from agent.dialogue.level import amplified, gain_for, peak_of
 from agent.wire import ContextItem
 from training.world import Order, parse_order
 from worker.audio_files import read_question
@@ -161,3 +162,24 @@ def _sound(voice: EmbeddedVoice, codes: list[tuple[int, int]]) -> Pcm:
     while not stream.finished:
         parts += voice.render([stream])
     return np.concatenate(parts)
+
+
+def test_a_long_text_is_answered_by_its_end(model: Pipeline) -> None:
+    wish = "can i have a sixteen ounce medium roast house coffee please"
+    for before in (600, 1384, 84_000):
+        text = ("i was thinking about it for a long time and " * 2000)[:before] + " " + wish
+        assert ask_by_text(model, text, WRITTEN).text.startswith("Okay, one sixteen ounce medium roast house coffee")
+    told = (ContextItem("assistant", "Okay, one large latte. " * 3000),)
+    answer = ask_by_text(model, wish, dataclasses.replace(WRITTEN, history=told))
+    assert answer.text.startswith("Okay, one sixteen ounce medium roast house coffee")
+
+
+def test_a_quiet_microphone_is_understood(model: Pipeline) -> None:
+    """As loud as the service hands it over."""
+    understood = 0
+    for name in LABELS:
+        loud = clip(name)
+        quiet = np.rint(loud / np.abs(loud).max() * 160).astype(np.int16)  # peaks at -46 dBFS
+        raised = (amplified(quiet, gain_for(peak_of(quiet))) / 32768).astype(np.float32)
+        understood += ask_by_voice(model, raised, WRITTEN).text == ask_by_voice(model, loud, WRITTEN).text
+    assert understood >= len(LABELS) - 1
