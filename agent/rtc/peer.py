@@ -83,9 +83,9 @@ class Peer:
 
     async def answer(self, offer: str) -> str:
         """The SDP answer with all candidates in it. Raises `BadOffer`; then `close` is still owed."""
-        text = prepare_offer(offer)
+        prepared = prepare_offer(offer)
         try:
-            await self._connection.setRemoteDescription(RTCSessionDescription(sdp=text, type="offer"))
+            await self._connection.setRemoteDescription(RTCSessionDescription(sdp=prepared.text, type="offer"))
             self._connection.addTrack(self._speaker)
             self._take_only_opus()
             with offering_addresses(self._addresses):
@@ -94,7 +94,7 @@ class Peer:
             raise BadOffer(f"the offer cannot be answered: {error}") from error
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise BadOffer(f"the offer is malformed SDP ({type(error).__name__}: {error})") from error
-        return finish_answer(self._connection.localDescription.sdp)
+        return finish_answer(self._connection.localDescription.sdp, prepared)
 
     def send(self, event: bytes) -> bool:
         """Sends one event; False where the channel is not open or the client has stopped reading."""

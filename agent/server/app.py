@@ -7,7 +7,7 @@ import logging
 from aiohttp import hdrs, web, web_response
 from aiohttp.http_exceptions import HttpProcessingError
 
-from agent.server import http, middlewares
+from agent.server import http, middlewares, paths
 from agent.server.app_keys import service_key
 from agent.server.boundary import Boundary
 from agent.server.door import Door, door_key, through_the_door
@@ -43,7 +43,7 @@ def create_app(service: Service) -> web.Application:
     """Routes only; whoever runs the application also runs `service.pool`, and puts `DoorSite` before it."""
     config = service.config.http
     app = web.Application(
-        middlewares=[through_the_door, middlewares.boundary, middlewares.body_in_time, middlewares.json_errors],
+        middlewares=[through_the_door, middlewares.boundary, middlewares.body_in_time, middlewares.json_errors, paths.collapsed_slashes],
         client_max_size=config.max_message_bytes,
     )
     app.on_response_prepare.append(_keep_nothing)

@@ -179,6 +179,19 @@ async def test_a_body_in_pieces_is_read_to_its_end(service: ServiceProcess) -> N
         assert (await answer.json())["session"]["instructions"] == "Be brief."
 
 
+async def test_doubled_slashes_are_one(service: ServiceProcess) -> None:
+    async with aiohttp.ClientSession() as http:
+        async with http.post(f"{service.base_url}/v1//realtime///client_secrets", json={}) as answer:
+            assert answer.status == 200
+            key = (await answer.json())["value"]
+        address = f"{service.base_url}/v1//realtime?model=x"
+        async with http.ws_connect(address, headers={"Authorization": f"Bearer {key}"}) as socket:
+            await Caller(socket).until("session.created")
+        for path in ("/v1//nothing", "//v1/realtime/client_secrets"):
+            async with http.post(service.base_url + path, json={}) as answer:
+                assert answer.status == 404 and (await answer.json())["error"]["code"] == "not_found"
+
+
 async def test_pages_of_other_origins_are_refused_where_origins_are_named(tmp_path: Path) -> None:
     config = tmp_path / "agogic.toml"
     config.write_text('[http]\nallowed_origins = ["https://shop.example"]\n')
