@@ -10,7 +10,7 @@ TEST_PROGRAMS := chromium espeak-ng flite festival node npm
 PACKAGE_OF_node := nodejs
 MISSING_PACKAGES = $(foreach program,$(TEST_PROGRAMS),$(if $(shell command -v $(program)),,$(or $(PACKAGE_OF_$(program)),$(program))))
 
-.PHONY: setup serve test lint web test-programs clean
+.PHONY: setup serve test chaos fuzz lint web test-programs clean
 .DEFAULT_GOAL := serve
 
 setup: $(STAMPS)/base
@@ -50,6 +50,19 @@ test-programs:
 
 test: $(STAMPS)/dev test-programs $(STAMPS)/web
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations=10 $(ARGS)
+
+# An hour of everything at once against a real server, then 10,000 sessions; ARGS="--seed N" draws the same steps again.
+chaos: $(STAMPS)/dev
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+# Inputs that find new paths through what reads other people's bytes; SECONDS for each of the fuzzers.
+SECONDS ?= 900
+fuzz: $(STAMPS)/fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+$(STAMPS)/fuzz: $(STAMPS)/dev
+	$(INSTALL) -e '.[dev,fuzz]'
+	@touch $@
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

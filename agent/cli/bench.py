@@ -85,6 +85,31 @@ def start(model: Model = "embedded", json: Json = False) -> None:
 
 
 @app.command()
+def attack(
+    only: Annotated[str, typer.Option(help="attacks whose name has this in it")] = "",
+    model: Model = "embedded",
+    workers: Annotated[int, typer.Option(min=1, help="worker processes; attacks on workers need a third")] = 3,
+    tones: Annotated[
+        bool, typer.Option("--tones", help="a worker that answers with tones, instead of a model")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """A service under every known attack: gaps in other callers' sound, its health, and whether it survives (Linux)."""
+    import asyncio
+
+    from benchmarks.attacks import suite as benchmark
+    from benchmarks.attacks.server import Server
+
+    worker = f"{sys.executable} -m tests.support.fake_worker --slots 8 --reply '{'la ' * 50}'" if tones else None
+    say = (lambda text: None) if json else (lambda text: print(text, file=sys.stderr))
+    try:
+        report = asyncio.run(benchmark.run(Server(model, worker, workers), only, say))
+    except (benchmark.AttackError, benchmark.ServerError) as error:
+        fail("bench", error)
+    print_report(report, json)
+
+
+@app.command()
 def rates(
     clips: Clips = CHECKOUT / "tests" / "speech",
     sentences: Annotated[int, typer.Option(min=1, help="replies to speak at each rate")] = 10,

@@ -35,8 +35,8 @@ class BadOffer(Exception):
 
 @dataclass(frozen=True)
 class Offer:
-    """What of an offer is answered: `text` has the media lines that a call uses; `declined`, for each line of the offer,
-    the answer that declines it, None where it is among the used."""
+    """What of an offer is answered: `text` has the media lines that a call uses; `declined`, for each line of the
+    offer, the answer that declines it, None where it is among the used."""
 
     text: str
     declined: tuple[str | None, ...]

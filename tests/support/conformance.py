@@ -39,17 +39,28 @@ SDK_TYPES = _sdk_types()
 
 def check(events: list[dict[str, Any]]) -> None:
     """Raises AssertionError naming the first event that no stock client would understand."""
-    seen: set[str] = set()
+    conformance = Conformance()
     for event in events:
+        conformance.take(event)
+
+
+class Conformance:
+    """The same for a conversation that goes on: event by event."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._order = _Order()
+
+    def take(self, event: dict[str, Any]) -> None:
         kind = event["type"]
-        assert event["event_id"] and event["event_id"] not in seen, f"{kind}: event_id missing or repeated"
-        seen.add(event["event_id"])
+        assert event["event_id"] and event["event_id"] not in self._seen, f"{kind}: event_id missing or repeated"
+        self._seen.add(event["event_id"])
         if kind.startswith("x_agogic."):
-            continue
+            return
         assert kind in SDK_TYPES, f"{kind} is no event of the protocol"
         SDK_TYPES[kind].model_validate(event)
         _no_stray_null(event, kind)
-    _Order().check(events)
+        self._order.take(event)
 
 
 def _no_stray_null(value: Any, path: str) -> None:
@@ -75,31 +86,30 @@ class _Order:
         self.item_ids: set[str] = set()
         self.speaking: str | None = None
 
-    def check(self, events: list[dict[str, Any]]) -> None:
-        for event in events:
-            kind = event["type"]
-            if kind.startswith("response."):
-                self._response(kind, event)
-            elif kind == "conversation.item.added":
-                previous = event["previous_item_id"]
-                assert previous is None or previous in self.item_ids, f"{kind}: unknown predecessor {previous}"
-                self.item_ids.add(event["item"]["id"])
-            elif kind == "conversation.item.deleted":
-                assert event["item_id"] in self.item_ids, f"{kind} of an item nobody was told of"
-            elif kind == "input_audio_buffer.committed":
-                assert event["item_id"] not in self.item_ids, f"{kind} of an item that exists already"
-            elif kind == "conversation.item.done":
-                assert event["item"]["id"] in self.item_ids, f"{kind} before added"
-            elif kind == "input_audio_buffer.speech_started":
-                assert self.speaking is None, "speech_started twice"
-                self.speaking = event["item_id"]
-            elif kind == "input_audio_buffer.speech_stopped":
-                assert self.speaking == event["item_id"], "speech_stopped without its start"
-                self.speaking = None
-            elif kind == "input_audio_buffer.cleared":
-                self.speaking = None
-            elif kind.startswith("conversation.item.input_audio_transcription."):
-                assert event["item_id"] in self.item_ids, f"{kind} before its item"
+    def take(self, event: dict[str, Any]) -> None:
+        kind = event["type"]
+        if kind.startswith("response."):
+            self._response(kind, event)
+        elif kind == "conversation.item.added":
+            previous = event["previous_item_id"]
+            assert previous is None or previous in self.item_ids, f"{kind}: unknown predecessor {previous}"
+            self.item_ids.add(event["item"]["id"])
+        elif kind == "conversation.item.deleted":
+            assert event["item_id"] in self.item_ids, f"{kind} of an item nobody was told of"
+        elif kind == "input_audio_buffer.committed":
+            assert event["item_id"] not in self.item_ids, f"{kind} of an item that exists already"
+        elif kind == "conversation.item.done":
+            assert event["item"]["id"] in self.item_ids, f"{kind} before added"
+        elif kind == "input_audio_buffer.speech_started":
+            assert self.speaking is None, "speech_started twice"
+            self.speaking = event["item_id"]
+        elif kind == "input_audio_buffer.speech_stopped":
+            assert self.speaking == event["item_id"], "speech_stopped without its start"
+            self.speaking = None
+        elif kind == "input_audio_buffer.cleared":
+            self.speaking = None
+        elif kind.startswith("conversation.item.input_audio_transcription."):
+            assert event["item_id"] in self.item_ids, f"{kind} before its item"
 
     def _response(self, kind: str, event: dict[str, Any]) -> None:
         identity = event["response"]["id"] if "response" in event else event["response_id"]
