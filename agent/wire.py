@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
+T = TypeVar("T")
 WIRE_VERSION = 2
 INPUT_SAMPLE_RATE = 16_000
 MAX_FRAME_BYTES = 4 * 1024 * 1024
@@ -273,8 +274,21 @@ def encode(message: Message) -> bytes:
     return _HEADER.pack(len(payload)) + payload
 
 
-to_worker_decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
-from_worker_decoder: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+class Decoder(Generic[T]):
+    """Payload of a frame to message. Raises `msgspec.DecodeError`, and nothing else, for what is none."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[T]) -> None:
+        self._decoder = decoder
+
+    def decode(self, payload: bytes) -> T:
+        try:
+            return self._decoder.decode(payload)
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise msgspec.DecodeError(str(error)) from error
+
+
+to_worker_decoder: Decoder[ToWorker] = Decoder(msgspec.msgpack.Decoder(ToWorker))
+from_worker_decoder: Decoder[FromWorker] = Decoder(msgspec.msgpack.Decoder(FromWorker))
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes | None:

@@ -32,8 +32,8 @@ def read_question(path: Path) -> Pcm:
         raise AudioFileError(f"{path} is no audio that can be read; give a WAV, FLAC, Ogg or Opus file") from error
     if not len(samples):
         raise AudioFileError(f"{path} holds no sound; record something first")
-    mono = np.nan_to_num(samples.mean(axis=1)).clip(-1.0, 1.0)
-    resampled = mono if rate == INPUT_SAMPLE_RATE else soxr.resample(mono, rate, INPUT_SAMPLE_RATE)
+    mono = np.nan_to_num(samples).clip(-1.0, 1.0).mean(axis=1)
+    resampled = mono if rate == INPUT_SAMPLE_RATE else soxr.resample(mono, rate, INPUT_SAMPLE_RATE).clip(-1.0, 1.0)
     return np.ascontiguousarray(resampled, dtype=np.float32)
 
 

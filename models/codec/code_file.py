@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from streaming.flexicodec.flexicodec import FRAME_RATE_HZ, SpeechCodes
@@ -38,13 +40,13 @@ class CodeHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str
     fingerprint: str
-    samples: int
-    frames: int
-    groups: int
-    semantic_bits: int
-    acoustic_bits: int
-    acoustic_books: int
-    duration_bits: int = DURATION_BITS
+    samples: Annotated[int, Meta(ge=0)]
+    frames: Annotated[int, Meta(ge=1)]
+    groups: Annotated[int, Meta(ge=1)]
+    semantic_bits: Annotated[int, Meta(ge=1, le=32)]
+    acoustic_bits: Annotated[int, Meta(ge=0, le=32)]
+    acoustic_books: Annotated[int, Meta(ge=0, le=64)]
+    duration_bits: Annotated[int, Meta(ge=1, le=16)] = DURATION_BITS
 
     @property
     def seconds(self) -> float:
@@ -91,9 +93,11 @@ def read_codes(path: Path) -> tuple[CodeHeader, SpeechCodes]:
     size = struct.unpack("<I", data[4:8])[0]
     try:
         header = msgspec.json.decode(data[8 : 8 + min(size, _LONGEST_HEADER)], type=CodeHeader)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         raise CodeFileError(f"{path} has a damaged header; encode it again") from None
-    payload = np.frombuffer(data, np.uint8, offset=8 + size)
+    if header.acoustic_books and not header.acoustic_bits:
+        raise CodeFileError(f"{path} has a damaged header; encode it again")
+    payload = np.frombuffer(data[8 + size :], np.uint8)
     if len(payload) != (header.payload_bits + 7) // 8:
         raise CodeFileError(f"{path} is cut off or padded ({len(payload)} bytes of codes); encode it again")
     bits = np.unpackbits(payload)[: header.payload_bits]
