@@ -43,7 +43,13 @@ def create_app(service: Service) -> web.Application:
     """Routes only; whoever runs the application also runs `service.pool`, and puts `DoorSite` before it."""
     config = service.config.http
     app = web.Application(
-        middlewares=[through_the_door, middlewares.boundary, middlewares.body_in_time, middlewares.json_errors, paths.collapsed_slashes],
+        middlewares=[
+            through_the_door,
+            middlewares.boundary,
+            middlewares.body_in_time,
+            middlewares.json_errors,
+            paths.collapsed_slashes,
+        ],
         client_max_size=config.max_message_bytes,
     )
     app.on_response_prepare.append(_keep_nothing)
