@@ -32,6 +32,11 @@ class ToWorker:
 
 
 @dataclass(frozen=True)
+class ClearPlayback:
+    """Whatever was pulled and has not been played yet is to be forgotten."""
+
+
+@dataclass(frozen=True)
 class Close:
     """End the session with this WebSocket close code."""
 
@@ -39,7 +44,7 @@ class Close:
     reason: str
 
 
-Effect = SendEvent | SendLarge | ToWorker | Close
+Effect = SendEvent | SendLarge | ToWorker | ClearPlayback | Close
 
 
 class Outbox:
@@ -58,6 +63,9 @@ class Outbox:
 
     def worker(self, message: Message) -> None:
         self._effects.append(ToWorker(message))
+
+    def clear_playback(self) -> None:
+        self._effects.append(ClearPlayback())
 
     def close(self, code: int, reason: str) -> None:
         self._effects.append(Close(code, reason))

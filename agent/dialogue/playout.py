@@ -2,7 +2,9 @@
 
 Over WebSocket the client plays, so the playhead is an estimate: it runs in real time from the first piece sent, and
 never past what was sent. Pieces leave at most `lead_ms` ahead of it. Over WebRTC the transport pulls 20 ms at a time,
-and what was pulled is what is heard. Words and tokens leave together with the sound that carries them.
+and what was pulled is what is heard. A telephone's transport pulls too, but somebody else plays later, and it reports
+how far: between two reports the playhead runs in real time, no further than the next one. Words and tokens leave
+together with the sound that carries them.
 
 Bound: at most `MAX_QUEUED_S` of sound waits here; whoever pushes must check `is_full` and stop the generation.
 """
@@ -19,6 +21,8 @@ from agent.wire import AudioOut, TokenSpan, WordSpan
 
 CODEC_FRAME_RATE_HZ = 12.5
 MAX_QUEUED_S = 120.0
+MAX_REPORT_S = 0.2  # reports of what was played come at least so often; nothing is taken for heard beyond the next
+_REPORT_TIMEOUT_S = 2.0  # a last report that is later than this never comes
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Slice:
 class Playout:
     """The sound of one response."""
 
-    def __init__(self, sample_rate_hz: int, *, lead_ms: int, slice_ms: int) -> None:
+    def __init__(self, sample_rate_hz: int, *, lead_ms: int, slice_ms: int, reported: bool = False) -> None:
+        """`reported`: whoever pulls the sound tells by `report` how much of it was played."""
         self.sample_rate_hz = sample_rate_hz
         self.released_samples = 0
         self.underruns = 0
@@ -48,7 +53,9 @@ class Playout:
         self._ended = False
         self._playhead = 0.0
         self._playhead_at_s: float | None = None
+        self._released_at_s: float | None = None
         self._dry = False
+        self._reported_samples: int | None = 0 if reported else None
 
     @property
     def queued_samples(self) -> int:
@@ -62,6 +69,28 @@ class Playout:
     def drained(self) -> bool:
         """No more will come, and everything has been released."""
         return self._ended and self.queued_samples == 0
+
+    def is_over(self, now_s: float) -> bool:
+        """No more will come, and all of it has left; where plays are reported, all of it has been played."""
+        over_s = self.over_at_s(now_s)
+        return over_s is not None and now_s >= over_s
+
+    def over_at_s(self, now_s: float) -> float | None:
+        """When the sound is over if no report comes; None while there is more to release."""
+        if not self.drained:
+            return None
+        if self._reported_samples is None or self._reported_samples >= self.released_samples:
+            return now_s
+        assert self._released_at_s is not None
+        unplayed_s = (self.released_samples - self._reported_samples) / self.sample_rate_hz
+        return self._released_at_s + unplayed_s + _REPORT_TIMEOUT_S
+
+    def report(self, played_samples: int, now_s: float) -> None:
+        """The listener has heard so much; a report that is older than another says nothing."""
+        if self._reported_samples is None or played_samples < self._reported_samples:
+            return
+        self._reported_samples = min(played_samples, self.released_samples)
+        self._playhead, self._playhead_at_s = float(self._reported_samples), now_s
 
     def push(self, chunk: AudioOut) -> None:
         """Appends a chunk. `chunk.pcm` is s16le; its tokens are spread over it by their durations."""
@@ -105,7 +134,8 @@ class Playout:
             self._dry = self._dry or (self.released_samples > 0 and not self._ended)
             return None
         piece = self._release(min(count, self.queued_samples), now_s)
-        self._playhead = float(self.released_samples)
+        if self._reported_samples is None:
+            self._playhead = float(self.released_samples)
         return piece
 
     def leftovers(self) -> tuple[list[WordSpan], list[TokenSpan]]:
@@ -133,12 +163,16 @@ class Playout:
             return
         moved = self._playhead + (now_s - self._playhead_at_s) * self.sample_rate_hz
         self._playhead_at_s = now_s
-        self._playhead = max(self._playhead, min(moved, float(self.released_samples)))
+        limit = float(self.released_samples)
+        if self._reported_samples is not None:
+            limit = min(limit, self._reported_samples + MAX_REPORT_S * self.sample_rate_hz)
+        self._playhead = max(self._playhead, min(moved, limit))
         if moved >= self.released_samples > 0 and not self._ended and not self.queued_samples:
             self._dry = True
 
     def _release(self, count: int, now_s: float) -> Slice:
         self._advance(now_s)
+        self._released_at_s = now_s
         if self._playhead_at_s is None:
             self._playhead_at_s = now_s
         if self._dry:

@@ -13,6 +13,7 @@ how they meet; this class answers the client's events. Every call returns the ef
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Literal
 
 from agent import audio
@@ -55,11 +56,23 @@ from agent.wire import (
 )
 
 JsonObject = dict[str, object]
-Transport = Literal["websocket", "webrtc"]
+Transport = Literal["websocket", "webrtc", "telephone"]
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A piece of an answer on its way to a telephone. `end_sample` is where it ends within that answer."""
+
+    generation: int
+    end_sample: int
+    samples: audio.Samples
 
 
 class Session:
-    """`input_hz` is the microphone's rate where the transport fixes it (WebRTC); None = the format does."""
+    """`input_hz` is the microphone's rate where the transport fixes it (WebRTC, telephones); None = the format does.
+
+    `max_idle_s` in place of the configured one: a telephone line is dearer than an open page.
+    """
 
     def __init__(
         self,
@@ -72,11 +85,13 @@ class Session:
         vad: VoiceActivity,
         model: str,
         input_hz: int | None = None,
+        max_idle_s: float | None = None,
     ) -> None:
         self.id = ids.new("sess")
         self.settings = settings
         self._config = config
         self._transport = transport
+        self._max_idle_s = max_idle_s or config.session.max_idle_s
         self._model = model
         self._ids = ids
         self._clock = clock
@@ -96,7 +111,7 @@ class Session:
             vad,
             self._microphone_hz(),
             max_utterance_s=config.session.max_utterance_s,
-            open_line=transport == "webrtc",
+            open_line=transport != "websocket",
         )
         self._briefing = Briefing(
             self._outbox,
@@ -112,7 +127,8 @@ class Session:
             self._conversation,
             config.playout,
             self._briefing.question,
-            server_plays=transport == "webrtc",
+            server_plays=transport != "websocket",
+            plays_reported=transport == "telephone",
         )
         self._turns = Turns(
             self._outbox,
@@ -187,6 +203,26 @@ class Session:
         piece = self._speaking.pull(count)
         return (piece.samples if piece is not None else None), self._outbox.take()
 
+    def pull_speech(self, count: int) -> tuple[Speech | None, list[Effect]]:
+        """The same for a transport that reports by `played` what the listener has heard."""
+        answering = self._speaking.active
+        piece = self._speaking.pull(count)
+        speech = None
+        if answering is not None and piece is not None:
+            speech = Speech(answering.generation, piece.first_sample + piece.samples.size, piece.samples)
+        return speech, self._outbox.take()
+
+    def played(self, generation: int, samples: int) -> list[Effect]:
+        """So many samples of an answer pulled by `pull_speech` have been heard."""
+        self._speaking.played(generation, samples)
+        return self._outbox.take()
+
+    def dtmf(self, key: str) -> list[Effect]:
+        """A key of the telephone was pressed: 0 to 9, *, #, A to D."""
+        self._active_s = self._clock.now_s()
+        self._outbox.send(events.DtmfReceived(event=key, received_at=self._clock.unix_s()))
+        return self._outbox.take()
+
     def tick(self) -> list[Effect]:
         """To be called when `next_deadline_s` has come."""
         self._speaking.on_tick()
@@ -195,7 +231,7 @@ class Session:
         if self._clock.now_s() >= self._expires_s:
             self._expire(f"The session has reached its maximum age of {self._config.session.max_duration_s:g} s")
         elif idle_s is not None and self._clock.now_s() >= idle_s:
-            self._expire(f"Nobody has said or sent anything for {self._config.session.max_idle_s:g} s")
+            self._expire(f"Nobody has said or sent anything for {self._max_idle_s:g} s")
         return self._outbox.take()
 
     def next_deadline_s(self) -> float:
@@ -297,9 +333,9 @@ class Session:
                     raise ProtocolError("response_cancel_not_active", "Cancellation failed: no active response found")
 
     def _append(self, event: client.InputAudioAppend) -> None:
-        if self._transport == "webrtc":
+        if self._transport != "websocket":
             raise ProtocolError(
-                "invalid_event_for_transport", "Over WebRTC audio travels as RTP; add a track instead of appending."
+                "invalid_event_for_transport", "In a call audio travels as media; add a track instead of appending."
             )
         encoding = format_name(self.settings.audio.input.format)
         data = self._half_sample + event.audio
@@ -323,7 +359,7 @@ class Session:
         self._outbox.send(events.InputCleared())
 
     def _clear_output(self) -> None:
-        if self._transport != "webrtc":
+        if self._transport == "websocket":
             raise ProtocolError(
                 "invalid_event_for_transport", "Over WebSocket the client plays the audio; clear your own buffer."
             )
@@ -418,7 +454,7 @@ class Session:
         if not self._speaking.idle:
             return None
         last_s = max(self._active_s, self._turns.changed_s, self._speaking.quiet_since_s or 0.0)
-        return last_s + self._config.session.max_idle_s
+        return last_s + self._max_idle_s
 
     def _expire(self, why: str) -> None:
         error = ProtocolError("session_expired", f"{why}; open a new one.")

@@ -41,6 +41,7 @@ class Speaking:
     """`ask` builds the message for the worker at the moment the response starts, so that it sees the newest history.
 
     `quiet_since_s` is when the last answer of the conversation has been played to its end, as far as one can know.
+    `plays_reported`: what is pulled is played elsewhere and later, and `played` tells how far.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Speaking:
         ask: Callable[[Response, WorkerSlot], Respond],
         *,
         server_plays: bool,
+        plays_reported: bool = False,
     ) -> None:
         self.active: Response | None = None
         self.last_response_id = ""
@@ -62,6 +64,7 @@ class Speaking:
         self._config = config
         self._ask = ask
         self._server_plays = server_plays
+        self._plays_reported = plays_reported
         self._slot: WorkerSlot | None = None
         self._waiting: deque[ResponsePlan] = deque()
         self._asked = False
@@ -109,7 +112,12 @@ class Speaking:
             generation=self._generation,
             plan=plan,
             item=AssistantMessage(ids.new("item"), plan.modality, sample_rate_hz=sample_rate_hz),
-            playout=Playout(sample_rate_hz, lead_ms=self._config.lead_ms, slice_ms=self._config.slice_ms),
+            playout=Playout(
+                sample_rate_hz,
+                lead_ms=self._config.lead_ms,
+                slice_ms=self._config.slice_ms,
+                reported=self._plays_reported,
+            ),
             clocked=Clocked(self._clock.now_s()),
             server_plays=self._server_plays,
         )
@@ -206,7 +214,7 @@ class Speaking:
         if not self._server_plays:
             for piece in response.playout.due(now_s):
                 self._release(response, piece, now_s)
-        if response.done is not None and (response.playout.drained or response.plan.modality == "text"):
+        if response.done is not None and (response.playout.is_over(now_s) or response.plan.modality == "text"):
             self._finish(response)
         elif not self._asked and now_s - self._waiting_since_s >= WORKER_WAIT_S:
             self.fail("no_worker", f"No worker had a place for this within {WORKER_WAIT_S:g} s.")
@@ -224,12 +232,21 @@ class Speaking:
             self.on_tick()
         return piece
 
+    def played(self, generation: int, samples: int) -> None:
+        """The listener has heard so many samples of that answer; what came too late for it says nothing."""
+        response = self._current(generation)
+        if response is not None:
+            response.playout.report(samples, self._clock.now_s())
+            self.on_tick()
+
     def next_deadline_s(self) -> float | None:
         response = self.active
         if response is None:
             return None
         if not self._asked:
             return self._waiting_since_s + WORKER_WAIT_S
+        if self._plays_reported:
+            return response.playout.over_at_s(self._clock.now_s())
         return None if self._server_plays else response.playout.next_due_s(self._clock.now_s())
 
     # --- ending ---
@@ -303,6 +320,8 @@ class Speaking:
             self._cancel_generation(response)
         if interrupted or self._server_plays:
             response.item.heard_samples = min(response.playout.heard_samples(now_s), response.item.audio_samples)
+            if self._plays_reported:
+                self._outbox.clear_playback()
         response.playout.clear()
 
     def _after_close(self, response: Response, *, cut: bool) -> None:

@@ -105,6 +105,13 @@ class SpeechStopped(ServerEvent, frozen=True, kw_only=True, tag="input_audio_buf
     audio_end_ms: int
 
 
+class DtmfReceived(ServerEvent, frozen=True, kw_only=True, tag="input_audio_buffer.dtmf_event_received"):
+    """`event` is the key; `received_at` is calendar time in seconds."""
+
+    event: str
+    received_at: int
+
+
 class OutputStarted(ServerEvent, frozen=True, kw_only=True, tag="output_audio_buffer.started"):
     response_id: str
 

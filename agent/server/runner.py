@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 
 from agent.clock import Clock
-from agent.dialogue.effects import Close, Effect, SendEvent, SendLarge, ToWorker
-from agent.dialogue.session import Session
+from agent.dialogue.effects import ClearPlayback, Close, Effect, SendEvent, SendLarge, ToWorker
+from agent.dialogue.session import Session, Speech
 from agent.dialogue.speaking import WorkerSlot
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
@@ -29,7 +29,7 @@ from agent.server.fairness import LoopShare
 from agent.server.link import Lease
 from agent.server.metrics import Metrics
 from agent.server.workers import WorkerPool
-from agent.transports.base import Transport
+from agent.transports.base import RemotePlayer, Transport
 from agent.wire import (
     AudioOut,
     Cancel,
@@ -220,6 +220,28 @@ class SessionRunner:
             return np.pad(piece, (0, samples - piece.size)).astype("<i2", copy=False).tobytes()
         return None
 
+    def pull_speech(self, samples: int) -> Speech | None:
+        """At most `samples` samples of playback for a telephone; None when there is nothing to play."""
+        if self._over.is_set():
+            return None
+        with self._guard():
+            speech, effects = self.session.pull_speech(samples)
+            self._do(effects)
+            return speech
+        return None
+
+    def played(self, generation: int, samples: int) -> None:
+        """What was pulled by `pull_speech` has been heard so far."""
+        if not self._over.is_set():
+            with self._guard():
+                self._do(self.session.played(generation, samples))
+
+    def press(self, key: str) -> None:
+        """A key of the telephone."""
+        if not self._over.is_set():
+            with self._guard():
+                self._do(self.session.dtmf(key))
+
     # --- from the worker ---
 
     def worker_message(self, message: FromWorker) -> None:
@@ -304,6 +326,9 @@ class SessionRunner:
                     continue
                 for transport in (sender or self._client,) if effect.private else tuple(self._transports):
                     transport.send_event(effect.data)
+            elif isinstance(effect, ClearPlayback):
+                if isinstance(self._client, RemotePlayer):
+                    self._client.clear_playback()
             elif isinstance(effect, Close):
                 self.close(effect.code, effect.reason)
             elif isinstance(effect, ToWorker):

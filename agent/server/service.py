@@ -66,7 +66,13 @@ class Service:
         return settings
 
     def open_session(
-        self, transport: Transport, *, grant: Grant, settings: JsonObject | None = None, address: str | None = None
+        self,
+        transport: Transport,
+        *,
+        grant: Grant,
+        settings: JsonObject | None = None,
+        address: str | None = None,
+        max_idle_s: float | None = None,
     ) -> SessionRunner:
         """A session, not started yet; it gets a place on a worker when it first needs one. Whoever gets it must `run`
         it. `address`: of the client, as far as it is known.
@@ -86,6 +92,7 @@ class Service:
             vad=SileroVad(),
             model=self.pool.model,
             input_hz=transport.input_rate_hz,
+            max_idle_s=max_idle_s,
         )
         runner = SessionRunner(
             session,

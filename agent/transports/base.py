@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
+
+TransportKind = Literal["websocket", "webrtc", "telephone"]
 
 
 class Transport(Protocol):
     """Calls must neither block nor raise; a transport that cannot keep up closes itself."""
 
     @property
-    def kind(self) -> Literal["websocket", "webrtc"]: ...
+    def kind(self) -> TransportKind: ...
 
     @property
     def input_rate_hz(self) -> int | None:
@@ -22,4 +24,13 @@ class Transport(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """The session is over; `code` is a WebSocket close code."""
+        ...
+
+
+@runtime_checkable
+class RemotePlayer(Protocol):
+    """A transport behind which sound waits to be played, so that an interruption must reach it."""
+
+    def clear_playback(self) -> None:
+        """What was pulled and not played yet is to be forgotten."""
         ...
