@@ -42,14 +42,17 @@ class Resampler:
     """Carries filter state over chunks, so chunk borders are inaudible; `flush` ends the stream.
 
     Works in float32, because soxr adds random dither to 16-bit output: the same input must give the same samples.
+    `low_delay` takes soxr's filters without FFT: 30 ms instead of 115 from 8 to 16 kHz, for three times the work.
     """
 
-    def __init__(self, from_hz: int, to_hz: int) -> None:
+    def __init__(self, from_hz: int, to_hz: int, *, low_delay: bool = False) -> None:
         self.from_hz = from_hz
         self.to_hz = to_hz
         self._pushed = False
         self._stream = (
-            None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="MQ")
+            None
+            if from_hz == to_hz
+            else soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="MQ", vr=low_delay)
         )
 
     def push(self, samples: Samples) -> Samples:

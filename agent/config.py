@@ -91,6 +91,42 @@ class LimitsConfig(Section, frozen=True):
     all_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 1024 * 1024 * 1024
 
 
+class TwilioConfig(Section, frozen=True):
+    auth_token: str = ""
+
+
+class TelnyxConfig(Section, frozen=True):
+    public_key: str = ""
+
+
+class PlivoConfig(Section, frozen=True):
+    auth_token: str = ""
+
+
+class VonageConfig(Section, frozen=True):
+    signature_secret: str = ""
+    rate_hz: Literal[8000, 16000, 24000] = 16000
+
+
+class AudioSocketConfig(Section, frozen=True):
+    host: str = "127.0.0.1"
+    port: Port | None = None
+    accept: Literal["registered", "any"] = "registered"
+
+
+class TelephonyConfig(Section, frozen=True):
+    public_url: str = ""
+    token: str = ""
+    greet: bool = True
+    max_idle_s: Positive = 60.0
+    lead_ms: Annotated[int, Meta(ge=60, le=2000)] = 240
+    twilio: TwilioConfig = TwilioConfig()
+    telnyx: TelnyxConfig = TelnyxConfig()
+    plivo: PlivoConfig = PlivoConfig()
+    vonage: VonageConfig = VonageConfig()
+    audiosocket: AudioSocketConfig = AudioSocketConfig()
+
+
 class ServerConfig(Section, frozen=True):
     http: HttpConfig = HttpConfig()
     model: ModelConfig = ModelConfig()
@@ -99,6 +135,7 @@ class ServerConfig(Section, frozen=True):
     playout: PlayoutConfig = PlayoutConfig()
     webrtc: WebRtcConfig = WebRtcConfig()
     limits: LimitsConfig = LimitsConfig()
+    telephony: TelephonyConfig = TelephonyConfig()
 
 
 _SECRET = "http.api_keys"

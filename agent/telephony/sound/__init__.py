@@ -1,0 +1,1 @@
+"""Sound on a telephone line, both ways, without any socket or clock."""
