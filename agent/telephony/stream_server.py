@@ -165,28 +165,27 @@ async def stream(request: web.Request) -> web.StreamResponse:
         return json_error(426, f"This is where {provider} connects its media stream.", code="websocket_required")
     await socket.prepare(request)
     call = StreamCall(STREAMS[provider](), socket)
-    refusal = await _serve(call, socket, service)
-    if refusal is not None:
-        log.info("%s stream refused with %d: %s", provider, refusal.code, refusal)
-        await socket.close(code=refusal.code, message=str(refusal).encode()[:120])
-    else:
+    try:
+        await _serve(call, socket, service)
+    finally:
         await socket.close()
     return socket
 
 
-async def _serve(call: StreamCall, socket: web.WebSocketResponse, service: Service) -> StreamError | None:
-    """The whole call; what was wrong with it, if something was."""
+async def _serve(call: StreamCall, socket: web.WebSocketResponse, service: Service) -> None:
+    """The whole call. What is wrong with it closes the socket with a code that says so."""
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             if not await _started(call, socket):
-                return None
+                return
         runner = await service.open_session(call, grant=Grant(), max_idle_s=service.config.telephony.max_idle_s)
     except StreamError as error:
-        return error
+        return await _refuse(socket, error)
     except TimeoutError:
-        return StreamError(PROTOCOL_ERROR, f"the stream did not start within {START_TIMEOUT_S:g} s")
+        late = f"the stream did not start within {START_TIMEOUT_S:g} s"
+        return await _refuse(socket, StreamError(PROTOCOL_ERROR, late))
     except NoCapacity as error:
-        return StreamError(_TRY_AGAIN_LATER, str(error))
+        return await _refuse(socket, StreamError(_TRY_AGAIN_LATER, str(error)))
     call_id = registered(service, call.stream.call_id, runner, secret("rtc"))
     try:
         async with asyncio.TaskGroup() as group:
@@ -194,7 +193,7 @@ async def _serve(call: StreamCall, socket: web.WebSocketResponse, service: Servi
             playing = group.create_task(_play(call, runner, service.config.telephony.lead_ms / 1000))
             try:
                 await call.begin(runner, greet=service.config.telephony.greet)
-                return await _read(call, socket)
+                await _read(call, socket)
             finally:
                 runner.disconnect("the stream ended")
                 playing.cancel()
@@ -211,7 +210,12 @@ async def _started(call: StreamCall, socket: web.WebSocketResponse) -> bool:
     return False
 
 
-async def _read(call: StreamCall, socket: web.WebSocketResponse) -> StreamError | None:
+async def _refuse(socket: web.WebSocketResponse, error: StreamError) -> None:
+    log.info("media stream closed with %d: %s", error.code, error)
+    await socket.close(code=error.code, message=str(error).encode()[:120])
+
+
+async def _read(call: StreamCall, socket: web.WebSocketResponse) -> None:
     """Until the provider stops the stream or either side closes the socket."""
     async for message in socket:
         if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
@@ -220,10 +224,9 @@ async def _read(call: StreamCall, socket: web.WebSocketResponse) -> StreamError 
             for happening in call.stream.receive(message.data):
                 call.take(happening)
         except StreamError as error:
-            return error
+            return await _refuse(socket, error)
         if call.stream.phase == "ended":
-            return None
-    return None
+            return
 
 
 async def _live(runner: SessionRunner, socket: web.WebSocketResponse) -> None:

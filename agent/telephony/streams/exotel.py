@@ -12,7 +12,7 @@ from agent.telephony.streams.stream import UNSUPPORTED, Format, Happening, Strea
 _RATES_HZ = (8000, 16_000, 24_000)
 
 
-class MediaFormat(msgspec.Struct):
+class MediaFormat(msgspec.Struct, frozen=True):
     sample_rate: str | int = 8000
 
 

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.service_process import ServiceProcess, fake_worker_command
+
+LONG_REPLY = "One large latte with two shots and oat milk please pay four dollars at the till thank you"
+
+
+@pytest.fixture(scope="package")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A service that greets every caller with tones of 0.4 s, one a word, and takes 40 calls at once."""
+    config = Path(tmp_path_factory.mktemp("telephony")) / "agogic.toml"
+    config.write_text("[telephony.audiosocket]\nport = 0\n")
+    worker = fake_worker_command("--slots", "40", "--reply", f"'{LONG_REPLY}'")
+    with ServiceProcess(worker, config=config) as process:
+        yield process
