@@ -167,6 +167,12 @@ def load_config(path: Path | None) -> ServerConfig:
 
 def check_exposure(config: ServerConfig) -> None:
     """Loopback needs no key; any other address does. Raises `ConfigError`."""
+    socket = config.telephony.audiosocket
+    if socket.port is not None and socket.accept == "any" and not is_loopback(socket.host):
+        raise ConfigError(
+            f'telephony.audiosocket.accept = "any" lets everybody who reaches {socket.host!r} talk to the agent; '
+            'use "registered", or bind 127.0.0.1'
+        )
     if config.http.api_keys or is_loopback(config.http.host):
         return
     raise ConfigError(

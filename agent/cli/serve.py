@@ -68,7 +68,11 @@ def serve(
     from agent.server.workers import worker_command as command_of
 
     command = shlex.split(worker_command) if worker_command is not None else command_of(loaded.model, log_level)
-    status = _run(_serve(loaded, listening, command, started_s))
+    try:
+        status = _run(_serve(loaded, listening, command, started_s))
+    except ConfigError as error:
+        typer.echo(f"agogic serve: {error}", err=True)
+        raise typer.Exit(2) from error
     if status:
         raise typer.Exit(status)
 
@@ -134,6 +138,7 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     from agent.server.loop_watch import LoopWatch
     from agent.server.service import Service
     from agent.server.workers import WorkerPool, WorkerUnusable
+    from agent.telephony.app import addresses_key
     from agent.turn.silero import SileroVad
 
     give_back_large_blocks()
@@ -156,6 +161,8 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"agogic: http://{shown}:{port}/  (loading {config.model.spec})")
+    for address in app[addresses_key]:
+        typer.echo(f"agogic: {address}")
     set_apart_what_stays()
     stop, at_once = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -12,7 +12,7 @@ from agent.server.app_keys import service_key
 from agent.server.boundary import Boundary
 from agent.server.door import Door, door_key, through_the_door
 from agent.server.service import Service
-from agent.telephony import stream_server
+from agent.telephony import app as telephony
 from agent.transports import webrtc, websocket
 
 # Which versions run here is for nobody to read; a header of ours would not be in answers to what is no HTTP.
@@ -63,6 +63,6 @@ def create_app(service: Service) -> web.Application:
     )
     websocket.register(app)
     webrtc.register(app)
-    stream_server.register(app)
+    telephony.register(app)
     http.register(app)
     return app

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from agent.audio import Samples
 from agent.dialogue.session import Speech
 from agent.server.runner import SessionRunner
 from agent.server.service import Service
 from agent.telephony.sound.incoming import SESSION_HZ, IncomingVoice
-from agent.telephony.sound.outgoing import Position
+from agent.telephony.sound.outgoing import Frame, OutgoingVoice, Position
+from agent.telephony.sound.pacing import FRAME_S, FramePacer
 from agent.transports.base import TransportKind
 
 log = logging.getLogger("agogic.telephony")
@@ -67,6 +70,36 @@ class PhoneLine(ABC):
         """The caller has heard the answer up to there."""
         if upto is not None and self.runner is not None:
             self.runner.played(upto.generation, upto.end_sample)
+
+
+class FramedLine(PhoneLine):
+    """A line that plays at once what it gets, 20 ms at a time: nothing waits anywhere but here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._voice: OutgoingVoice | None = None
+
+    def clear_playback(self) -> None:
+        if self._voice is not None:
+            self._voice.clear()
+
+    def next_frame(self, line_hz: int) -> Frame:
+        """20 ms at the line's rate. It counts as heard: there is nothing behind us that could still drop it."""
+        if self._voice is None or self._voice.line_hz != line_hz:
+            self._voice = OutgoingVoice(self.runner.output_rate_hz if self.runner is not None else line_hz, line_hz)
+        frame = self._voice.frame(round(line_hz * FRAME_S), self.pull)
+        self.heard(frame.upto)
+        return frame
+
+
+async def paced(tick: Callable[[], None]) -> None:
+    """Calls `tick` every 20 ms by the loop's monotonic clock, until cancelled."""
+    loop = asyncio.get_running_loop()
+    pacer = FramePacer(loop.time())
+    while True:
+        for _ in range(pacer.due(loop.time())):
+            tick()
+        await asyncio.sleep(max(0.0, pacer.next_s - loop.time()))
 
 
 def registered(service: Service, call_id: str, runner: SessionRunner, fresh: str) -> str:

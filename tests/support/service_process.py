@@ -22,7 +22,10 @@ def fake_worker_command(*options: str) -> str:
 
 
 class ServiceProcess:
-    """`worker_command` None = the real worker with the embedded model."""
+    """`worker_command` None = the real worker with the embedded model.
+
+    `telephony_lines` is how many ports for calls the service announces.
+    """
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class ServiceProcess:
         wait_ready: bool = True,
         log_level: str = "warning",
         descriptors: int | None = None,
+        telephony_lines: int = 0,
     ) -> None:
         command = [sys.executable, "-m", "agent.cli.main", "serve", "--port", "0", "--log-level", log_level]
         if config is not None:
@@ -56,6 +60,10 @@ class ServiceProcess:
             self.stop()
             raise RuntimeError(f"the service did not start: {line!r}\n{self.log.read_text()}")
         self.port = int(found[1])
+        self.telephony_ports: dict[str, int] = {}
+        for _ in range(telephony_lines):
+            kind, _, address = self.process.stdout.readline().removeprefix("agogic: ").strip().partition(" ")
+            self.telephony_ports[kind] = int(address.rpartition(":")[2])
         if wait_ready:
             self.wait_ready(ready_timeout_s)
 

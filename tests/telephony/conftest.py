@@ -16,5 +16,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
     config = Path(tmp_path_factory.mktemp("telephony")) / "agogic.toml"
     config.write_text("[telephony.audiosocket]\nport = 0\n")
     worker = fake_worker_command("--slots", "40", "--reply", f"'{LONG_REPLY}'")
-    with ServiceProcess(worker, config=config) as process:
+    with ServiceProcess(worker, config=config, telephony_lines=1) as process:
         yield process
+
+
+def telephony_port(service: ServiceProcess, kind: str) -> int:
+    """The port that the service said it listens on for `kind` of calls."""
+    return service.telephony_ports[kind]
