@@ -63,6 +63,8 @@ class AudioSocketCall(FramedLine):
 
     def tick(self) -> None:
         """20 ms of our side, silence included: Asterisk plays what comes when it comes."""
+        if not self.socket.has_sound:
+            return  # its rate, which ours must be, is not known yet
         frame = self.next_frame(self.socket.rate_hz)
         if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
             if self.runner is not None:
@@ -128,21 +130,24 @@ class AudioSocketServer:
             writer.close()
 
     async def _serve(self, call: AudioSocketCall, reader: asyncio.StreamReader) -> None:
+        begun: list[Happening] = []
         async with asyncio.timeout(UUID_TIMEOUT_S):
             while not call.socket.call_id:
                 data = await reader.read(_READ_BYTES)
                 if not data:
                     return
-                call.socket.receive(data)
+                begun = call.socket.receive(data)
         settings = self._admitted(call.socket.call_id)
         idle_s = self._service.config.telephony.max_idle_s
         runner = await self._service.open_session(call, grant=Grant(), settings=settings, max_idle_s=idle_s)
         call_id = registered(self._service, call.socket.call_id, runner, secret("rtc"))
         try:
             async with asyncio.TaskGroup() as group:
+                await call.begin(runner, greet=self._service.config.telephony.greet)
+                for happening in begun:
+                    call.take(happening)
                 reading = group.create_task(self._read(call, reader, runner))
                 playing = group.create_task(paced(call.tick))
-                await call.begin(runner, greet=self._service.config.telephony.greet)
                 await runner.run()
                 reading.cancel()
                 playing.cancel()

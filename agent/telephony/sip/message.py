@@ -74,10 +74,10 @@ def parse(data: bytes) -> Request | Response:
         head.decode()
     except UnicodeDecodeError as error:
         raise refuse(400, "the header is no UTF-8") from error
-    line = _REQUEST_LINE.fullmatch(lines[0])
-    if line is None:
+    start = _REQUEST_LINE.fullmatch(lines[0])
+    if start is None:
         raise refuse(400, f"no request line: {lines[0][:60]!r}")
-    method, uri, version = line.groups()
+    method, uri, version = start.groups()
     if version != "2.0":
         raise refuse(505, f"SIP version {version}")
     return _checked_request(method, uri, headers, body, refuse)
