@@ -114,6 +114,30 @@ class AudioSocketConfig(Section, frozen=True):
     accept: Literal["registered", "any"] = "registered"
 
 
+class RegistrarConfig(Section, frozen=True):
+    server: str = ""
+    username: str = ""
+    password: str = ""
+    expires_s: Annotated[int, Meta(ge=60, le=86_400)] = 600
+
+
+class SipConfig(Section, frozen=True):
+    host: str = "127.0.0.1"
+    port: Port | None = None
+    public_address: str = ""
+    users: dict[str, str] = {}
+    trusted: tuple[str, ...] = ()
+    max_calls: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    rtp_ports: tuple[Port, Port] = (0, 0)
+    register: RegistrarConfig = RegistrarConfig()
+
+
+class WebhookConfig(Section, frozen=True):
+    url: str = ""
+    secret: str = ""
+    decide_within_s: Positive = 20.0
+
+
 class TelephonyConfig(Section, frozen=True):
     public_url: str = ""
     token: str = ""
@@ -125,6 +149,8 @@ class TelephonyConfig(Section, frozen=True):
     plivo: PlivoConfig = PlivoConfig()
     vonage: VonageConfig = VonageConfig()
     audiosocket: AudioSocketConfig = AudioSocketConfig()
+    sip: SipConfig = SipConfig()
+    webhook: WebhookConfig = WebhookConfig()
 
 
 class ServerConfig(Section, frozen=True):
@@ -173,6 +199,20 @@ def check_exposure(config: ServerConfig) -> None:
             f'telephony.audiosocket.accept = "any" lets everybody who reaches {socket.host!r} talk to the agent; '
             'use "registered", or bind 127.0.0.1'
         )
+    sip = config.telephony.sip
+    if sip.port is not None and not is_loopback(sip.host):
+        if not sip.users and not sip.trusted:
+            raise ConfigError(
+                f"telephony.sip.host = {sip.host!r} is reachable by others but nobody is asked for a password; "
+                "set telephony.sip.users or telephony.sip.trusted, or bind 127.0.0.1"
+            )
+        if sip.host in ("0.0.0.0", "::") and not sip.public_address:
+            raise ConfigError(
+                f"telephony.sip.host = {sip.host!r} is no address that a phone can answer to; "
+                "set telephony.sip.public_address"
+            )
+    if config.telephony.webhook.url and not config.telephony.webhook.secret:
+        raise ConfigError("telephony.webhook.url is set without telephony.webhook.secret; set what signs the webhooks")
     if config.http.api_keys or is_loopback(config.http.host):
         return
     raise ConfigError(

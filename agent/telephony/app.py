@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from agent.telephony import audiosocket_server, stream_server
+from agent.telephony import audiosocket_server, control, stream_server
 
 addresses_key: web.AppKey[list[str]] = web.AppKey("telephony_addresses", list)
 
@@ -14,3 +14,4 @@ def register(app: web.Application) -> None:
     app[addresses_key] = []
     stream_server.register(app)
     audiosocket_server.register(app, app[addresses_key])
+    control.register(app, app[addresses_key])

@@ -14,9 +14,9 @@ LONG_REPLY = "One large latte with two shots and oat milk please pay four dollar
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """A service that greets every caller with tones of 0.4 s, one a word, and takes 40 calls at once."""
     config = Path(tmp_path_factory.mktemp("telephony")) / "agogic.toml"
-    config.write_text("[telephony.audiosocket]\nport = 0\n")
+    config.write_text("[telephony.audiosocket]\nport = 0\n[telephony.sip]\nport = 0\nmax_calls = 32\n")
     worker = fake_worker_command("--slots", "40", "--reply", f"'{LONG_REPLY}'")
-    with ServiceProcess(worker, config=config, telephony_lines=1) as process:
+    with ServiceProcess(worker, config=config, telephony_lines=2) as process:
         yield process
 
 

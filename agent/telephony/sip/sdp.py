@@ -90,7 +90,8 @@ def parse(body: bytes) -> Description:
 
 def _read(text: str) -> tuple[list[_Stream], str, Direction]:
     streams: list[_Stream] = []
-    host, direction = "", "sendrecv"
+    host = ""
+    direction: Direction = "sendrecv"
     for line in text.replace("\r\n", "\n").split("\n"):
         kind, equals, value = line.partition("=")
         if not line:
@@ -107,17 +108,18 @@ def _read(text: str) -> tuple[list[_Stream], str, Direction]:
             else:
                 here.host = address
         elif kind == "a" and value in _REVERSED:
+            wanted = next(known for known in _REVERSED if known == value)
             if here is None:
-                direction = value
+                direction = wanted
             else:
-                here.direction = value  # type: ignore[assignment]
+                here.direction = wanted
         elif kind == "a" and value.startswith("rtpmap:") and here is not None:
             number, _, name = value.removeprefix("rtpmap:").partition(" ")
             encoding, _, rest = name.partition("/")
             clock = rest.partition("/")[0]
             if number.isdecimal() and clock.isdecimal():
                 here.maps[int(number)] = (encoding.strip(), int(clock))
-    return streams, host, direction  # type: ignore[return-value]
+    return streams, host, direction
 
 
 def _address(value: str) -> str:
@@ -145,7 +147,7 @@ def _described(stream: _Stream, index: int, streams: list[_Stream], host: str, d
         if not text.isdecimal() or int(text) > 127:
             raise SdpError(400, f"payload type {text[:20]!r}")
         number = int(text)
-        name, clock_hz = stream.maps.get(number) or _STATIC.get(number, ("", 0))
+        name, clock_hz = stream.maps.get(number, _STATIC.get(number, ("", 0)))
         for known in PREFERRED:
             if name.upper() == known.upper() and clock_hz == _CLOCK_HZ[known]:
                 codecs.append(Codec(known, number))
