@@ -17,6 +17,7 @@ _VERBS = {
     "eval": "Measure the model: understanding, voice.",
     "bench": "Measure speed, side by side.",
     "train": "Train a part of the embedded model.",
+    "dial": "Call a phone, an exchange or another agogic.",
     "codec": "Encode and decode speech tokens.",
     "export": "Write a model in the official layout.",
     "loadtest": "Many callers at once.",

@@ -16,8 +16,10 @@ from sipmessage import URI
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized
-from agent.server.http import json_error, unauthorized
-from agent.telephony.sip_server import Decision, SipServer
+from agent.server.http import json_error, json_response, unauthorized
+from agent.server.service import NoCapacity
+from agent.telephony.sip_line import NoPort
+from agent.telephony.sip_server import Decision, NotAnswered, SipServer
 
 JsonObject = dict[str, object]
 MAX_BODY_BYTES = 1024 * 1024
@@ -27,6 +29,11 @@ sip_server_key: web.AppKey[SipServer] = web.AppKey("sip_server", SipServer)
 
 class Reject(msgspec.Struct, frozen=True):
     status_code: Annotated[int, Meta(ge=300, le=699)] = 603
+
+
+class Dial(msgspec.Struct, frozen=True):
+    to: str
+    session: JsonObject | None = None
 
 
 class Refer(msgspec.Struct, frozen=True):
@@ -66,6 +73,26 @@ async def refer(request: web.Request) -> web.Response:
     if not asked:
         return json_error(409, "The call is not up yet; accept it first.", code="call_not_up")
     return web.Response(status=200)
+
+
+async def dial(request: web.Request) -> web.Response:
+    """`{"to": "sip:…", "session": {…}}`: the agent calls. Answers once somebody has taken the call, or nobody."""
+    service = request.app[service_key]
+    try:
+        wanted = msgspec.json.decode(await _body(request), type=Dial)
+        target = URI.parse(wanted.to)
+        if wanted.session is not None:
+            service.settings(wanted.session)
+        call_id = await request.app[sip_server_key].dial(target, wanted.session)
+    except _REFUSED as error:
+        return _refusal(error)
+    except (NoCapacity, NoPort) as error:
+        return json_error(503, str(error), code="server_overloaded", type="server_error")
+    except NotAnswered as error:
+        return json_error(502, f"The call was not answered: {error}.", code="call_not_answered", type="server_error")
+    except ValueError:
+        return json_error(400, "'to' must be a sip: or tel: URI.", code="invalid_value", param="to")
+    return json_response({"call_id": call_id}, 201)
 
 
 async def _body(request: web.Request) -> bytes:
@@ -121,5 +148,6 @@ def register(app: web.Application, addresses: list[str]) -> None:
 
     app.on_startup.append(start)
     app.on_cleanup.append(stop)
+    app.router.add_post("/telephony/sip/calls", dial)
     for verb, handler in (("accept", accept), ("reject", reject), ("refer", refer)):
         app.router.add_post(f"/v1/realtime/calls/{{call_id}}/{verb}", handler)

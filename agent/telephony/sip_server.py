@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 
 from sipmessage import URI
@@ -12,6 +13,7 @@ from sipmessage import URI
 from agent.config import ConfigError, SipConfig
 from agent.protocol.errors import ProtocolError
 from agent.server.auth import Grant
+from agent.server.runner import SessionRunner
 from agent.server.service import NoCapacity, Service
 from agent.telephony import webhook
 from agent.telephony.line import paced
@@ -37,7 +39,16 @@ from agent.telephony.sip_socket import SipSocket, resolve
 log = logging.getLogger("agogic.sip")
 
 JsonObject = dict[str, object]
+RING_S = 60.0
 _GOODBYE_S = 0.2
+
+
+class NotAnswered(Exception):
+    """Nobody took our call; `status` is the SIP status that says why."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"{status} {reason}")
+        self.status = status
 
 
 @dataclass
@@ -55,7 +66,9 @@ class LiveCall:
     call: SipCall
     line: SipLine
     decision: asyncio.Future[Decision]
+    answered: asyncio.Future[str]
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: NotAnswered = field(default_factory=lambda: NotAnswered(408, "nobody answered"))
 
 
 class SipServer:
@@ -108,6 +121,56 @@ class SipServer:
         self._socket.flush()
         return asked
 
+    async def dial(self, target: URI, settings: JsonObject | None) -> str:
+        """Calls `target` and has the agent talk to whoever answers; the call's id once somebody has.
+
+        Raises `NotAnswered`, `NoCapacity`, `NoPort` or `ProtocolError`.
+        """
+        register = self._config.register
+        try:
+            peer = await resolve(URI.parse(register.server) if register.server else target)
+        except OSError as error:
+            raise NotAnswered(404, f"{target.host} has no address: {error.strerror or error}") from error
+        line = SipLine(peer.host)
+        runner = await self._service.open_session(
+            line, grant=Grant(), settings=settings, max_idle_s=self._service.config.telephony.max_idle_s
+        )
+        loop = asyncio.get_running_loop()
+        try:
+            port = await line.open(self._config.host, self._config.rtp_ports)
+            caller = URI("sip", URI.parse(register.server).host, user=register.username) if register.server else None
+            credentials = Credentials(register.username, register.password) if register.server else None
+            us = self.agent.us.contact(peer.transport).uri
+            call = self.agent.dial(target, peer, self._media(port), caller or us, credentials)
+        except BaseException:
+            line.shut()
+            runner.disconnect("the call could not be placed")
+            await runner.run()
+            raise
+        live = LiveCall(call, line, loop.create_future(), answered=loop.create_future())
+        live.decision.set_result(Decision())
+        self._spawn(live, self._live_dialled(live, runner))
+        return await asyncio.shield(live.answered)
+
+    async def _live_dialled(self, live: LiveCall, runner: SessionRunner) -> None:
+        """From our INVITE to the BYE."""
+        waiting = asyncio.create_task(_either(live.line.established, live.over))
+        try:
+            async with asyncio.timeout(RING_S):
+                await waiting
+        except TimeoutError:
+            live.failure = NotAnswered(408, f"nobody answered within {RING_S:g} s")
+        try:
+            if live.line.established.is_set():
+                live.answered.set_result(live.call.id)
+                await self._talk(live, runner)
+            else:
+                live.answered.set_exception(live.failure)
+                runner.disconnect("nobody answered")
+                await runner.run()
+        finally:
+            self._close(live)
+
     # --- what happens ---
 
     def _happened(self, happening: SipHappening) -> None:
@@ -131,6 +194,7 @@ class SipServer:
             case KeyPressed():
                 live.line.press(happening.key)
             case CallEnded():
+                live.failure = NotAnswered(happening.status, happening.reason or "refused")
                 log.info("%s: %d %s", live.call.id, happening.status, happening.reason)
                 self._end(live)
             case Referred():
@@ -147,9 +211,13 @@ class SipServer:
 
     def _begin(self, call: SipCall) -> None:
         loop = asyncio.get_running_loop()
-        live = LiveCall(call, SipLine(call.dialog.peer.host), loop.create_future())
-        self._live[call.id] = live
-        task = loop.create_task(self._live_call(live), name=f"sip call {call.id}")
+        live = LiveCall(call, SipLine(call.dialog.peer.host), loop.create_future(), answered=loop.create_future())
+        self._spawn(live, self._live_call(live))
+
+    def _spawn(self, live: LiveCall, life: Coroutine[None, None, None]) -> None:
+        self._live[live.call.id] = live
+        self._socket.flush()
+        task = asyncio.create_task(life, name=f"sip call {live.call.id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -176,10 +244,14 @@ class SipServer:
             if not live.over.is_set():
                 raise
         finally:
-            del self._live[live.call.id]
-            live.line.shut()
-            self.agent.hang_up(live.call)
-            self._socket.flush()
+            self._close(live)
+
+    def _close(self, live: LiveCall) -> None:
+        """Leaves no socket; a call that is still up is hung up."""
+        del self._live[live.call.id]
+        live.line.shut()
+        self.agent.hang_up(live.call)
+        self._socket.flush()
 
     async def _decided(self, live: LiveCall) -> Decision:
         """Without a webhook every call is taken."""
@@ -198,30 +270,42 @@ class SipServer:
             return Decision(status=480)
 
     async def _converse(self, live: LiveCall, settings: JsonObject | None) -> None:
-        config, line = self._service.config.telephony, live.line
-        runner = await self._service.open_session(line, grant=Grant(), settings=settings, max_idle_s=config.max_idle_s)
+        """Takes a call."""
+        line = live.line
+        runner = await self._service.open_session(
+            line, grant=Grant(), settings=settings, max_idle_s=self._service.config.telephony.max_idle_s
+        )
+        try:
+            port = await line.open(self._config.host, self._config.rtp_ports)
+            self.agent.accept(live.call, self._media(port))
+            self._socket.flush()
+            if live.call.agreed is not None:
+                line.agree(live.call.agreed)
+        except BaseException:
+            runner.disconnect("the call could not be taken")
+            await runner.run()
+            raise
+        await self._talk(live, runner)
+
+    async def _talk(self, live: LiveCall, runner: SessionRunner) -> None:
+        """As long as both the call and its session."""
         self._service.calls[live.call.id] = runner
+        live.line.runner = runner
         try:
             async with asyncio.TaskGroup() as group:
-                running = group.create_task(runner.run())
-                try:
-                    port = await line.open(self._config.host, self._config.rtp_ports)
-                    self.agent.accept(live.call, LocalMedia(self._host, port, secrets.randbits(31)))
-                    self._socket.flush()
-                    if live.over.is_set():
-                        return
-                    if live.call.agreed is not None:
-                        line.agree(live.call.agreed)
-                    line.runner = runner
-                    playing = group.create_task(paced(line.tick))
-                    waiting = group.create_task(self._greet(live, greet=config.greet))
-                    await running
-                    playing.cancel()
-                    waiting.cancel()
-                finally:
-                    runner.disconnect("the call is over")
+                playing = group.create_task(paced(live.line.tick))
+                greeting = group.create_task(self._greet(live, greet=self._service.config.telephony.greet))
+                if live.over.is_set():
+                    runner.disconnect("the other side hung up")
+                await runner.run()
+                playing.cancel()
+                greeting.cancel()
         finally:
+            runner.disconnect("the call is over")
             self._service.calls.pop(live.call.id, None)
+
+    def _media(self, port: int) -> LocalMedia:
+        return LocalMedia(self._host, port, secrets.randbits(31))
 
     async def _greet(self, live: LiveCall, *, greet: bool) -> None:
         """The agent speaks once the other side has confirmed the call."""
@@ -241,3 +325,12 @@ class SipServer:
         aor = URI("sip", server.host, user=register.username, port=server.port)
         self.agent.register(aor, peer, Credentials(register.username, register.password), register.expires_s)
         self._socket.flush()
+
+
+async def _either(first: asyncio.Event, second: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(first.wait()), asyncio.ensure_future(second.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -55,19 +55,19 @@ def parse(data: bytes) -> Request | Response:
     head, separator, body = data.lstrip(b"\r\n").partition(b"\r\n\r\n")
     if not separator:
         raise Malformed("the header does not end")
-    lines = re.sub(r"\r\n[ \t]+", " ", head.decode("utf-8", "surrogateescape")).split("\r\n")
+    lines = re.sub(r"\r\n[ \t]+", " ", head.decode("utf-8", "replace")).split("\r\n")
     headers = Headers()
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         name = name.strip()
-        if colon and name and max(name) < "\udc80":
+        if colon and name and name.isascii():
             headers.add(COMPACT_FORMS.get(name.lower(), name), value.strip())
     status = _STATUS_LINE.fullmatch(lines[0])
     if status is not None:
         return _checked_response(Response(int(status[1]), status[2] or ""), headers, body)
     if lines[0].startswith("SIP/"):
         raise Malformed(f"no status line: {lines[0][:60]!r}")
-    refuse = _Refusal(headers)
+    refuse = _Refusal(lines[0], headers)
     if any(not line.partition(":")[1] or not line.partition(":")[0].strip() for line in lines[1:]):
         raise refuse(400, "a header line has no colon")
     try:
@@ -86,12 +86,13 @@ def parse(data: bytes) -> Request | Response:
 class _Refusal:
     """Makes the response to a request that cannot be read further than its headers."""
 
-    def __init__(self, headers: Headers) -> None:
+    def __init__(self, start: str, headers: Headers) -> None:
+        self._is_ack = start.startswith("ACK ")  # which is never answered
         self._headers = headers
 
     def __call__(self, status: int, why: str) -> Malformed:
         headers = self._headers
-        if any(headers.get(name) is None for name in _NEEDED) or "ACK" in (headers.get("CSeq") or ""):
+        if self._is_ack or any(headers.get(name) is None for name in _NEEDED):
             return Malformed(why)
         response = Response(status, PHRASES[status])
         response.headers.setlist("Via", list(headers.getlist("Via")))

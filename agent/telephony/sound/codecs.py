@@ -40,7 +40,7 @@ class LineCodec(Protocol):
         ...
 
     def conceal(self, count: int, behind: bytes) -> Samples:
-        """`count` samples that were lost just before the payload `behind`."""
+        """`count` samples that were lost just before the payload `behind`. Raises `CodecError`."""
         ...
 
 
@@ -120,9 +120,12 @@ class Opus:
     def conceal(self, count: int, behind: bytes) -> Samples:
         step = opus.PACKET_SAMPLES
         last = min(count, round(self.duration_s(behind) * self.rate_hz)) if behind else 0
-        pieces = [self._decoder.conceal(min(step, count - last - done)) for done in range(0, count - last, step)]
-        if last:
-            pieces.append(self._decoder.recover(behind, last))
+        try:
+            pieces = [self._decoder.conceal(min(step, count - last - done)) for done in range(0, count - last, step)]
+            if last:
+                pieces.append(self._decoder.recover(behind, last))
+        except opus.OpusError as error:
+            raise CodecError(str(error)) from error
         return _samples(b"".join(pieces))
 
 
