@@ -16,6 +16,12 @@ app = typer.Typer(no_args_is_help=True, help="Measure speed and exactness.")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
+class CallTransport(StrEnum):
+    """Transports whose network can be made bad."""
+
+    SIP = "sip"
+
+
 class Released(StrEnum):
     """Sizes of the released FlexiSLM."""
 
@@ -70,6 +76,55 @@ def callers(
         questions = [read_question(path) for path in _recordings(clips)]
         report = benchmark.run(load_model(model, callers), questions, callers, turns, rounds)
         print_report({**report, "threads": threads}, json)
+
+
+@app.command()
+def transport(
+    clips: Clips = CHECKOUT / "tests" / "speech",
+    calls: Annotated[int, typer.Option(min=1, help="calls at once")] = 20,
+    seconds: Annotated[float, typer.Option(min=1.0, help="how long each transport is measured")] = 20.0,
+    json: Json = False,
+) -> None:
+    """What a telephone call costs the service, by transport, with a model that costs nothing."""
+    from benchmarks.telephony import transport as benchmark
+    from benchmarks.telephony.server import ServerError
+    from benchmarks.telephony.speech import question
+
+    try:
+        report = benchmark.run(question(_recordings(clips)[0]), calls, seconds)
+    except ServerError as error:
+        fail("bench", error)
+    print_report(report, json)
+
+
+@app.command()
+def network(
+    transport: Annotated[CallTransport, typer.Option(help="how the calls come")] = CallTransport.SIP,
+    codec: Annotated[str, typer.Option(help="G722, opus, PCMU or PCMA")] = "PCMU",
+    loss: Annotated[float, typer.Option(min=0.0, max=0.9, help="share of the packets that never arrive")] = 0.05,
+    jitter_ms: Annotated[float, typer.Option(min=0.0, max=500.0, help="packets are late by up to this")] = 30.0,
+    clips: Clips = CHECKOUT / "tests" / "speech",
+    labels: Annotated[Path, typer.Option(help="their labels.json")] = CHECKOUT / "tests" / "speech" / "labels.json",
+    model: Model = "embedded",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Recorded orders over a bad network: what arrives or is concealed, and what is understood."""
+    with measuring("bench", threads):
+        from benchmarks.dialogue.barista import LabelsError, read_clips
+        from benchmarks.telephony import network as benchmark
+        from worker.loading import load_model
+
+        name = next((known for known in benchmark.CODECS if known.lower() == codec.lower()), None)
+        if name is None:
+            fail("bench", ValueError(f"codec {codec!r} is not served; there are {', '.join(benchmark.CODECS)}"))
+        try:
+            chosen = read_clips(clips, labels, False)
+        except LabelsError as error:
+            fail("bench", error)
+        loaded = load_model(model)
+        report = benchmark.run(loaded, chosen, name, loss, jitter_ms, None if json else progress)
+        print_report({"transport": transport.value, **report}, json)
 
 
 @app.command()

@@ -9,6 +9,8 @@ import typer
 
 from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+
 app = typer.Typer(no_args_is_help=True, help="Measure the model: understanding, voice.")
 
 
@@ -56,6 +58,23 @@ def conversation(
         except SynthesisError as error:
             fail("eval", error)
         print_report(report, json, lists=False)
+
+
+@app.command()
+def heard(
+    speech: Annotated[Path, typer.Option(help="recording with which the caller interrupts")] = CHECKOUT
+    / "tests"
+    / "clients"
+    / "data"
+    / "order.opus",
+    rounds: Annotated[int, typer.Option(min=1, help="interruptions by each transport")] = 5,
+    json: Json = False,
+) -> None:
+    """How exactly the agent knows what a caller has heard when he interrupts, and how soon it is silent."""
+    from benchmarks.telephony import heard as benchmark
+    from benchmarks.telephony.speech import question
+
+    print_report(benchmark.run(question(speech), rounds), json)
 
 
 @app.command()

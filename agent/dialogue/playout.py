@@ -3,7 +3,7 @@
 Over WebSocket the client plays, so the playhead is an estimate: it runs in real time from the first piece sent, and
 never past what was sent. Pieces leave at most `lead_ms` ahead of it. Over WebRTC the transport pulls 20 ms at a time,
 and what was pulled is what is heard. A telephone's transport pulls too, but somebody else plays later, and it reports
-how far: between two reports the playhead runs in real time, no further than the next one. Words and tokens leave
+how far: between two reports the playhead runs in real time, no further than the next one may be. Words and tokens leave
 together with the sound that carries them.
 
 Bound: at most `MAX_QUEUED_S` of sound waits here; whoever pushes must check `is_full` and stop the generation.
@@ -21,7 +21,6 @@ from agent.wire import AudioOut, TokenSpan, WordSpan
 
 CODEC_FRAME_RATE_HZ = 12.5
 MAX_QUEUED_S = 120.0
-MAX_REPORT_S = 0.2  # reports of what was played come at least so often; nothing is taken for heard beyond the next
 _REPORT_TIMEOUT_S = 2.0  # a last report that is later than this never comes
 
 
@@ -38,8 +37,11 @@ class Slice:
 class Playout:
     """The sound of one response."""
 
-    def __init__(self, sample_rate_hz: int, *, lead_ms: int, slice_ms: int, reported: bool = False) -> None:
-        """`reported`: whoever pulls the sound tells by `report` how much of it was played."""
+    def __init__(
+        self, sample_rate_hz: int, *, lead_ms: int, slice_ms: int, reports_every_s: float | None = None
+    ) -> None:
+        """`reports_every_s`: whoever pulls the sound tells by `report` how much of it was played, so often of its sound;
+        0 = at once, so that nothing is left to guess."""
         self.sample_rate_hz = sample_rate_hz
         self.released_samples = 0
         self.underruns = 0
@@ -55,7 +57,8 @@ class Playout:
         self._playhead_at_s: float | None = None
         self._released_at_s: float | None = None
         self._dry = False
-        self._reported_samples: int | None = 0 if reported else None
+        self._reported_samples: int | None = None if reports_every_s is None else 0
+        self._unreported_samples = (reports_every_s or 0.0) * sample_rate_hz
 
     @property
     def queued_samples(self) -> int:
@@ -165,7 +168,7 @@ class Playout:
         self._playhead_at_s = now_s
         limit = float(self.released_samples)
         if self._reported_samples is not None:
-            limit = min(limit, self._reported_samples + MAX_REPORT_S * self.sample_rate_hz)
+            limit = min(limit, self._reported_samples + self._unreported_samples)
         self._playhead = max(self._playhead, min(moved, limit))
         if moved >= self.released_samples > 0 and not self._ended and not self.queued_samples:
             self._dry = True

@@ -71,6 +71,7 @@ class Speech:
 class Session:
     """`input_hz` is the microphone's rate where the transport fixes it (WebRTC, telephones); None = the format does.
 
+    `reports_every_s`: sound is played behind the transport, which tells by `played` how far, so often of that sound.
     `max_idle_s` in place of the configured one: a telephone line is dearer than an open page.
     """
 
@@ -85,6 +86,7 @@ class Session:
         vad: VoiceActivity,
         model: str,
         input_hz: int | None = None,
+        reports_every_s: float | None = None,
         max_idle_s: float | None = None,
     ) -> None:
         self.id = ids.new("sess")
@@ -128,7 +130,7 @@ class Session:
             config.playout,
             self._briefing.question,
             server_plays=transport != "websocket",
-            plays_reported=transport == "telephone",
+            reports_every_s=reports_every_s,
         )
         self._turns = Turns(
             self._outbox,

@@ -41,7 +41,7 @@ class Speaking:
     """`ask` builds the message for the worker at the moment the response starts, so that it sees the newest history.
 
     `quiet_since_s` is when the last answer of the conversation has been played to its end, as far as one can know.
-    `plays_reported`: what is pulled is played elsewhere and later, and `played` tells how far.
+    `reports_every_s`: what is pulled is played elsewhere and later, and `played` tells how far, so often of its sound.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Speaking:
         ask: Callable[[Response, WorkerSlot], Respond],
         *,
         server_plays: bool,
-        plays_reported: bool = False,
+        reports_every_s: float | None = None,
     ) -> None:
         self.active: Response | None = None
         self.last_response_id = ""
@@ -64,7 +64,7 @@ class Speaking:
         self._config = config
         self._ask = ask
         self._server_plays = server_plays
-        self._plays_reported = plays_reported
+        self._reports_every_s = reports_every_s
         self._slot: WorkerSlot | None = None
         self._waiting: deque[ResponsePlan] = deque()
         self._asked = False
@@ -116,7 +116,7 @@ class Speaking:
                 sample_rate_hz,
                 lead_ms=self._config.lead_ms,
                 slice_ms=self._config.slice_ms,
-                reported=self._plays_reported,
+                reports_every_s=self._reports_every_s,
             ),
             clocked=Clocked(self._clock.now_s()),
             server_plays=self._server_plays,
@@ -245,7 +245,7 @@ class Speaking:
             return None
         if not self._asked:
             return self._waiting_since_s + WORKER_WAIT_S
-        if self._plays_reported:
+        if self._reports_every_s is not None:
             return response.playout.over_at_s(self._clock.now_s())
         return None if self._server_plays else response.playout.next_due_s(self._clock.now_s())
 
@@ -320,7 +320,7 @@ class Speaking:
             self._cancel_generation(response)
         if interrupted or self._server_plays:
             response.item.heard_samples = min(response.playout.heard_samples(now_s), response.item.audio_samples)
-            if self._plays_reported:
+            if self._reports_every_s is not None:
                 self._outbox.clear_playback()
         response.playout.clear()
 

@@ -24,7 +24,7 @@ from agent.server.fairness import LoopShare
 from agent.server.metrics import Metrics
 from agent.server.runner import SessionRunner
 from agent.server.workers import WorkerPool
-from agent.transports.base import Transport
+from agent.transports.base import RemotePlayer, Transport
 from agent.turn.silero import SileroVad
 
 log = logging.getLogger("agogic.service")
@@ -92,6 +92,7 @@ class Service:
             vad=SileroVad(),
             model=self.pool.model,
             input_hz=transport.input_rate_hz,
+            reports_every_s=transport.reports_every_s if isinstance(transport, RemotePlayer) else None,
             max_idle_s=max_idle_s,
         )
         runner = SessionRunner(

@@ -29,6 +29,7 @@ class PhoneLine(ABC):
 
     kind: TransportKind = "telephone"
     input_rate_hz: int | None = SESSION_HZ
+    reports_every_s = 0.0
 
     def __init__(self) -> None:
         self.runner: SessionRunner | None = None

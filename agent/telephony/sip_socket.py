@@ -126,6 +126,9 @@ class SipSocket(asyncio.DatagramProtocol):
                 reader, writer = await asyncio.open_connection(peer.host, peer.port)
         except (OSError, TimeoutError) as error:
             log.info("SIP over TCP to %s:%d: %s", peer.host, peer.port, error or "timed out")
+            assert self.agent is not None
+            self.agent.transactions.unreachable(peer, self.agent.clock.now_s())
+            self.flush()
             return
         writer.write(data)
         await self._read(reader, writer, peer)

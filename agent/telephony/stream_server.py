@@ -22,7 +22,7 @@ from agent.telephony.line import PhoneLine, registered
 from agent.telephony.signatures import Pairs, Signed
 from agent.telephony.sound.pacing import FRAME_S
 from agent.telephony.streams.exotel import ExotelStream
-from agent.telephony.streams.player import StreamPlayer, position
+from agent.telephony.streams.player import MARK_S, StreamPlayer, position
 from agent.telephony.streams.plivo import PlivoStream
 from agent.telephony.streams.stream import (
     PROTOCOL_ERROR,
@@ -57,6 +57,8 @@ _gate_key: web.AppKey[Gate] = web.AppKey("telephony_gate", Gate)
 
 class StreamCall(PhoneLine):
     """One provider's stream joined to one session."""
+
+    reports_every_s = MARK_S
 
     def __init__(self, stream: MediaStream, socket: web.WebSocketResponse) -> None:
         super().__init__()

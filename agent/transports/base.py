@@ -31,6 +31,11 @@ class Transport(Protocol):
 class RemotePlayer(Protocol):
     """A transport behind which sound waits to be played, so that an interruption must reach it."""
 
+    @property
+    def reports_every_s(self) -> float:
+        """How much of an answer is played between two reports of what was; 0 where each frame is reported."""
+        ...
+
     def clear_playback(self) -> None:
         """What was pulled and not played yet is to be forgotten."""
         ...

@@ -167,6 +167,12 @@ class Transactions:
                 self.sent.append((transaction.message, transaction.peer))
         return NewResponse(response, source, transaction)
 
+    def unreachable(self, peer: Peer, now_s: float) -> None:
+        """No connection to `peer` is to be had: whatever waits for its answer waits no longer (section 8.1.3.1)."""
+        for transaction in self.clients.values():
+            if transaction.peer == peer and transaction.state in ("trying", "proceeding"):
+                transaction.ends_s = now_s
+
     # --- time ---
 
     def poll(self, now_s: float) -> list[TimedOut]:

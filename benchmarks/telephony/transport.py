@@ -1,0 +1,54 @@
+"""`agogic bench transport`: what the protocol of a call costs, with a model that costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+
+import numpy as np
+
+from benchmarks.telephony.callers import CALLERS, Caller
+from benchmarks.telephony.server import EchoServer, echo_server
+
+_SETTLE_S = 2.0
+_PAUSE_S = 6.0  # between an order and the next: the echo of the first is heard out
+
+
+def run(question: np.ndarray, calls: int, seconds: float) -> dict[str, object]:
+    """`question` is s16 at 16 kHz; every caller says it again and again and hears its echo."""
+    report: dict[str, object] = {"calls": calls, "seconds": seconds, "load_before": round(os.getloadavg()[0], 2)}
+    for name, kind in CALLERS.items():
+        with echo_server() as server:
+            measured = asyncio.run(_measure(server, kind, question, calls, seconds))
+        report |= {f"{name}_{key}": value for key, value in measured.items()}
+    return report
+
+
+async def _measure(
+    server: EchoServer, kind: type[Caller], question: np.ndarray, calls: int, seconds: float
+) -> dict[str, object]:
+    async with contextlib.AsyncExitStack() as stack:
+        callers = [await stack.enter_async_context(kind(server.ports)) for _ in range(calls)]
+        talking = [asyncio.create_task(_talk(caller, question, 0.3 * number)) for number, caller in enumerate(callers)]
+        await asyncio.sleep(_SETTLE_S)
+        cpu_s, started_s = server.cpu_s(), time.monotonic()
+        await asyncio.sleep(seconds)
+        spent_s, passed_s = server.cpu_s() - cpu_s, time.monotonic() - started_s
+        for task in talking:
+            task.cancel()
+        heard = sum(caller.heard_s for caller in callers) / calls / (passed_s + _SETTLE_S)
+    share = spent_s / passed_s / calls
+    return {
+        "core_percent_per_call": round(100 * share, 3),
+        "calls_per_core": round(1 / share, 1) if share else 0.0,
+        "agent_talks_share": round(heard, 3),
+    }
+
+
+async def _talk(caller: Caller, question: np.ndarray, after_s: float) -> None:
+    await asyncio.sleep(after_s)
+    while True:
+        caller.say(question)
+        await asyncio.sleep(question.size / 16_000 + _PAUSE_S)
