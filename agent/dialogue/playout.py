@@ -40,8 +40,7 @@ class Playout:
     def __init__(
         self, sample_rate_hz: int, *, lead_ms: int, slice_ms: int, reports_every_s: float | None = None
     ) -> None:
-        """`reports_every_s`: whoever pulls the sound tells by `report` how much of it was played, so often of its sound;
-        0 = at once, so that nothing is left to guess."""
+        """`reports_every_s`: whoever pulls the sound tells by `report` what was played, so often of it; 0 = at once."""
         self.sample_rate_hz = sample_rate_hz
         self.released_samples = 0
         self.underruns = 0

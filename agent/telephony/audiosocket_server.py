@@ -123,6 +123,8 @@ class AudioSocketServer:
             await self._serve(call, reader)
         except (AudioSocketError, TimeoutError, NoCapacity, ConnectionError) as error:
             log.info("AudioSocket call refused: %s", error or "no UUID came in time")
+        except asyncio.CancelledError:
+            log.debug("AudioSocket call cut off: the service stops")
         finally:
             self._connections.discard(task)
             with contextlib.suppress(ConnectionError):

@@ -29,17 +29,23 @@ from agent.telephony.sound.outgoing import Frame
 
 FRAME_S = 0.02
 SPEECH_HZ = 16_000
-_SOUND = 60
+_SOUND = 500  # the agent speaks at about -20 dBFS
 
 
 class Caller(ABC):
-    """`ports` are the server's, by transport; `sounding` counts frames of 20 ms that were heard and not silent."""
+    """`ports` are the server's, by transport.
+
+    `heard_s` is from the first sound of the agent to the last, `sounding_s` without gaps.
+    """
 
     rate_hz = 8000
 
     def __init__(self, ports: dict[str, int]) -> None:
         self.ports = ports
-        self.sounding = 0
+        self.sounding_s = 0.0
+        self._position_s = 0.0
+        self._first: float | None = None
+        self._last = 0.0
         self.last_sound_s = 0.0
         self._speech: deque[np.ndarray] = deque()
 
@@ -52,7 +58,7 @@ class Caller(ABC):
 
     @property
     def heard_s(self) -> float:
-        return self.sounding * FRAME_S
+        return 0.0 if self._first is None else self._last - self._first
 
     @abstractmethod
     async def __aenter__(self) -> Caller: ...
@@ -63,10 +69,15 @@ class Caller(ABC):
     def _next(self) -> np.ndarray:
         return self._speech.popleft() if self._speech else np.zeros(round(self.rate_hz * FRAME_S), np.int16)
 
-    def _played(self, samples: np.ndarray) -> None:
-        if np.abs(samples.astype(np.int32)).max(initial=0) > _SOUND:
-            self.sounding += 1
+    def _played(self, samples: np.ndarray, rate_hz: int) -> None:
+        loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > _SOUND)
+        if loud.size:
             self.last_sound_s = time.monotonic()
+            self.sounding_s += samples.size / rate_hz
+            self._last = self._position_s + float(loud[-1] + 1) / rate_hz
+            if self._first is None:
+                self._first = self._position_s + float(loud[0]) / rate_hz
+        self._position_s += samples.size / rate_hz
 
 
 class TwilioCaller(Caller):
@@ -122,7 +133,7 @@ class TwilioCaller(Caller):
             if self._buffer:
                 piece = self._buffer.popleft()
                 assert isinstance(piece, np.ndarray)
-                self._played(piece)
+                self._played(piece, 8000)
             await asyncio.sleep(max(0.0, start_s + tick * FRAME_S - loop.time()))
 
     async def _mark(self, name: str) -> None:
@@ -148,7 +159,7 @@ class AudioSocketCaller(Caller):
     async def _receive(self) -> None:
         while True:
             _, length = struct.unpack("!BH", await self._reader.readexactly(3))
-            self._played(np.frombuffer(await self._reader.readexactly(length), "<i2"))
+            self._played(np.frombuffer(await self._reader.readexactly(length), "<i2"), 8000)
 
 
 class _Line(SipLine):
@@ -157,7 +168,7 @@ class _Line(SipLine):
         self._caller = caller
 
     def hear(self, samples: np.ndarray, line_hz: int) -> None:
-        self._caller._played(samples)
+        self._caller._played(samples, line_hz)
 
     def next_frame(self, line_hz: int) -> Frame:
         return Frame(self._caller._next(), None, silent=False)

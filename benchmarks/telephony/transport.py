@@ -34,16 +34,17 @@ async def _measure(
         talking = [asyncio.create_task(_talk(caller, question, 0.3 * number)) for number, caller in enumerate(callers)]
         await asyncio.sleep(_SETTLE_S)
         cpu_s, started_s = server.cpu_s(), time.monotonic()
+        before_s = sum(caller.sounding_s for caller in callers)
         await asyncio.sleep(seconds)
         spent_s, passed_s = server.cpu_s() - cpu_s, time.monotonic() - started_s
         for task in talking:
             task.cancel()
-        heard = sum(caller.heard_s for caller in callers) / calls / (passed_s + _SETTLE_S)
+        talked_s = sum(caller.sounding_s for caller in callers) - before_s
     share = spent_s / passed_s / calls
     return {
         "core_percent_per_call": round(100 * share, 3),
         "calls_per_core": round(1 / share, 1) if share else 0.0,
-        "agent_talks_share": round(heard, 3),
+        "agent_talks_share": round(talked_s / passed_s / calls, 3),
     }
 
 

@@ -3,8 +3,7 @@
 The line asks for frames; sound is pulled from the session just far enough ahead to fill them. The chain keeps running
 over pauses, so nothing clicks and nothing drifts; after `_ASLEEP_S` of silence it rests until there is more to say.
 
-Every sample that leaves can be traced to a sample of an answer, because the filters only delay: what has been heard is
-known to the piece of 20 ms that was pulled.
+Every sample that leaves can be traced to a sample of an answer, because the filters only delay.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Frame:
-    """Sound at the line's rate; `upto` is the last position of an answer that lies wholly within what has left so far.
+    """Sound at the line's rate; `upto` is how far into which answer everything reaches that has left so far.
 
     `silent`: nothing was being said; a line that need not be fed may leave it out.
     """
@@ -99,6 +98,12 @@ class OutgoingVoice:
         sounding = self._out_samples * self._source_hz / self.line_hz - self._leveller.delay_samples
         while self._marks and self._marks[0][0] <= sounding:
             self._upto = self._marks.popleft()[1]
+        if self._marks:
+            # Within a piece: as much of it as has left.
+            end, position = self._marks[0]
+            left = position.end_sample - round(end - sounding)
+            if left > position.end_sample - self._piece:
+                self._upto = Position(position.generation, left)
         return Frame(samples, self._upto, silent=False)
 
     def _push(self, spoken: Piece | None) -> None:
