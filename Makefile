@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 INSTALL := $(BIN)/python -m pip install --progress-bar on -c constraints.txt
 # Programs that the tests drive; Debian's package has the program's name unless it is said here.
-TEST_PROGRAMS := chromium espeak-ng flite festival node npm
+TEST_PROGRAMS := chromium espeak-ng flite festival node npm baresip sipp
 PACKAGE_OF_node := nodejs
+PACKAGE_OF_baresip := baresip-core
+PACKAGE_OF_sipp := sip-tester
 MISSING_PACKAGES = $(foreach program,$(TEST_PROGRAMS),$(if $(shell command -v $(program)),,$(or $(PACKAGE_OF_$(program)),$(program))))
 
 .PHONY: setup serve test chaos fuzz lint web test-programs clean

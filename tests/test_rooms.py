@@ -37,6 +37,15 @@ DOORS: dict[str, set[str]] = {
     "agent.protocol": {"agent.config"},
     "agent.turn": {"agent.audio"},
     "agent.rtc": set(),
+    "agent.telephony.sound": {"agent.audio", "agent.rtc.opus"},
+    "agent.telephony.streams": {"agent.audio", "agent.telephony.sound"},
+    "agent.telephony.sip": {
+        "agent.audio",
+        "agent.clock",
+        "agent.ids",
+        "agent.rtc.jitter",
+        "agent.telephony.sound",
+    },
     "agent.dialogue": {
         *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "wire")),
         "agent.protocol",
@@ -99,10 +108,13 @@ def test_folders_import_only_what_they_may(folder: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_conversation_knows_no_shell() -> None:
+@pytest.mark.parametrize(
+    "folder", ["agent/dialogue", "agent/telephony/sip", "agent/telephony/sound", "agent/telephony/streams"]
+)
+def test_what_decides_knows_no_shell(folder: str) -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
-        for path in files("agent/dialogue")
+        for path in files(folder)
         for name, _ in imports(path)
         if name.split(".")[0] in SHELLS
     ]

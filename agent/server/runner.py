@@ -226,7 +226,8 @@ class SessionRunner:
             return None
         with self._guard():
             speech, effects = self.session.pull_speech(samples)
-            self._do(effects)
+            if speech is not None or effects:  # fifty times a second there is neither
+                self._do(effects)
             return speech
         return None
 

@@ -79,6 +79,7 @@ class FramedLine(PhoneLine):
     def __init__(self) -> None:
         super().__init__()
         self._voice: OutgoingVoice | None = None
+        self._reported: Position | None = None
 
     def clear_playback(self) -> None:
         if self._voice is not None:
@@ -89,7 +90,9 @@ class FramedLine(PhoneLine):
         if self._voice is None or self._voice.line_hz != line_hz:
             self._voice = OutgoingVoice(self.runner.output_rate_hz if self.runner is not None else line_hz, line_hz)
         frame = self._voice.frame(round(line_hz * FRAME_S), self.pull)
-        self.heard(frame.upto)
+        if frame.upto != self._reported:
+            self._reported = frame.upto
+            self.heard(frame.upto)
         return frame
 
 
