@@ -164,7 +164,7 @@ class ServerConfig(Section, frozen=True):
     telephony: TelephonyConfig = TelephonyConfig()
 
 
-_SECRET = "http.api_keys"
+_SECRET = re.compile(r"http\.api_keys|telephony\..*(?:token|password|secret|users\b)")
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
 
@@ -221,6 +221,14 @@ def check_exposure(config: ServerConfig) -> None:
     )
 
 
+def secrets_of(config: ServerConfig) -> list[str]:
+    """Everything in it that no log may show."""
+    phone = config.telephony
+    of_calls = (phone.token, phone.twilio.auth_token, phone.plivo.auth_token, phone.vonage.signature_secret)
+    of_sip = (*phone.sip.users.values(), phone.sip.register.password, phone.webhook.secret)
+    return [secret for secret in (*config.http.api_keys, *of_calls, *of_sip) if secret]
+
+
 def check_keys(config: ServerConfig) -> None:
     """A key must be one that a client can send and nobody guesses by sending nothing. Raises `ConfigError`."""
     for index, key in enumerate(config.http.api_keys):
@@ -248,7 +256,7 @@ def _explain(message: str, raw: dict[str, object]) -> str:
     if unknown:
         key = f"{path}.{unknown[1]}" if path else unknown[1]
         return f"unknown key `{key}`; allowed here: {', '.join(_keys_at(path))}"
-    shown = "(hidden)" if path.startswith(_SECRET) else repr(_value_at(raw, path))
+    shown = "(hidden)" if _SECRET.match(path) else repr(_value_at(raw, path))
     return f"`{path}` = {shown}: {what[0].lower()}{what[1:]}"
 
 

@@ -19,7 +19,7 @@ import typer
 from msgspec.structs import replace
 
 from agent import log
-from agent.config import ConfigError, ServerConfig, check_exposure, check_keys, load_config
+from agent.config import ConfigError, ServerConfig, check_exposure, check_keys, load_config, secrets_of
 
 if TYPE_CHECKING:
     from agent.server.workers import WorkerPool
@@ -64,7 +64,7 @@ def serve(
     except (ConfigError, CannotListen) as error:
         typer.echo(f"agogic serve: {error}", err=True)
         raise typer.Exit(2) from error
-    log.configure(log_level.upper(), loaded.http.api_keys)
+    log.configure(log_level.upper(), secrets_of(loaded))
     from agent.server.workers import worker_command as command_of
 
     command = shlex.split(worker_command) if worker_command is not None else command_of(loaded.model, log_level)

@@ -141,7 +141,7 @@ class AudioSocketServer:
                 begun = call.socket.receive(data)
         settings = self._admitted(call.socket.call_id)
         idle_s = self._service.config.telephony.max_idle_s
-        runner = await self._service.open_session(call, grant=Grant(), settings=settings, max_idle_s=idle_s)
+        runner = self._service.open_session(call, grant=Grant(), settings=settings, max_idle_s=idle_s)
         call_id = registered(self._service, call.socket.call_id, runner, secret("rtc"))
         try:
             async with asyncio.TaskGroup() as group:
@@ -158,10 +158,13 @@ class AudioSocketServer:
             del self._service.calls[call_id]
 
     async def _read(self, call: AudioSocketCall, reader: asyncio.StreamReader, runner: SessionRunner) -> None:
+        place = self._service.share.place()
         try:
             while data := await reader.read(_READ_BYTES):
-                for happening in call.socket.receive(data):
-                    call.take(happening)
+                await place.turn()
+                with place.working():
+                    for happening in call.socket.receive(data):
+                        call.take(happening)
             runner.disconnect("Asterisk closed the connection")
         except (AudioSocketError, ConnectionError) as error:
             runner.disconnect(str(error))

@@ -132,9 +132,7 @@ class SipServer:
         except OSError as error:
             raise NotAnswered(404, f"{target.host} has no address: {error.strerror or error}") from error
         line = SipLine(peer.host)
-        runner = await self._service.open_session(
-            line, grant=Grant(), settings=settings, max_idle_s=self._service.config.telephony.max_idle_s
-        )
+        runner = self._open_session(line, settings)
         loop = asyncio.get_running_loop()
         try:
             port = await line.open(self._config.host, self._config.rtp_ports)
@@ -144,8 +142,7 @@ class SipServer:
             call = self.agent.dial(target, peer, self._media(port), caller or us, credentials)
         except BaseException:
             line.shut()
-            runner.disconnect("the call could not be placed")
-            await runner.run()
+            runner.abandon()
             raise
         live = LiveCall(call, line, loop.create_future(), answered=loop.create_future())
         live.decision.set_result(Decision())
@@ -166,8 +163,7 @@ class SipServer:
                 await self._talk(live, runner)
             else:
                 live.answered.set_exception(live.failure)
-                runner.disconnect("nobody answered")
-                await runner.run()
+                runner.abandon()
         finally:
             self._close(live)
 
@@ -272,9 +268,7 @@ class SipServer:
     async def _converse(self, live: LiveCall, settings: JsonObject | None) -> None:
         """Takes a call."""
         line = live.line
-        runner = await self._service.open_session(
-            line, grant=Grant(), settings=settings, max_idle_s=self._service.config.telephony.max_idle_s
-        )
+        runner = self._open_session(line, settings)
         try:
             port = await line.open(self._config.host, self._config.rtp_ports)
             self.agent.accept(live.call, self._media(port))
@@ -282,8 +276,7 @@ class SipServer:
             if live.call.agreed is not None:
                 line.agree(live.call.agreed)
         except BaseException:
-            runner.disconnect("the call could not be taken")
-            await runner.run()
+            runner.abandon()
             raise
         await self._talk(live, runner)
 
@@ -303,6 +296,11 @@ class SipServer:
         finally:
             runner.disconnect("the call is over")
             self._service.calls.pop(live.call.id, None)
+
+    def _open_session(self, line: SipLine, settings: JsonObject | None) -> SessionRunner:
+        """Raises `NoCapacity` or `ProtocolError`."""
+        idle_s = self._service.config.telephony.max_idle_s
+        return self._service.open_session(line, grant=Grant(), settings=settings, max_idle_s=idle_s)
 
     def _media(self, port: int) -> LocalMedia:
         return LocalMedia(self._host, port, secrets.randbits(31))

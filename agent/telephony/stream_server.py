@@ -13,6 +13,7 @@ from aiohttp import WSMsgType, web
 from agent.ids import secret
 from agent.server.app_keys import service_key
 from agent.server.auth import Grant, Unauthorized
+from agent.server.fairness import Place
 from agent.server.http import json_error, unauthorized
 from agent.server.runner import SessionRunner
 from agent.server.service import NoCapacity, Service
@@ -180,7 +181,7 @@ async def _serve(call: StreamCall, socket: web.WebSocketResponse, service: Servi
         async with asyncio.timeout(START_TIMEOUT_S):
             if not await _started(call, socket):
                 return
-        runner = await service.open_session(call, grant=Grant(), max_idle_s=service.config.telephony.max_idle_s)
+        runner = service.open_session(call, grant=Grant(), max_idle_s=service.config.telephony.max_idle_s)
     except StreamError as error:
         return await _refuse(socket, error)
     except TimeoutError:
@@ -195,7 +196,7 @@ async def _serve(call: StreamCall, socket: web.WebSocketResponse, service: Servi
             playing = group.create_task(_play(call, runner, service.config.telephony.lead_ms / 1000))
             try:
                 await call.begin(runner, greet=service.config.telephony.greet)
-                await _read(call, socket)
+                await _read(call, socket, service.share.place())
             finally:
                 runner.disconnect("the stream ended")
                 playing.cancel()
@@ -217,14 +218,16 @@ async def _refuse(socket: web.WebSocketResponse, error: StreamError) -> None:
     await socket.close(code=error.code, message=str(error).encode()[:120])
 
 
-async def _read(call: StreamCall, socket: web.WebSocketResponse) -> None:
+async def _read(call: StreamCall, socket: web.WebSocketResponse, place: Place) -> None:
     """Until the provider stops the stream or either side closes the socket."""
     async for message in socket:
         if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
             continue
+        await place.turn()
         try:
-            for happening in call.stream.receive(message.data):
-                call.take(happening)
+            with place.working():
+                for happening in call.stream.receive(message.data):
+                    call.take(happening)
         except StreamError as error:
             return await _refuse(socket, error)
         if call.stream.phase == "ended":
