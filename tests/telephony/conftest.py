@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.service_process import ServiceProcess, fake_worker_command
 
-LONG_REPLY = "One large latte with two shots and oat milk please pay four dollars at the till thank you"
+LONG_REPLY = "One large latte with two shots and oat milk coming up"
 
 
 @pytest.fixture(scope="package")
