@@ -156,15 +156,24 @@ def recording_of(folder: Path) -> tuple[np.ndarray, int]:
     return sound, rate_hz
 
 
+def baresip(service: ServiceProcess, folder: Path, seconds: int) -> asyncio.Task[bytes]:
+    """Calls, says the order, and hangs up after `seconds`; what it wrote."""
+    (folder / "config").write_text(BARESIP.format(folder=folder, modules=baresip_modules()))
+    (folder / "accounts").write_text("<sip:phone@127.0.0.1>;regint=0;audio_codecs=G722/16000/1,PCMU/8000/1\n")
+    soundfile.write(folder / "in.wav", order(16_000, before_s=1.0, after_s=12.0), 16_000, subtype="PCM_16")
+    command = ["baresip", "-f", str(folder), "-e", f"/dial {target_of(service)}", "-t", str(seconds)]
+
+    async def run() -> bytes:
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        output, _ = await asyncio.wait_for(process.communicate(), 60)
+        return output
+
+    return asyncio.create_task(run())
+
+
 @needs_baresip
 async def test_baresip_orders_and_its_recording_holds_the_reply(service: ServiceProcess, tmp_path: Path) -> None:
-    modules = baresip_modules()
-    (tmp_path / "config").write_text(BARESIP.format(folder=tmp_path, modules=modules))
-    (tmp_path / "accounts").write_text("<sip:phone@127.0.0.1>;regint=0;audio_codecs=G722/16000/1,PCMU/8000/1\n")
-    soundfile.write(tmp_path / "in.wav", order(16_000, before_s=1.0, after_s=5.0), 16_000, subtype="PCM_16")
-    command = ["baresip", "-f", str(tmp_path), "-e", f"/dial {target_of(service)}", "-t", "9"]
-    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    output, _ = await asyncio.wait_for(process.communicate(), 40)
+    output = await baresip(service, tmp_path, 8)
     assert b"Call established" in output, output.decode(errors="replace")[-1500:]
     sound, rate_hz = recording_of(tmp_path)
     assert rate_hz == 16_000
@@ -253,6 +262,35 @@ async def test_an_application_written_for_openai_accepts_watches_and_hangs_up(
         report = await asyncio.wait_for(call, 10)
         assert report.status == 200 and report.reason == "the other side hung up"
         await settled(guarded)
+
+
+@needs_baresip
+@pytest.mark.slow
+async def test_an_outside_recogniser_understands_what_baresip_recorded_of_the_barista(
+    hook_port: int, tmp_path: Path
+) -> None:
+    """A recorded order by telephone to the embedded model; its reply is heard by somebody who is no part of it."""
+    from training.judge import Judge
+
+    config = tmp_path / "agogic.toml"
+    hook = f"[telephony.webhook]\nurl = 'http://127.0.0.1:{hook_port}/hook'\nsecret = '{SECRET}'\n"
+    config.write_text(f"[telephony]\ngreet = false\n[telephony.sip]\nport = 0\n{hook}")
+    with ServiceProcess(config=config, telephony_lines=1, ready_timeout_s=120) as barista:
+        async with application(hook_port) as app:
+            calling = baresip(barista, tmp_path, 14)
+            call_id = await asyncio.wait_for(app.incoming.get(), 20)
+            client = openai.AsyncOpenAI(api_key="any", base_url=f"{barista.base_url}/v1")
+            await client.realtime.calls.accept(call_id, type="realtime")
+            async with SideBand(barista, call_id) as band:
+                done = await band.until("response.done", timeout_s=40)
+            await calling
+    said = done["response"]["output"][0]["content"][0]["transcript"]
+    assert said
+    sound, rate_hz = recording_of(tmp_path)
+    loud = np.flatnonzero(np.abs(sound) > 0.02)
+    heard = sound[loud[0] : loud[-1]].astype(np.float32)
+    verdict = Judge().errors(said, heard, rate_hz)
+    assert verdict.word_error_rate <= 0.5, (said, Judge().hear(heard, rate_hz))
 
 
 async def test_an_application_refuses_a_call(guarded: ServiceProcess, hook_port: int) -> None:
