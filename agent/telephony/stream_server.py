@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from urllib.parse import parse_qsl
@@ -67,12 +66,10 @@ class StreamCall(PhoneLine):
         self._socket = socket
         self._player: StreamPlayer | None = None
         self._urgent: deque[str | bytes] = deque()
-        self._wake = asyncio.Event()
 
     def clear_playback(self) -> None:
         if self._player is not None:
             self._urgent.extend(self._player.clear())
-            self._wake.set()
 
     def take(self, happening: Happening) -> None:
         match happening:
@@ -92,28 +89,20 @@ class StreamCall(PhoneLine):
         loop = asyncio.get_running_loop()
         self._player = StreamPlayer(self.stream, runner.output_rate_hz, lead_s)
         while True:
-            # What an interruption has to say goes out at once and before anything newer.
+            # What an interruption has to say goes out before anything newer.
             while self._urgent:
                 await self._send(self._urgent.popleft())
             for message in self._player.due(loop.time(), self.pull):
                 if self._urgent:
                     break
                 await self._send(message)
-            self._wake.clear()
-            if not self._urgent:
-                await _at_most(FRAME_S, self._wake)
+            await asyncio.sleep(FRAME_S)
 
     async def _send(self, message: str | bytes) -> None:
         if isinstance(message, str):
             await self._socket.send_str(message)
         else:
             await self._socket.send_bytes(message)
-
-
-async def _at_most(seconds: float, event: asyncio.Event) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
 
 
 # --- the answer ---

@@ -20,6 +20,7 @@ from agent.telephony.sound.codecs import CodecError, LineCodec, line_codec
 
 _HEADER = struct.Struct("!BBHII")
 _EVENT = struct.Struct("!BBH")
+_SETTLED_FRAMES = 5  # of silence: then every codec says the same again and again, and need not be asked
 _KEYS = "0123456789*#ABCD"
 
 Address = tuple[str, int]
@@ -55,7 +56,8 @@ class RtpSession:
         self._source: int | None = None
         self._agreed = agreed
         self._codec: LineCodec = line_codec(agreed.codec.name)
-        self._talking = False
+        self._quiet_frames = 1
+        self._payload = b""
 
     @property
     def line_hz(self) -> int:
@@ -77,6 +79,7 @@ class RtpSession:
     def change(self, agreed: Agreed) -> None:
         """Another codec, address or direction by a re-INVITE."""
         if agreed.codec != self._agreed.codec:
+            self._quiet_frames = 1
             self._codec = line_codec(agreed.codec.name)
             self.buffer = JitterBuffer()
         if (agreed.host, agreed.port) != (self._agreed.host, self._agreed.port):
@@ -159,9 +162,11 @@ class RtpSession:
 
     def packet(self, samples: Samples, *, silent: bool) -> bytes:
         """20 ms at `line_hz`; the marker says where speech begins after a pause."""
-        payload = self._codec.encode(samples)
-        begins = not silent and not self._talking
-        self._talking = not silent
+        begins = not silent and self._quiet_frames > 0
+        self._quiet_frames = self._quiet_frames + 1 if silent else 0
+        if self._quiet_frames <= _SETTLED_FRAMES:
+            self._payload = self._codec.encode(samples)
+        payload = self._payload
         header = _HEADER.pack(
             0x80, self._agreed.codec.payload_type | (0x80 if begins else 0), self._sequence, self._timestamp, self._ssrc
         )
