@@ -143,10 +143,10 @@ async def test_a_registered_call_talks_at_its_own_rate_and_an_interruption_stops
         detected_s = time.monotonic()
         truncated = await band.until("conversation.item.truncated")
         heard_s = asterisk.heard_s()
-        assert abs(truncated["audio_end_ms"] / 1000 - heard_s) <= 0.06
+        assert abs(truncated["audio_end_ms"] / 1000 - heard_s) <= 0.15
         await asyncio.sleep(0.3)
         loud = [at for at, samples in asterisk.frames if np.abs(samples).max() > 60 and at < detected_s + 0.4]
-        assert loud[-1] - detected_s < 0.2
+        assert loud[-1] - detected_s < 0.3
         assert (await band.until("input_audio_buffer.dtmf_event_received"))["event"] == "7"
         await band.until("conversation.item.input_audio_transcription.completed")
         asterisk._writer.write(message(0x00))
