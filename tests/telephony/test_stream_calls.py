@@ -72,7 +72,9 @@ async def test_an_interruption_clears_the_provider_and_the_heard_position_is_wit
         await call.press("5")
         call.say(order(dialect.rate_hz, after_s=1.0))
         truncated = await band.until("conversation.item.truncated")
-        assert call.cleared_at_s is not None
+        async with asyncio.timeout(5):
+            while call.cleared_at_s is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
         # One mark, and what a busy machine keeps the simulator from playing in time; `agogic eval heard` measures.
         assert abs(truncated["audio_end_ms"] / 1000 - call.heard_at_clear_s) <= 0.4
         assert call.most_buffered_s <= 0.8
@@ -92,7 +94,7 @@ async def test_an_answer_is_heard_whole_and_marked_every_200_ms(service: Service
         assert call.heard_s == pytest.approx(REPLY_S, abs=0.3)
         assert len(call.marks) >= REPLY_S / 0.2 - 1
         ends = [int(mark.partition(".")[2]) for mark in call.marks]
-        assert ends == sorted(ends) and ends[-1] == REPLY_S * 24_000
+        assert ends == sorted(ends) and ends[-1] == round(REPLY_S * 24_000)
         assert max(np.diff([0, *ends])) <= 0.24 * 24_000
         level = np.concatenate(call.played).astype(np.float64)
         assert np.abs(level).max() < 32_000
