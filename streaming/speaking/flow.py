@@ -216,7 +216,9 @@ class Voicebox(nn.Module):
         real: Tensor | None = None,
         plan: ChunkPlan | None = None,
     ) -> Tensor:
-        """Mel [batch, T, 128] by `steps` Euler steps from `noise` [batch, T, 128].
+        """Mel float32 [batch, T, 128] by `steps` Euler steps from `noise` [batch, T, 128].
+
+        What the steps add up stays in float32 whatever the network multiplies in.
 
         condition [batch, P + T, hidden] covers prompt and target; prompt [batch, P, 128] clean mel. Velocities are
         taken at the middle of each step's time. `guidance` > 0 extrapolates from an unconditional pass (without prompt)
@@ -228,18 +230,18 @@ class Voicebox(nn.Module):
         everything = torch.ones(batch, condition.shape[1], dtype=torch.bool, device=noise.device)
         mask = self.mask(everything if real is None else real, plan)
         bare_mask = self.mask((everything if real is None else real)[:, held:], plan)
-        network, x = self.diff_estimator, noise
+        network, x, dtype = self.diff_estimator, noise.float(), self.cond_emb.weight.dtype
         given = network.cond_mlp(condition)
         nothing = network.cond_mlp(torch.zeros_like(condition[:, held:])) if guidance > 0 else None
         rotation, bare_rotation = (
-            network.rotation(torch.arange(n, device=noise.device).unsqueeze(0), noise.dtype)
+            network.rotation(torch.arange(n, device=noise.device).unsqueeze(0), dtype)
             for n in (condition.shape[1], frames)
         )
         for gains in network.step_gains(steps).unsqueeze(1):
-            whole = x if prompt is None else torch.cat((prompt, x), dim=1)
-            velocity = network.with_cache(whole, gains, given, rotation, mask, None)[:, held:]
+            whole = x if prompt is None else torch.cat((prompt.float(), x), dim=1)
+            velocity = network.with_cache(whole.to(dtype), gains, given, rotation, mask, None)[:, held:].float()
             if nothing is not None:
-                bare = network.with_cache(x, gains, nothing, bare_rotation, bare_mask, None)
+                bare = network.with_cache(x.to(dtype), gains, nothing, bare_rotation, bare_mask, None).float()
                 guided = velocity + guidance * (velocity - bare)
                 # The official solver takes the spread over the whole tensor, batch and all.
                 rescaled = guided * (velocity.std() / guided.std())

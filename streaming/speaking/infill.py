@@ -202,7 +202,7 @@ class InfillDecoder:
         self.voicebox, self.dials = voicebox, dials
         weight = voicebox.cond_emb.weight
         noise = torch.randn(NOISE_FRAMES, MEL_BINS, generator=torch.Generator().manual_seed(seed))
-        self.noise = noise.to(weight)
+        self.noise = noise.to(weight.device)
         self._remembered: WeakKeyDictionary[PromptVoice, Memory] = WeakKeyDictionary()
 
     @torch.inference_mode()
@@ -214,8 +214,8 @@ class InfillDecoder:
         weight = self.voicebox.cond_emb.weight
         if prompt is None:
             nothing = torch.zeros(0, dtype=torch.int64, device=weight.device)
-            prompt = PromptVoice(nothing, weight.new_zeros(0, MEL_BINS))
-        voice = PromptVoice(prompt.codes.to(weight.device), prompt.mel.to(weight))
+            prompt = PromptVoice(nothing, torch.zeros(0, MEL_BINS))
+        voice = PromptVoice(prompt.codes.to(weight.device), prompt.mel.to(weight.device, torch.float32))
         if prompt not in self._remembered:
             self._remembered[prompt] = self._remember(voice)
         remembered = self._remembered[prompt]
@@ -275,15 +275,16 @@ class InfillDecoder:
         return [row[: window.noise.shape[0]] for row, window in zip(x, windows, strict=True)]
 
     def _pass(self, x: Tensor, gains: Tensor, given: _Given, memory: Memory | None) -> Tensor:
-        network = self.voicebox.diff_estimator
-        return network.with_cache(x, gains, given.condition, given.rotation, given.mask, memory)
+        """Velocity in float32, like all that the steps add up; only the network's products are in its own type."""
+        network, dtype = self.voicebox.diff_estimator, self.voicebox.cond_emb.weight.dtype
+        return network.with_cache(x.to(dtype), gains, given.condition, given.rotation, given.mask, memory).float()
 
     def _batch(self, windows: Sequence[Window]) -> _Batch:
         network, hidden = self.voicebox.diff_estimator, self.voicebox.config.hidden
         prompt = [window.prompt[0].shape[3] for window in windows]
         prefix = [window.prefix.shape[0] for window in windows]
         target = [window.noise.shape[0] for window in windows]
-        device, dtype = self.noise.device, self.noise.dtype
+        device, dtype = self.noise.device, self.voicebox.cond_emb.weight.dtype
         prompt_real, prefix_real, real = (_real(part, device) for part in (prompt, prefix, target))
         held, frames = prefix_real.shape[1], real.shape[1]
         own = torch.arange(frames, device=device)
@@ -330,7 +331,8 @@ class InfillDecoder:
         """Room for the keys and values of so many frames."""
         config = self.voicebox.config
         shape = (rows, config.num_layers, config.num_heads, frames, config.hidden // config.num_heads)
-        return self.noise.new_zeros(shape), self.noise.new_zeros(shape)
+        weight = self.voicebox.cond_emb.weight
+        return weight.new_zeros(shape), weight.new_zeros(shape)
 
 
 def _target_of(rotation: Rotation, held: int) -> Rotation:

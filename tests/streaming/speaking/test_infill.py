@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from dataclasses import replace
@@ -262,6 +263,30 @@ def test_truncated_windows_join_without_clicks(vocoder: Vocos) -> None:
 def test_windows_that_cannot_be_faded_are_refused() -> None:
     with pytest.raises(ValueError, match="2 more than"):
         WindowDials(right_frames=3, fade_frames=2)
+
+
+def test_what_the_steps_add_up_stays_in_float32(voicebox: Voicebox) -> None:
+    """In bfloat16 the sum of fifteen steps would be off by its own rounding, whatever the network gives."""
+
+    class Constant(InfillDecoder):
+        def _pass(self, x: Tensor, gains: Tensor, given: _Given, memory: Memory | None) -> Tensor:
+            seen.append(x.dtype)
+            return torch.full_like(x, 0.01)
+
+    seen: list[torch.dtype] = []
+    half = copy.deepcopy(voicebox).bfloat16()
+    decoder = Constant(half, InfillDials(steps=15, guidance=0.0, chunk_frames=(4,)))
+    stream = decoder.begin(PROMPT)
+    for code in CODES[:8]:
+        stream.push(code, 1)
+    (chunk,) = decoder.render([stream])
+    assert set(seen) == {torch.float32} and chunk.mel.dtype == torch.float32
+    torch.testing.assert_close(chunk.mel, decoder.noise[:16] + 0.01, rtol=0, atol=1e-6)
+    mel = InfillDecoder(half, QUICK).begin(PROMPT)
+    for code in CODES:
+        mel.push(code, 1)
+    (made,) = InfillDecoder(half, QUICK).render([mel])
+    assert made.mel.dtype == torch.float32 and made.mel.isfinite().all()
 
 
 def test_joints_are_no_worse_than_other_places() -> None:
