@@ -1,9 +1,18 @@
-"""Top-k / nucleus filtering and a draw that does not depend on a device's random generator."""
+"""Top-k / nucleus filtering and draws that depend neither on a device's random generator nor on who draws beside."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+
+def counted_uniforms(session: int, generation: int, steps: int) -> NDArray[np.float64]:
+    """Numbers in [0, 1), one for each step of an answer: of a counter (Philox) whose key is the answer's name, so that
+    no neighbour has a say in them."""
+    key = np.array([session, generation], dtype=np.int64).view(np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(steps)
 
 
 def filtered_probabilities(logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:

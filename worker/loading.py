@@ -8,7 +8,6 @@ recording.
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,11 @@ def load_model(
             pack_linears(slm)
         tokenizer = load_tokenizer(files.directory, slm.config)
         ear = _ear(files, placement, slm, tokenizer, exact_at_end)
-        uniform = None if files.companions is None else random.Random(0).random
-        return Pipeline(Networks(files.name, slm, tokenizer, ear, voice, uniform), sessions)
+        # The embedded model speaks best what is likeliest; official weights are made to be drawn from.
+        draws = files.companions is not None
+        pipeline = Pipeline(Networks(files.name, slm, tokenizer, ear, voice, draws), sessions)
+        pipeline.warm_up()
+        return pipeline
     except (CheckpointError, VoiceFileError, AudioFileError) as error:
         raise ModelError(str(error)) from error
 

@@ -7,14 +7,16 @@ Speaker:  end of prompt ─► joint Thinker/Talker steps ─► (code, duration
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from agent.wire import ContextItem, ResponseStats
+from kernels.sampling import counted_uniforms
 from models.networks.flexislm import FlexiSLM
 from models.networks.generation import Generation, GenerationOptions, Runner, Step
 from models.networks.prompts import PastTurn, Prompt, chat_prompt, repeat_request
@@ -44,23 +46,23 @@ from worker.words import WordClock
 MIN_RATE_HZ, MAX_RATE_HZ = 4.0, 12.5
 CODEC_FRAME_RATE_HZ = 12.5
 MAX_STEPS = ANSWER_POSITIONS - 40
+WARM_UP_SAMPLES = 41_000
+"""A block of the official encoder and what opens the next."""
 LONGEST_PER_LETTER, LONGEST_PAUSE = 2.5, 25.0
 """12.5 Hz frames: an answer that lasts longer than this for its letters is cut."""
-
-Uniform = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """What a pipeline is made of. voice: None where it can only write; uniform: source of numbers in [0, 1) for
-    sampling speech tokens, None for the likeliest."""
+    """What a pipeline is made of. voice: None where it can only write; draws: speech tokens are drawn by lot, else the
+    likeliest are taken."""
 
     name: str
     slm: FlexiSLM
     tokenizer: TextTokenizer
     ear: Ear
     voice: Voice[Any] | None
-    uniform: Uniform | None
+    draws: bool
 
 
 class Pipeline:
@@ -79,6 +81,27 @@ class Pipeline:
     @property
     def name(self) -> str:
         return self.networks.name
+
+    def warm_up(self) -> None:
+        """A short turn of nobody's, so that the first caller waits for no kernel to be chosen and no graph recorded."""
+        nothing = Conversation("", ())
+        listener = self.listen(nothing, MAX_RATE_HZ, MAX_RATE_HZ)
+        listener.feed(np.full(WARM_UP_SAMPLES, 1e-3, np.float32))
+        listener.finish()
+        said = Conversation("", (ContextItem("user", "", 0),))
+        speaker = self.respond(
+            Question(said, {0: listener}, MAX_RATE_HZ, MAX_RATE_HZ, self.networks.voice is not None, 2)
+        )
+        while not any(isinstance(event, Finished) for event in speaker.step()):
+            pass
+        listener.close()
+        voice = self.networks.voice
+        if voice is not None:
+            stream = voice.begin()
+            stream.push(0, 1)
+            stream.end()
+            while not stream.finished:
+                voice.render([stream])
 
     def listen(
         self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None
@@ -103,11 +126,12 @@ class Pipeline:
         if question.transcribe:
             text = self.networks.slm.config.agogic.prompts.asks_transcript
         prompt = self.prompt(conversation, text, audio=spoken, speech=question.speech)
+        steps = max(1, min(question.max_output_tokens, MAX_STEPS))
         options = GenerationOptions(
             output_hz=question.output_hz,
             speech=question.speech,
-            max_steps=max(1, min(question.max_output_tokens, MAX_STEPS)),
-            uniform=self.networks.uniform,
+            max_steps=steps,
+            uniforms=counted_uniforms(question.session, question.generation, steps) if self.networks.draws else None,
         )
         if isinstance(utterance, PipelineListener) and spoken:
             return PipelineSpeaker(self, utterance.prefill, prompt, utterance, options)

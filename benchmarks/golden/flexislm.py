@@ -168,12 +168,11 @@ def check_run(variant: str, name: str) -> Check:
         runner = Runner(model, tokenizer.special, slots=1, max_positions=512)
         speech = not name.startswith("text_only")
         runner.extend(0, _prompt(model, golden[f"{variant}/input"] if run["input"] != "no audio" else {}, run))
-        uniforms = iter(recorded["uniforms"].tolist()) if "uniforms" in recorded else None
         options = GenerationOptions(
             run["output_hz"],
             speech=speech,
             max_steps=SPEECH_STEPS if speech else TEXT_STEPS,
-            uniform=None if uniforms is None else lambda: cast(float, next(uniforms)),
+            uniforms=recorded["uniforms"].double().numpy() if "uniforms" in recorded else None,
             forced_text=tuple(run.get("force_text", ())),
             forced_speech=tuple(run.get("force_audio", ())),
         )

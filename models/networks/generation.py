@@ -12,11 +12,13 @@ take a step together; each gives what it would give alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.sampling import draw, filtered_probabilities
@@ -30,15 +32,15 @@ End = Literal["", "end", "max_steps"]
 class GenerationOptions:
     """How to answer.
 
-    output_hz: requested rate of the speech tokens; speech False: text alone; uniform: source of numbers in [0, 1) for
-    sampling speech tokens, None for the most probable one; forced_text: text ids to say; forced_speech: codes spoken
-    right after the delay, as prompt of a voice, which are not output (section 4.6).
+    output_hz: requested rate of the speech tokens; speech False: text alone; uniforms: numbers in [0, 1), one a step,
+    to draw speech tokens with, None for the most probable ones; forced_text: text ids to say; forced_speech: codes
+    spoken right after the delay, as prompt of a voice, which are not output (section 4.6).
     """
 
     output_hz: float
     speech: bool = True
     max_steps: int = 600
-    uniform: Callable[[], float] | None = None
+    uniforms: NDArray[np.float64] | None = None
     temperature: float = 1.0
     top_k: int = 20
     top_p: float = 0.9
@@ -211,11 +213,12 @@ class Runner(PromptSlots):
             choice.length = lengths[row]
             options = generation.options
             token = best[row]
-            if options.uniform is not None:
+            if options.uniforms is not None:
                 probabilities = filtered_probabilities(
                     logits[row], temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
                 )
-                token = int(draw(probabilities, torch.tensor(options.uniform(), device=probabilities.device)))
+                uniform = torch.tensor(options.uniforms[generation.steps], device=probabilities.device)
+                token = int(draw(probabilities, uniform))
             choice.forced = generation.forcing_speech
             if choice.forced:
                 token = options.forced_speech[generation.forced_spoken] + CODE_OFFSET

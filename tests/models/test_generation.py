@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import random
 from pathlib import Path
 
 import msgspec
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.sampling import counted_uniforms
 from models.checkpoints.flexislm_checkpoint import load_flexislm
 from models.networks.flexislm import FlexiSLM
 from models.networks.generation import GenerationOptions, Runner, Step
@@ -48,8 +48,8 @@ def tokens(steps: list[Step]) -> list[tuple[object, ...]]:
 
 
 def options(output_hz: float = 8.0, seed: int | None = None, **changes: object) -> GenerationOptions:
-    uniform = None if seed is None else random.Random(seed).random
-    return dataclasses.replace(GenerationOptions(output_hz, uniform=uniform, max_steps=25), **changes)  # type: ignore[arg-type]
+    uniforms = None if seed is None else counted_uniforms(seed, 0, 25)
+    return dataclasses.replace(GenerationOptions(output_hz, uniforms=uniforms, max_steps=25), **changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture
