@@ -50,6 +50,7 @@ def load_model(
         # First, because the codec that an official voice needs for a moment is larger than what stays of it.
         voice = _voice(files, placement, voice_prompt, latency) if speaks or files.companions is None else None
         slm = load_flexislm(files.directory, dtype=placement.dtype, device=placement.device)
+        slm.fuse()
         if placement.packed:
             pack_linears(slm)
         tokenizer = load_tokenizer(files.directory, slm.config)

@@ -75,7 +75,7 @@ class Pipeline:
         self.networks = networks
         # One slot to listen with and one to answer from, for each caller.
         slots = 2 * sessions
-        self.runner = Runner(networks.slm, networks.tokenizer.special, slots, MAX_POSITIONS)
+        self.runner = Runner(networks.slm, networks.tokenizer.special, slots, MAX_POSITIONS, rows=sessions)
         self.pool = SlotPool(slots)
 
     @property
@@ -84,6 +84,7 @@ class Pipeline:
 
     def warm_up(self) -> None:
         """A short turn of nobody's, so that the first caller waits for no kernel to be chosen and no graph recorded."""
+        self.runner.warm_up()
         nothing = Conversation("", ())
         listener = self.listen(nothing, MAX_RATE_HZ, MAX_RATE_HZ)
         listener.feed(np.full(WARM_UP_SAMPLES, 1e-3, np.float32))
@@ -359,7 +360,7 @@ class PipelineSpeaker:
                 self.voice.push(span.code, span.duration_frames)
                 self._words.speech(span.duration_frames, self._looked_at)
         # The head's weights belong to the code chosen in this step, whose duration comes with the next.
-        self._looked_at = self._focus(step)
+        self._looked_at = step.focus
         if self.voice is not None and self._over():
             self.voice.end()
         return events
@@ -371,13 +372,6 @@ class PipelineSpeaker:
     def _runs_on(self) -> bool:
         """Whether sound goes on long after every word must have been said: a small Talker can miss its end."""
         return self._words.text_ended and self._tokens.frames > LONGEST_PER_LETTER * len(self.text) + LONGEST_PAUSE
-
-    def _focus(self, step: Step) -> int | None:
-        """Index of the text token that the Talker looked at, None where that is not known."""
-        if step.alignment is None or not self._text_tokens:
-            return None
-        weights = step.alignment[: self._text_tokens]
-        return int(weights.argmax()) if len(weights) else None
 
     def take_sound(self, pcm: Pcm) -> list[Spoken]:
         """The next samples of the voice, and what is said in them."""

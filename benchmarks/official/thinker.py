@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.official.released_sizes import ENCODER_DIM, released_config
 from kernels.packed_linear import pack_linears
+from kernels.paged_attention import GatheredPages
 from kernels.sampling import counted_uniforms
 from models.networks.flexislm import FlexiSLM
 from models.networks.generation import GenerationOptions, Runner
@@ -41,6 +42,7 @@ class Ours:
     def __init__(self, thinker: Thinker) -> None:
         self._thinker = thinker
         self._cache = thinker.model.new_cache(1, 512)
+        self._attention = GatheredPages(self._cache.page)
 
     def generate(self, prompt: Tensor, steps: int) -> Timed:
         """Continues prompt [n] by `steps` tokens and one."""
@@ -56,8 +58,8 @@ class Ours:
         return Timed(ids, (prefilled - started) * 1e3, (ended - prefilled) * 1e3 / steps)
 
     def _next(self, ids: Tensor) -> Tensor:
-        hidden = self._thinker.step(self._thinker.embed(ids)[None], self._cache, [0])
-        return self._thinker.text_logits(hidden[0, -1:]).argmax(-1)
+        hidden = self._thinker.prefill(self._thinker.embed(ids), self._cache, [0], [len(ids)], self._attention)
+        return self._thinker.text_logits(hidden[-1:]).argmax(-1)
 
 
 class Theirs:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.kv_cache import KVCache
+from kernels.paged_attention import PagedAttention
+from kernels.paged_cache import PagedCache
 from models.networks.qwen2 import DecoderConfig, HeadOfLayer, Qwen2Model
 from streaming.layers.embedding import embedding
 
@@ -105,11 +106,17 @@ class Talker(nn.Module):
         hidden, attention = self.model.model(z, valid, watch)
         return hidden, attention
 
-    def step(
-        self, z: Tensor, cache: KVCache, slots: Sequence[int], watch: HeadOfLayer | None = None
+    def prefill(
+        self,
+        z: Tensor,
+        cache: PagedCache,
+        sequences: Sequence[int],
+        counts: Sequence[int],
+        attention: PagedAttention,
+        watch: HeadOfLayer | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states of the next positions and the watched head's weights; see `Qwen2Model.step`."""
-        return self.model.model.step(z, cache, slots, watch)
+        """Hidden states [tokens, D] of further positions and the watched head's weights; see `Qwen2Model.prefill`."""
+        return self.model.model.prefill(z, cache, sequences, counts, attention, watch)
 
     def speech_logits(self, hidden: Tensor) -> Tensor:
         """[..., 3 + codes] over END, START, TAG and the codes."""
