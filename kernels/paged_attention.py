@@ -96,7 +96,7 @@ class ReferencePages(GatheredPages):
     name = "reference"
 
     def decode(self, query: Tensor, pages: Tensor, step: Decode) -> Tensor:
-        rows, flat = query.shape[0], step.table.flatten().to(torch.int64)
+        rows, flat = query.shape[0], step.table.flatten()
         key, value = pages.index_select(1, flat).view(2, rows, -1, *pages.shape[3:]).transpose(2, 3).unbind(0)
         seen = torch.arange(key.shape[2], device=query.device) < step.ends[:, None]
         return attend_reference(query[:, :, None], key, value, seen[:, None, None])[:, :, 0]

@@ -42,8 +42,8 @@ class Prefill:
 class Decode:
     """Where one new position of each row goes.
 
-    sequence, where, positions int64 [rows]; ends int32 [rows]: positions held with the new one; table int32
-    [rows, pages]. For back ends that copy pages together: flat int64 [rows * pages], the tables in one row, and mask
+    sequence, where int64 [rows]; positions, ends int32 [rows]: held before and with the new one; table int32
+    [rows, pages]. For back ends that copy pages together: flat int32 [rows * pages], the tables in one row, and mask
     [rows, 1, 1, pages * page] to be added to scores. in_place: first page, and positions with the new one, where a
     single row's pages lie side by side and the host knows it.
     """
@@ -84,12 +84,13 @@ class PagedCache:
         # Masked-out positions must hold finite numbers: a NaN times a zero weight would still be NaN.
         self.values = _lazy_zeros((layers, 2, self.pool.pages, page, kv_heads, head_dim), dtype, device)
         self.layers = list(self.values.unbind(0))
-        self._flat = [layer.view(2, -1, kv_heads, head_dim) for layer in self.layers]
+        self._flat = [layer.view(2, -1, kv_heads, head_dim).unbind(0) for layer in self.layers]
         self.idle = sequences
         """The sequence of rows that do nothing; all its pages are the scratch page."""
         self.tables = torch.zeros(sequences + 1, self.pages_each, dtype=torch.int32, device=device)
-        self.lengths = torch.zeros(sequences + 1, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(sequences + 1, dtype=torch.int32, device=device)
         self._keys = torch.arange(self.pages_each * page, device=device)
+        self._seen = torch.zeros(self.pages_each * page, dtype=dtype, device=device)
         self.held = [0] * sequences
         self._pages: list[list[int]] = [[] for _ in range(sequences)]
 
@@ -227,22 +228,24 @@ class PagedCache:
         sequence = rows if inactive is None else rows.masked_fill(inactive, self.idle)
         length = self.lengths.index_select(0, sequence)
         table = self.tables.index_select(0, sequence)[:, :width]
-        page = table.gather(1, (length // self.page)[:, None])[:, 0]
-        where = page * self.page + length % self.page
+        page = table.gather(1, (length // self.page).to(torch.int64)[:, None])[:, 0]
+        where = (page * self.page + length % self.page).to(torch.int64)
         mask = flat = None
         if masked and in_place is None:
-            beyond = self._keys[: width * self.page] > length[:, None]
-            flat = table.flatten().to(torch.int64)
-            mask = torch.zeros_like(beyond, dtype=self.values.dtype).masked_fill_(beyond, float("-inf"))[:, None, None]
-        return Decode(sequence, where, length, (length + 1).to(torch.int32), table, flat, mask, in_place)
+            keys = width * self.page
+            flat = table.flatten()
+            mask = self._seen[:keys].masked_fill(self._keys[:keys] > length[:, None], float("-inf"))[:, None, None]
+        return Decode(sequence, where, length, length + 1, table, flat, mask, in_place)
 
-    def write(self, layer: int, where: Tensor, new: Tensor) -> None:
-        """Keys and values [2, tokens, kv_heads, head_dim] at the places where int64 [tokens]."""
-        self._flat[layer].index_copy_(1, where, new)
+    def write(self, layer: int, where: Tensor, key: Tensor, value: Tensor) -> None:
+        """Keys and values [tokens, kv_heads, head_dim] at the places where int64 [tokens]."""
+        keys, values = self._flat[layer]
+        keys.index_copy_(0, where, key)
+        values.index_copy_(0, where, value)
 
     def advance(self, step: Decode) -> None:
         """Counts the new position of every row as held; the host counts with `stepped`."""
-        self.lengths.index_copy_(0, step.sequence, step.positions + 1)
+        self.lengths.index_copy_(0, step.sequence, step.ends)
         self.lengths[self.idle :].zero_()
 
     def stepped(self, sequence: int) -> None:

@@ -127,15 +127,8 @@ class JointStep:
         audio, length = self._speech(own)
         parts = (self.state.thinker, self.state.rate, self.state.text_input)
         base, rate, context = (part.index_select(0, rows) for part in parts)
-        z = self.model.talker_model.condition(
-            base[:, None],
-            rate,
-            audio[:, None],
-            length[:, None],
-            context[:, None],
-            text_ended=own[:, HUSHED, None] != 0,
-        )
-        return z[:, 0]
+        ended = own[:, HUSHED, None] != 0
+        return self.model.talker_model.condition_step(base, rate, audio, length, context, ended)
 
     def _speech(self, own: Tensor) -> tuple[Tensor, Tensor]:
         talker = self.model.talker_model

@@ -121,22 +121,20 @@ class DecoderLayer(nn.Module):
     def step(
         self,
         x: Tensor,
-        rotation: Tensor,
-        write: Callable[[Tensor], None],
+        rotate: Callable[[Tensor], Tensor],
+        write: Callable[[Tensor, Tensor], None],
         attend_to_pages: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """New tokens x [tokens, hidden], which may be changed in place, with a cache.
 
-        rotation [tokens, 2, 1, head_dim]; write takes keys and values [2, tokens, kv_heads, head_dim]. Returns x after
-        the layer, and the rotated queries [tokens, heads, head_dim].
+        rotate takes heads [tokens, heads, head_dim]; write takes keys and values [tokens, kv_heads, head_dim]. Returns
+        x after the layer, and the rotated queries [tokens, heads, head_dim].
         """
         attention, mlp = self.self_attn, self.mlp
         both = attention.stacked(self.input_layernorm.fused(x))
-        straight, crossed = rotation.unbind(1)
-        turned = both[:, : attention.heads + attention.kv_heads]
-        torch.addcmul(turned * straight, turned.roll(attention.head_dim // 2, -1), crossed, out=turned)
-        query, rest = both.split((attention.heads, 2 * attention.kv_heads), dim=1)
-        write(rest.unflatten(1, (2, -1)).transpose(0, 1))
+        turning = attention.heads + attention.kv_heads
+        query, key = rotate(both[:, :turning]).split((attention.heads, attention.kv_heads), dim=1)
+        write(key, both[:, turning:])
         x = _add_product(x, attend_to_pages(query).flatten(1), attention.o_proj)
         return _add_product(x, mlp.inner(self.post_attention_layernorm.fused(x)), mlp.down_proj), query
 
@@ -151,6 +149,7 @@ class Qwen2Model(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._rotation_table: Tensor | None = None
+        self._places: Tensor | None = None  # 1 where a rotated element comes from itself, and from its partner
 
     def forward(
         self, embeddings: Tensor, valid: Tensor | None = None, watch: HeadOfLayer | None = None
@@ -189,9 +188,10 @@ class Qwen2Model(nn.Module):
         each sequence's last token, float32 [sequences, most positions held].
         """
         plan = cache.prefill(sequences, counts)
+        straight, crossed = self._rotations(cache).index_select(0, plan.positions).unbind(1)
         x, looked = self._through(
             embeddings.clone(),
-            plan.positions,
+            lambda heads: apply_half(heads, (straight, crossed)),
             plan.where,
             cache,
             lambda query, pages: attention.prefill(query, pages, plan),
@@ -218,7 +218,7 @@ class Qwen2Model(nn.Module):
         """
         x, looked = self._through(
             embeddings,
-            step.positions,
+            partial(torch.bmm, mat2=self._turns(cache, step.positions)),
             step.where,
             cache,
             lambda query, pages: attention.decode(query, pages, step),
@@ -233,27 +233,39 @@ class Qwen2Model(nn.Module):
     def _through(
         self,
         x: Tensor,
-        positions: Tensor,
+        rotate: Callable[[Tensor], Tensor],
         where: Tensor,
         cache: PagedCache,
         attend_to: Callable[[Tensor, Tensor], Tensor],
         watch: HeadOfLayer | None,
     ) -> tuple[Tensor, Tensor | None]:
         """All layers and the final norm; and the watched layer's queries."""
-        rotation = self._rotations(cache).index_select(0, positions)
         looked = None
         for index, layer in enumerate(self._layers()):
             x, query = layer.step(
-                x, rotation, partial(cache.write, index, where), partial(attend_to, pages=cache.layers[index])
+                x, rotate, partial(cache.write, index, where), partial(attend_to, pages=cache.layers[index])
             )
             if watch is not None and watch.layer == index:
                 looked = query
         return self.norm.fused(x), looked
 
+    def _turns(self, cache: PagedCache, positions: Tensor) -> Tensor:
+        """A step's rotations as matrices [rows, head_dim, head_dim]: one small product a layer instead of a kernel for
+        each of its parts."""
+        straight, crossed = self._rotations(cache).index_select(0, positions).unbind(1)
+        if self._places is None or self._places.device != straight.device or self._places.dtype != straight.dtype:
+            own = torch.eye(self.config.head_dim, dtype=straight.dtype, device=straight.device)
+            self._places = torch.stack((own, own.roll(self.config.head_dim // 2, 0)))
+        return torch.addcmul(self._places[0] * straight, self._places[1], crossed)
+
     def _rotations(self, cache: PagedCache) -> Tensor:
         """Factors of every position's frame and of its halves exchanged, [positions, 2, 1, head_dim]."""
         table, like = self._rotation_table, cache.values
-        if table is None or len(table) < cache.max_positions or (table.device, table.dtype) != (like.device, like.dtype):
+        if (
+            table is None
+            or len(table) < cache.max_positions
+            or (table.device, table.dtype) != (like.device, like.dtype)
+        ):
             table = self._rotation_table = self._table(cache.max_positions, like.dtype, like.device)
         return table
 

@@ -144,7 +144,7 @@ def test_pieces_and_steps_give_what_the_whole_sequence_gives(
         spans = [span for span in spans if span[2] > span[1]]
         if spans:
             plan = cache.prefill([row for row, _, _ in spans], [end - start for _, start, end in spans])
-            cache.write(0, plan.where, torch.cat([whole[row][1][:, start:end] for row, start, end in spans], 1))
+            cache.write(0, plan.where, *torch.cat([whole[row][1][:, start:end] for row, start, end in spans], 1))
             seen = attention.prefill(
                 torch.cat([whole[row][0][start:end] for row, start, end in spans]), cache.layers[0], plan
             )
@@ -164,7 +164,7 @@ def test_pieces_and_steps_give_what_the_whole_sequence_gives(
         where = cache.in_place(going[0]) if len(going) == 1 and attention.masked else None
         step = cache.decode(torch.tensor(going), cache.width(going), masked=attention.masked, in_place=where)
         at = [cache.held[row] for row in going]
-        cache.write(0, step.where, torch.stack([whole[row][1][:, n] for row, n in zip(going, at, strict=True)], 1))
+        cache.write(0, step.where, *torch.stack([whole[row][1][:, n] for row, n in zip(going, at, strict=True)], 1))
         query = torch.stack([whole[row][0][n] for row, n in zip(going, at, strict=True)])
         for row, seen in zip(going, attention.decode(query, cache.layers[0], step), strict=True):
             got[row].append(seen[None])
@@ -280,7 +280,7 @@ def test_scores_are_scaled_by_the_head() -> None:
     cache = PagedCache(1, 1, 8, 1, 64, page=8)
     plan = cache.prefill([0], [2])
     new = torch.stack((torch.stack((torch.ones(64), torch.zeros(64))), torch.stack((torch.ones(64), torch.zeros(64)))))
-    cache.write(0, plan.where, new[:, :, None])
+    cache.write(0, plan.where, *new[:, :, None])
     seen = GatheredPages().prefill(query.expand(2, 1, 64), cache.layers[0], plan)
     weight = math.exp(8) / (math.exp(8) + 1)
     torch.testing.assert_close(seen[1, 0], torch.full((64,), weight))

@@ -28,7 +28,7 @@ class Conversations(RuleBasedStateMachine):
             new = torch.tensor(numbers, dtype=torch.float32)[None, :, None, None] * torch.tensor([1.0, -1.0]).view(
                 2, 1, 1, 1
             )
-            self.cache.write(layer, where, new * (1 + layer))
+            self.cache.write(layer, where, *(new * (1 + layer)))
 
     def fresh(self, count: int) -> list[int]:
         self.next += count
