@@ -8,18 +8,16 @@ AGOGIC_STEPS names the way; without it, graphs on a GPU and as it stands elsewhe
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from kernels.paged_attention import BackendError
-from kernels.step_trace import StepTrace, traced
-
-log = logging.getLogger("agogic.kernels")
+from kernels.recorder import Graphs, Strict
 
 CHOICE, LARGEST = "AGOGIC_STEPS", "AGOGIC_LARGEST_BUCKET"
 NAMES = ("eager", "graphs", "strict")
@@ -64,82 +62,44 @@ class EagerSteps:
         return torch.tensor(filled_up(slots, self.buckets, self._idle), device=self._device)
 
 
-class StrictSteps:
-    """Calls the step under a trace that fails on whatever could not be recorded, and where a second call of the same
-    shape is of other operations or addresses than the first. Slow; for tests."""
+class RecordedSteps:
+    """Steps that are recorded for each bucket and width, or watched as if they were."""
 
-    name = "strict"
     sees_host = False
 
-    def __init__(self, buckets: Sequence[int], idle: int, device: torch.device) -> None:
-        self.buckets, self._idle, self._device = tuple(buckets), idle, device
-        self._first: dict[tuple[str, int, int], tuple[Tensor, StepTrace]] = {}
-
-    def run(self, name: str, work: Work, slots: Sequence[int], width: int, in_place: InPlace | None = None) -> None:
-        wanted = torch.tensor(filled_up(slots, self.buckets, self._idle), device=self._device)
-        key = (name, len(wanted), width)
-        if key not in self._first:
-            rows = wanted.clone()
-            self._first[key] = rows, traced(lambda: work(rows, width, None), strict=True)
-            return
-        rows, first = self._first[key]
-        rows.copy_(wanted)
-        traced(lambda: work(rows, width, None), strict=True).compare(first)
-
-    def warm(self, name: str, work: Work, widths: Sequence[int]) -> None:
-        """There is nothing to make ready."""
-
-    @property
-    def traces(self) -> dict[tuple[str, int, int], StepTrace]:
-        """By name, rows and pages."""
-        return {key: trace for key, (_, trace) in self._first.items()}
-
-
-class GraphSteps:
-    """Records the step once for each bucket and width, all in one pool of memory, and plays the records."""
-
-    name = "graphs"
-    sees_host = False
-
-    def __init__(self, buckets: Sequence[int], idle: int, device: torch.device) -> None:
-        self.buckets, self._idle, self._device = tuple(buckets), idle, device
-        self._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, recorder: Graphs | Strict, buckets: Sequence[int], idle: int, device: torch.device) -> None:
+        self.name = "graphs" if isinstance(recorder, Graphs) else "strict"
+        self.buckets, self.recorder, self._idle = tuple(buckets), recorder, idle
         self._rows = {bucket: torch.full((bucket,), idle, device=device) for bucket in buckets}
         self._held: dict[int, list[int]] = {}
-        self._graphs: dict[tuple[str, int, int], torch.cuda.CUDAGraph] = {}
+        self._made: set[tuple[str, int, int]] = set()
 
     def run(self, name: str, work: Work, slots: Sequence[int], width: int, in_place: InPlace | None = None) -> None:
         wanted = filled_up(slots, self.buckets, self._idle)
         bucket = len(wanted)
+        # Nobody's rows while it is made ready, which may do the work: everybody's slots are left alone then.
+        self._ready(name, work, bucket, width)
         if self._held.get(bucket) != wanted:
-            self._rows[bucket].copy_(torch.tensor(wanted).pin_memory(), non_blocking=True)
+            rows = torch.tensor(wanted)
+            pinned = rows.pin_memory() if self._rows[bucket].device.type == "cuda" else rows
+            self._rows[bucket].copy_(pinned, non_blocking=True)
             self._held[bucket] = wanted
-        if (name, bucket, width) not in self._graphs:
-            log.warning("recording %s for %d rows and %d pages while callers wait", name, bucket, width)
-            self._record(name, work, bucket, width)
-        self._graphs[name, bucket, width].replay()
+        self.recorder.run((name, bucket, width), partial(work, self._rows[bucket], width, None))
 
     def warm(self, name: str, work: Work, widths: Sequence[int]) -> None:
         # The largest first: smaller ones find their memory in the pool then.
         for bucket in sorted(self.buckets, reverse=True):
             for width in sorted(widths, reverse=True):
-                self._record(name, work, bucket, width)
+                self._ready(name, work, bucket, width)
 
-    def _record(self, name: str, work: Work, bucket: int, width: int) -> None:
-        rows = self._rows[bucket]
-        held = rows.clone()
-        rows.fill_(self._idle)  # recording must leave everybody's slots alone
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
-            for _ in range(2):  # libraries choose their kernels and take their memory before
-                work(rows, width, None)
-        torch.cuda.current_stream(self._device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            work(rows, width, None)
-        rows.copy_(held)
-        self._graphs[name, bucket, width] = graph
+    def _ready(self, name: str, work: Work, bucket: int, width: int) -> None:
+        key = (name, bucket, width)
+        if key in self._made:
+            return
+        self._rows[bucket].fill_(self._idle)
+        self._held.pop(bucket, None)
+        self.recorder.ready(key, partial(work, self._rows[bucket], width, None))
+        self._made.add(key)
 
 
 def filled_up(slots: Sequence[int], buckets: Sequence[int], idle: int) -> list[int]:
@@ -178,9 +138,7 @@ def steps_name(device: torch.device, name: str | None = None) -> str:
 
 def make_steps(name: str, buckets: Sequence[int], idle: int, device: torch.device) -> StepRunner:
     """name: as `steps_name` gives it."""
-    makers: dict[str, Callable[[Sequence[int], int, torch.device], StepRunner]] = {
-        "eager": EagerSteps,
-        "graphs": GraphSteps,
-        "strict": StrictSteps,
-    }
-    return makers[name](buckets, idle, device)
+    if name == "eager":
+        return EagerSteps(buckets, idle, device)
+    recorder = Graphs(device) if name == "graphs" else Strict()
+    return RecordedSteps(recorder, buckets, idle, device)

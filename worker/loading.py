@@ -57,7 +57,7 @@ def load_model(
         ear = _ear(files, placement, slm, tokenizer, exact_at_end)
         # The embedded model speaks best what is likeliest; official weights are made to be drawn from.
         draws = files.companions is not None
-        pipeline = Pipeline(Networks(files.name, slm, tokenizer, ear, voice, draws), sessions)
+        pipeline = Pipeline(Networks(files.name, slm, tokenizer, ear, voice, draws), sessions, placement.back_ends)
         pipeline.warm_up()
         return pipeline
     except (CheckpointError, VoiceFileError, AudioFileError) as error:
@@ -84,4 +84,5 @@ def _voice(files: ModelFiles, placement: Placement, prompt: Path | None, latency
         return load_embedded_voice(files.directory, latency)
     from worker.voices.official import load_recorded_voice
 
-    return load_recorded_voice(files.directory, files.companions, prompt, latency, device=placement.device)
+    device, steps = placement.device, placement.back_ends.steps
+    return load_recorded_voice(files.directory, files.companions, prompt, latency, device=device, steps=steps)

@@ -38,6 +38,7 @@ from worker.parts import (
     TextPiece,
     Unit,
 )
+from worker.placement import BackEnds
 from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool, add_audio
 from worker.voices.tokens import SpokenTokens
 from worker.voices.voice import Voice
@@ -66,16 +67,25 @@ class Networks:
 
 
 class Pipeline:
-    """A `SpeechModel` of our own networks, for at most `sessions` callers at once."""
+    """A `SpeechModel` of our own networks, for at most `sessions` callers at once; `back_ends`: None for those that
+    suit the networks' device."""
 
     output_sample_rate = SAMPLE_RATE_HZ
     codec_frame_rate_hz = CODEC_FRAME_RATE_HZ
 
-    def __init__(self, networks: Networks, sessions: int) -> None:
-        self.networks = networks
+    def __init__(self, networks: Networks, sessions: int, back_ends: BackEnds | None = None) -> None:
+        self.networks, self._sessions = networks, sessions
         # One slot to listen with and one to answer from, for each caller.
         slots = 2 * sessions
-        self.runner = Runner(networks.slm, networks.tokenizer.special, slots, MAX_POSITIONS, rows=sessions)
+        self.runner = Runner(
+            networks.slm,
+            networks.tokenizer.special,
+            slots,
+            MAX_POSITIONS,
+            rows=sessions,
+            attention=back_ends.attention if back_ends else None,
+            steps=back_ends.steps if back_ends else None,
+        )
         self.pool = SlotPool(slots)
 
     @property
@@ -96,13 +106,8 @@ class Pipeline:
         while not any(isinstance(event, Finished) for event in speaker.step()):
             pass
         listener.close()
-        voice = self.networks.voice
-        if voice is not None:
-            stream = voice.begin()
-            stream.push(0, 1)
-            stream.end()
-            while not stream.finished:
-                voice.render([stream])
+        if self.networks.voice is not None:
+            self.networks.voice.warm_up(self._sessions)
 
     def listen(
         self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None

@@ -117,7 +117,9 @@ class JointStep:
         hidden, looks = decoder.decode(self._talker_input(rows, own), cache, step, self.attention, watch)
         if looks is not None:
             self.look(rows, own, looks)
-        self.choose_speech(rows, own, hidden, own[:, STEP] + 1, drawing=drawing)
+        # The idle slot, which nobody starts anew, counts on for ever.
+        number = (own[:, STEP] + 1).clamp_max_(self.state.uniforms.shape[1] - 1)
+        self.choose_speech(rows, own, hidden, number, drawing=drawing)
 
     def talker_inputs(self, rows: Tensor) -> Tensor:
         """What `talk` would feed, [rows, D]."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kernels.attention import attend
 from kernels.rope import Rotation, apply_half, half_rotation, rope_angles
 from streaming.layers.embedding import embedding
-from streaming.layers.gated_mlp import GatedMLP
+from streaming.layers.gated_mlp import GatedMLP, joined
 from streaming.speaking.chunk_plan import ChunkPlan
 from streaming.speaking.mel24k import MEL_BINS
 from streaming.speaking.unmerge import UPSAMPLING, Frames, Unmerge, UnmergeConfig, repeat_codes
@@ -70,13 +70,24 @@ class _Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden, config.hidden, bias=False)
         self.o_proj = nn.Linear(config.hidden, config.hidden, bias=False)
 
-    def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def stacked(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of x [..., hidden], not rotated: [..., 3 heads, head_dim]."""
+        if hasattr(self, "qkv_proj"):
+            together = self.qkv_proj(x)
+        else:
+            together = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
+        return together.unflatten(-1, (3 * self.num_heads, -1))
+
+    def fuse(self) -> None:
+        """One product instead of three, for inference: the keys are those of no checkpoint any more."""
+        if not hasattr(self, "qkv_proj"):
+            self.qkv_proj = joined(self.q_proj, self.k_proj, self.v_proj)
+            del self.q_proj, self.k_proj, self.v_proj
 
     def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, memory: Memory | None) -> Tensor:
         """x [batch, frames, hidden]; `memory` [batch, heads, past + frames, head_dim], whose end this call fills."""
-        query = apply_half(self.heads(self.q_proj(x)), rotation)
-        key, value = apply_half(self.heads(self.k_proj(x)), rotation), self.heads(self.v_proj(x))
+        query, key, value = self.stacked(x).transpose(1, 2).chunk(3, dim=1)
+        query, key = apply_half(query, rotation), apply_half(key, rotation)
         if memory is not None:
             memory[0][:, :, -x.shape[1] :] = key
             memory[1][:, :, -x.shape[1] :] = value
@@ -182,6 +193,12 @@ class Voicebox(nn.Module):
             return vectors.repeat_interleave(UPSAMPLING, dim=1)  # type: ignore[no-any-return]
         layout = None if plan is None else plan.layout(real.shape[1])
         return self.unmerge(Frames(vectors, position, duration, real), layout)  # type: ignore[no-any-return]
+
+    def fuse(self) -> None:
+        """Joins products that read the same input, for inference; a checkpoint's keys fit no more."""
+        for layer in self.diff_estimator.layers:
+            layer.self_attn.fuse()
+            layer.mlp.fuse()
 
     def plan(self) -> ChunkPlan:
         """Uniform chunks with the whole look-ahead of chunk-causal weights."""
