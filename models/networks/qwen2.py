@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.attention import attend, attention_probabilities
-from kernels.packed_linear import PackedWeight
+from kernels.packed_linear import add_product
 from kernels.paged_attention import CPU_PAGE, PagedAttention
 from kernels.paged_cache import Decode, PagedCache
 from kernels.rope import Rotation, apply_half, half_rotation, rope_angles
@@ -135,8 +135,8 @@ class DecoderLayer(nn.Module):
         turning = attention.heads + attention.kv_heads
         query, key = rotate(both[:, :turning]).split((attention.heads, attention.kv_heads), dim=1)
         write(key, both[:, turning:])
-        x = _add_product(x, attend_to_pages(query).flatten(1), attention.o_proj)
-        return _add_product(x, mlp.inner(self.post_attention_layernorm.fused(x)), mlp.down_proj), query
+        x = add_product(x, attend_to_pages(query).flatten(1), attention.o_proj)
+        return add_product(x, mlp.inner(self.post_attention_layernorm.fused(x)), mlp.down_proj), query
 
 
 class Qwen2Model(nn.Module):
@@ -148,8 +148,10 @@ class Qwen2Model(nn.Module):
         self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self._rotation_table: Tensor | None = None
-        self._places: Tensor | None = None  # 1 where a rotated element comes from itself, and from its partner
+        # Factors of every position's frame and of its halves exchanged, [positions, 2, 1, head_dim]; and where a
+        # rotated element comes from itself, and from its partner, [2, head_dim, head_dim].
+        self._rotations: Tensor | None = None
+        self._places: Tensor | None = None
 
     def forward(
         self, embeddings: Tensor, valid: Tensor | None = None, watch: HeadOfLayer | None = None
@@ -188,7 +190,8 @@ class Qwen2Model(nn.Module):
         each sequence's last token, float32 [sequences, most positions held].
         """
         plan = cache.prefill(sequences, counts)
-        straight, crossed = self._rotations(cache).index_select(0, plan.positions).unbind(1)
+        assert self._rotations is not None
+        straight, crossed = self._rotations.index_select(0, plan.positions).unbind(1)
         x, looked = self._through(
             embeddings.clone(),
             lambda heads: apply_half(heads, (straight, crossed)),
@@ -218,7 +221,7 @@ class Qwen2Model(nn.Module):
         """
         x, looked = self._through(
             embeddings,
-            partial(torch.bmm, mat2=self._turns(cache, step.positions)),
+            partial(torch.bmm, mat2=self._turns(step.positions)),
             step.where,
             cache,
             lambda query, pages: attention.decode(query, pages, step),
@@ -249,30 +252,24 @@ class Qwen2Model(nn.Module):
                 looked = query
         return self.norm.fused(x), looked
 
-    def _turns(self, cache: PagedCache, positions: Tensor) -> Tensor:
+    def _turns(self, positions: Tensor) -> Tensor:
         """A step's rotations as matrices [rows, head_dim, head_dim]: one small product a layer instead of a kernel for
         each of its parts."""
-        straight, crossed = self._rotations(cache).index_select(0, positions).unbind(1)
-        if self._places is None or self._places.device != straight.device or self._places.dtype != straight.dtype:
-            own = torch.eye(self.config.head_dim, dtype=straight.dtype, device=straight.device)
-            self._places = torch.stack((own, own.roll(self.config.head_dim // 2, 0)))
+        assert self._rotations is not None and self._places is not None
+        straight, crossed = self._rotations.index_select(0, positions).unbind(1)
         return torch.addcmul(self._places[0] * straight, self._places[1], crossed)
 
-    def _rotations(self, cache: PagedCache) -> Tensor:
-        """Factors of every position's frame and of its halves exchanged, [positions, 2, 1, head_dim]."""
-        table, like = self._rotation_table, cache.values
-        if (
-            table is None
-            or len(table) < cache.max_positions
-            or (table.device, table.dtype) != (like.device, like.dtype)
-        ):
-            table = self._rotation_table = self._table(cache.max_positions, like.dtype, like.device)
-        return table
-
-    def _table(self, positions: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        every = torch.arange(positions, device=device)[None]
-        straight, crossed = self._rotation(every, dtype)
-        return torch.stack((straight[0, 0], crossed[0, 0]), dim=1)[:, :, None].contiguous()
+    def _rotate_up_to(self, positions: int) -> None:
+        """Makes the tables of steps for so many positions, once and beforehand: a step may make nothing that stays."""
+        like, table = self.embed_tokens.weight, self._rotations
+        if table is not None and len(table) >= positions and (table.device, table.dtype) == (like.device, like.dtype):
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            every = torch.arange(positions, device=like.device)[None]
+            straight, crossed = self._rotation(every, like.dtype)
+            self._rotations = torch.stack((straight[0, 0], crossed[0, 0]), dim=1)[:, :, None].contiguous()
+            own = torch.eye(self.config.head_dim, dtype=like.dtype, device=like.device)
+            self._places = torch.stack((own, own.roll(self.config.head_dim // 2, 0)))
 
     def _kv_head(self, watch: HeadOfLayer) -> int:
         return watch.head * self.config.num_kv_heads // self.config.num_heads
@@ -291,16 +288,9 @@ class Qwen2Model(nn.Module):
 
     def new_cache(self, sequences: int, max_positions: int, page: int = CPU_PAGE) -> PagedCache:
         weight, config = self.embed_tokens.weight, self.config
+        self._rotate_up_to(max_positions)
         shape = (config.num_layers, sequences, max_positions, config.num_kv_heads, config.head_dim)
         return PagedCache(*shape, weight.dtype, weight.device, page=page)
-
-
-def _add_product(x: Tensor, y: Tensor, layer: nn.Linear) -> Tensor:
-    """x + layer(y), in place of x and in one go where the weight is a plain matrix."""
-    weight = layer.weight
-    if isinstance(weight, PackedWeight):
-        return x.add_(layer(y))
-    return x.addmm_(y, weight.t())
 
 
 def _watch_pages(query: Tensor, pages: Tensor, kv_head: int, table: Tensor, ends: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.rope import Rotation, apply_half
+from kernels.packed_linear import add_product
 from streaming.speaking.flow import Voicebox
 from streaming.speaking.mel24k import MEL_BINS
 from streaming.speaking.unmerge import UPSAMPLING
@@ -74,12 +74,14 @@ class WindowBatch:
         # What `prepare` makes of these.
         self._condition = zeros(rows, own, config.hidden)
         self._nothing = zeros(1, 1, config.hidden)
-        self._turns = tuple(zeros(rows, 1, own, head_dim) for _ in range(2))
-        self._bare_turns = tuple(zeros(1, 1, shape.target, head_dim) for _ in range(2))
+        self._turns_whole = zeros(2, rows * (own + shape.target), 1, head_dim)  # of guided and bare frames, packed
+        self._turns_between = zeros(2, rows * 2 * shape.target, 1, head_dim)
         self._mask = zeros(rows, 1, 1, shape.frames)
         self._bare_mask = zeros(rows, 1, 1, shape.target)
         self._weight = zeros(rows, shape.target, 1, dtype=torch.float32)
         self._place = torch.arange(shape.frames, device=device)
+        # The rotations' table of frequencies is made by who asks first, which must not be a recorded step.
+        voicebox.diff_estimator.rotation(self._place[None, :1], weight.dtype)
 
     def prepare(self) -> None:
         """Conditions, rotations and masks of what the host has filled in."""
@@ -92,10 +94,11 @@ class WindowBatch:
         self._bare_mask.copy_(_bias(in_target, self._mask.dtype))
         self._weight.copy_(in_target[:, :, None])
         positions = torch.cat((prompt + held, prompt + prefix + own), 1)
-        for kept, made in zip(self._turns, network.rotation(positions, self.keys.dtype), strict=True):
-            kept.copy_(made)
-        for kept, made in zip(self._bare_turns, network.rotation(own[None], self.keys.dtype), strict=True):
-            kept.copy_(made)
+        placed = [network.rotation(where, self.keys.dtype) for where in (positions, own.expand(shape.rows, -1))]
+        turns, bare = (torch.stack(factors)[:, :, 0] for factors in placed)  # [2, rows, frames, head_dim]
+        between = turns[:, :, -shape.target :]
+        self._turns_whole.copy_(torch.cat((turns.flatten(1, 2), bare.flatten(1, 2)), 1)[:, :, None])
+        self._turns_between.copy_(torch.cat((between.flatten(1, 2), bare.flatten(1, 2)), 1)[:, :, None])
         vectors = self._voicebox.cond_emb(self.codes)[:, :, None].expand(-1, -1, UPSAMPLING, -1).flatten(1, 2)
         self._condition.copy_(network.cond_mlp(vectors))
         self._nothing.copy_(network.cond_mlp(torch.zeros_like(self._nothing)))
@@ -117,42 +120,43 @@ class WindowBatch:
     def _pass(self, gain: Tensor, *, whole: bool, with_bare: bool) -> tuple[Tensor, Tensor | None]:
         """Velocities float32 [rows, target, 128] with the condition and, if asked for, without."""
         network, shape, dtype = self._voicebox.diff_estimator, self.shape, self.keys.dtype
-        rows, own = shape.rows, shape.target + (shape.prefix if whole else 0)
+        own = shape.target + (shape.prefix if whole else 0)
+        guided = shape.rows * own
         x = torch.cat((self.clean, self.x), 1) if whole else self.x
-        first = network.mel_mlp(x.to(dtype)) + self._condition[:, -own:]
-        parts = [first.flatten(0, 1)]
+        parts = [(network.mel_mlp(x.to(dtype)) + self._condition[:, -own:]).flatten(0, 1)]
         if with_bare:
             parts.append((network.mel_mlp(self.x.to(dtype)) + self._nothing).flatten(0, 1))
-        y = torch.cat(parts) if with_bare else parts[0]
-        turns = (self._turns[0][:, :, -own:], self._turns[1][:, :, -own:])
+        y = torch.cat(parts)
+        straight, crossed = (self._turns_whole if whole else self._turns_between)[:, : len(y)].unbind(0)
+        heads = self.keys.shape[2]
         for index, layer in enumerate(network.layers):
-            attention, normed = layer.self_attn, layer.input_layernorm(y, gain[2 * index])
-            stacked = attention.stacked(normed)  # [frames, 3 heads, head_dim]
-            seen = [self._attend(index, stacked[: rows * own].unflatten(0, (rows, own)), turns)]
+            attention = layer.self_attn
+            stacked = attention.stacked(layer.input_layernorm(y, gain[2 * index]))  # [frames, 3 heads, head_dim]
+            turned = stacked[:, : 2 * heads]
+            torch.addcmul(turned * straight, turned.roll(turned.shape[-1] // 2, -1), crossed, out=turned)
+            seen = [self._attend(index, stacked[:guided].unflatten(0, (shape.rows, own)))]
             if with_bare:
-                seen.append(self._attend_bare(stacked[rows * own :].unflatten(0, (rows, shape.target))))
-            y = y + attention.o_proj(torch.cat(seen) if with_bare else seen[0])
-            y = y + layer.mlp(layer.post_attention_layernorm(y, gain[2 * index + 1]))
+                seen.append(self._attend_bare(stacked[guided:].unflatten(0, (shape.rows, shape.target))))
+            y = add_product(y, torch.cat(seen) if with_bare else seen[0], attention.o_proj)
+            inner = layer.mlp.inner(layer.post_attention_layernorm(y, gain[2 * index + 1]))
+            y = add_product(y, inner, layer.mlp.down_proj)
         out = network.mel_out_mlp(network.norm(y, gain[-1])).float()
-        velocity = out[: rows * own].unflatten(0, (rows, own))[:, -shape.target :]
-        return velocity, out[rows * own :].unflatten(0, (rows, shape.target)) if with_bare else None
+        velocity = out[:guided].unflatten(0, (shape.rows, own))[:, -shape.target :]
+        return velocity, out[guided:].unflatten(0, (shape.rows, shape.target)) if with_bare else None
 
-    def _attend(self, layer: int, stacked: Tensor, turns: Rotation) -> Tensor:
-        """stacked [rows, frames, 3 heads, head_dim] over prompt, prefix and target -> [rows * frames, hidden]."""
+    def _attend(self, layer: int, stacked: Tensor) -> Tensor:
+        """Rotated heads [rows, frames, 3 heads, head_dim] over prompt, prefix and target -> [rows * frames, hidden]."""
         query, key, value = stacked.transpose(1, 2).chunk(3, dim=1)
         keys, values = self.keys[:, layer], self.values[:, layer]
         own = stacked.shape[1]
-        keys[:, :, -own:] = apply_half(key, turns)
+        keys[:, :, -own:] = key
         values[:, :, -own:] = value
-        seen = F.scaled_dot_product_attention(apply_half(query, turns), keys, values, attn_mask=self._mask)
+        seen = F.scaled_dot_product_attention(query, keys, values, attn_mask=self._mask)
         return seen.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _attend_bare(self, stacked: Tensor) -> Tensor:
         query, key, value = stacked.transpose(1, 2).chunk(3, dim=1)
-        turns = (self._bare_turns[0], self._bare_turns[1])
-        seen = F.scaled_dot_product_attention(
-            apply_half(query, turns), apply_half(key, turns), value, attn_mask=self._bare_mask
-        )
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=self._bare_mask)
         return seen.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _spread(self, x: Tensor) -> Tensor:
