@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 
+from benchmarks.official import flow_dials
 from benchmarks.official.released_sizes import ENCODER_DIM, Size, released_config
 from kernels.paged_attention import GatheredPages, PagedAttention, TorchVarlen
 from kernels.recorder import Strict
@@ -71,6 +72,7 @@ def run(size: Size) -> dict[str, object]:
         "strict_steps": [f"{key[0]} {key[1]}" for key in strict.traces if isinstance(key, tuple)],
         "strict_rows": list(range(1, BUCKET + 1)),
         "strict_windows": len({key[0] for key in flow.traces if isinstance(key, tuple)}),
+        "flow_dials": flow_dials.run(),
         "load_average": round(os.getloadavg()[0], 2),
     }
 
@@ -87,7 +89,7 @@ def _attentions() -> list[PagedAttention]:
 def _joint_step(size: Size, attention: PagedAttention) -> tuple[StepTrace, StepTrace]:
     """think and talk by lot, eight rows, of the released size."""
     with torch.device("meta"), torch.inference_mode():
-        model = FlexiSLM(released_config(size), ENCODER_DIM)
+        model = FlexiSLM(released_config(size), ENCODER_DIM).bfloat16()
         model.fuse()
         decoders = (model.thinker.model, model.talker_model.model.model)
         caches = [decoder.new_cache(BUCKET, POSITIONS, attention.page) for decoder in decoders]
@@ -105,7 +107,7 @@ def _flow() -> tuple[StepTrace, list[StepTrace]]:
     periods = -(-dials.steps // dials.prefix_every)
     guided = tuple(step < dials.guided_steps for step in range(dials.prefix_every))
     with torch.device("meta"), torch.inference_mode():
-        voicebox = Voicebox(FlowConfig())
+        voicebox = Voicebox(FlowConfig()).bfloat16()
         voicebox.fuse()
         batch = WindowBatch(voicebox, shape)
         gains = voicebox.diff_estimator.step_gains(dials.steps).unflatten(0, (periods, dials.prefix_every))

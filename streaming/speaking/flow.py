@@ -60,6 +60,10 @@ class AdaptiveNorm(nn.Module):
         """x [batch, frames, hidden], gain [batch or 1, 1, hidden]."""
         return F.rms_norm(x.float(), x.shape[-1:], eps=_NORM_EPS).to(x.dtype) * gain
 
+    def fused(self, x: Tensor, gain: Tensor) -> Tensor:
+        """The same of x [frames, hidden] at one time, gain [hidden], in one kernel, which rounds once."""
+        return F.rms_norm(x, gain.shape, gain, _NORM_EPS)
+
 
 class _Attention(nn.Module):
     def __init__(self, config: FlowConfig) -> None:

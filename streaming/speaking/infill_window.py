@@ -131,16 +131,16 @@ class WindowBatch:
         heads = self.keys.shape[2]
         for index, layer in enumerate(network.layers):
             attention = layer.self_attn
-            stacked = attention.stacked(layer.input_layernorm(y, gain[2 * index]))  # [frames, 3 heads, head_dim]
+            stacked = attention.stacked(layer.input_layernorm.fused(y, gain[2 * index]))  # [frames, 3 heads, head_dim]
             turned = stacked[:, : 2 * heads]
             torch.addcmul(turned * straight, turned.roll(turned.shape[-1] // 2, -1), crossed, out=turned)
             seen = [self._attend(index, stacked[:guided].unflatten(0, (shape.rows, own)))]
             if with_bare:
                 seen.append(self._attend_bare(stacked[guided:].unflatten(0, (shape.rows, shape.target))))
             y = add_product(y, torch.cat(seen) if with_bare else seen[0], attention.o_proj)
-            inner = layer.mlp.inner(layer.post_attention_layernorm(y, gain[2 * index + 1]))
+            inner = layer.mlp.inner(layer.post_attention_layernorm.fused(y, gain[2 * index + 1]))
             y = add_product(y, inner, layer.mlp.down_proj)
-        out = network.mel_out_mlp(network.norm(y, gain[-1])).float()
+        out = network.mel_out_mlp(network.norm.fused(y, gain[-1])).float()
         velocity = out[:guided].unflatten(0, (shape.rows, own))[:, -shape.target :]
         return velocity, out[guided:].unflatten(0, (shape.rows, shape.target)) if with_bare else None
 
