@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.paged_attention import GatheredPages
 from models.networks.qwen2 import DecoderConfig, HeadOfLayer
 from models.networks.talker import CODE_OFFSET, Talker
 from models.networks.thinker import Thinker
@@ -88,12 +89,13 @@ def exact_group_lengths(frames: Tensor, hz: float) -> Tensor:
 def greedy_text(thinker: Thinker, prompt: Tensor, stop: int, limit: int = 60) -> list[int]:
     """Greedy continuation of prompt embeddings [P, H] up to `stop`."""
     cache = thinker.model.new_cache(1, prompt.shape[0] + limit)
-    hidden = thinker.step(prompt[None], cache, [0])
+    attention = GatheredPages(cache.page)
+    hidden = thinker.prefill(prompt, cache, [0], [len(prompt)], attention)
     ids: list[int] = []
     while len(ids) < limit:
-        token = int(thinker.text_logits(hidden[:, -1]).argmax(-1))
+        token = int(thinker.text_logits(hidden[-1]).argmax(-1))
         if token == stop:
             break
         ids.append(token)
-        hidden = thinker.step(thinker.embed(torch.tensor([[token]])), cache, [0])
+        hidden = thinker.prefill(thinker.embed(torch.tensor([token])), cache, [0], [1], attention)
     return ids

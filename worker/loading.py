@@ -8,7 +8,6 @@ recording.
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,16 @@ def load_model(
         # First, because the codec that an official voice needs for a moment is larger than what stays of it.
         voice = _voice(files, placement, voice_prompt, latency) if speaks or files.companions is None else None
         slm = load_flexislm(files.directory, dtype=placement.dtype, device=placement.device)
+        slm.fuse()
         if placement.packed:
             pack_linears(slm)
         tokenizer = load_tokenizer(files.directory, slm.config)
         ear = _ear(files, placement, slm, tokenizer, exact_at_end)
-        uniform = None if files.companions is None else random.Random(0).random
-        return Pipeline(Networks(files.name, slm, tokenizer, ear, voice, uniform), sessions)
+        # The embedded model speaks best what is likeliest; official weights are made to be drawn from.
+        draws = files.companions is not None
+        pipeline = Pipeline(Networks(files.name, slm, tokenizer, ear, voice, draws), sessions, placement.back_ends)
+        pipeline.warm_up()
+        return pipeline
     except (CheckpointError, VoiceFileError, AudioFileError) as error:
         raise ModelError(str(error)) from error
 
@@ -81,4 +84,5 @@ def _voice(files: ModelFiles, placement: Placement, prompt: Path | None, latency
         return load_embedded_voice(files.directory, latency)
     from worker.voices.official import load_recorded_voice
 
-    return load_recorded_voice(files.directory, files.companions, prompt, latency, device=placement.device)
+    device, steps = placement.device, placement.back_ends.steps
+    return load_recorded_voice(files.directory, files.companions, prompt, latency, device=device, steps=steps)

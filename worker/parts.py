@@ -123,7 +123,8 @@ class Speaker(Protocol):
 @dataclass(frozen=True, slots=True)
 class Question:
     """What to answer and how. `heard` holds the session's finished utterances by number; transcribe: write down what
-    was said instead of answering it."""
+    was said instead of answering it; session and generation name the answer, and what is drawn by lot in it hangs on
+    nothing else."""
 
     conversation: Conversation
     heard: dict[int, Listener]
@@ -132,6 +133,8 @@ class Question:
     speech: bool
     max_output_tokens: int
     transcribe: bool = False
+    session: int = 0
+    generation: int = 0
 
 
 def transcription_of(

@@ -7,14 +7,16 @@ Speaker:  end of prompt ─► joint Thinker/Talker steps ─► (code, duration
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from agent.wire import ContextItem, ResponseStats
+from kernels.sampling import counted_uniforms
 from models.networks.flexislm import FlexiSLM
 from models.networks.generation import Generation, GenerationOptions, Runner, Step
 from models.networks.prompts import PastTurn, Prompt, chat_prompt, repeat_request
@@ -36,6 +38,7 @@ from worker.parts import (
     TextPiece,
     Unit,
 )
+from worker.placement import BackEnds
 from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool, add_audio
 from worker.voices.tokens import SpokenTokens
 from worker.voices.voice import Voice
@@ -44,41 +47,67 @@ from worker.words import WordClock
 MIN_RATE_HZ, MAX_RATE_HZ = 4.0, 12.5
 CODEC_FRAME_RATE_HZ = 12.5
 MAX_STEPS = ANSWER_POSITIONS - 40
+WARM_UP_SAMPLES = 41_000
+"""A block of the official encoder and what opens the next."""
 LONGEST_PER_LETTER, LONGEST_PAUSE = 2.5, 25.0
 """12.5 Hz frames: an answer that lasts longer than this for its letters is cut."""
-
-Uniform = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """What a pipeline is made of. voice: None where it can only write; uniform: source of numbers in [0, 1) for
-    sampling speech tokens, None for the likeliest."""
+    """What a pipeline is made of. voice: None where it can only write; draws: speech tokens are drawn by lot, else the
+    likeliest are taken."""
 
     name: str
     slm: FlexiSLM
     tokenizer: TextTokenizer
     ear: Ear
     voice: Voice[Any] | None
-    uniform: Uniform | None
+    draws: bool
 
 
 class Pipeline:
-    """A `SpeechModel` of our own networks, for at most `sessions` callers at once."""
+    """A `SpeechModel` of our own networks, for at most `sessions` callers at once; `back_ends`: None for those that
+    suit the networks' device."""
 
     output_sample_rate = SAMPLE_RATE_HZ
     codec_frame_rate_hz = CODEC_FRAME_RATE_HZ
 
-    def __init__(self, networks: Networks, sessions: int) -> None:
-        self.networks = networks
+    def __init__(self, networks: Networks, sessions: int, back_ends: BackEnds | None = None) -> None:
+        self.networks, self._sessions = networks, sessions
         # One slot to listen with and one to answer from, for each caller.
         slots = 2 * sessions
-        self.runner = Runner(networks.slm, networks.tokenizer.special, slots, MAX_POSITIONS)
+        self.runner = Runner(
+            networks.slm,
+            networks.tokenizer.special,
+            slots,
+            MAX_POSITIONS,
+            rows=sessions,
+            attention=back_ends.attention if back_ends else None,
+            steps=back_ends.steps if back_ends else None,
+        )
         self.pool = SlotPool(slots)
 
     @property
     def name(self) -> str:
         return self.networks.name
+
+    def warm_up(self) -> None:
+        """A short turn of nobody's, so that the first caller waits for no kernel to be chosen and no graph recorded."""
+        self.runner.warm_up()
+        nothing = Conversation("", ())
+        listener = self.listen(nothing, MAX_RATE_HZ, MAX_RATE_HZ)
+        listener.feed(np.full(WARM_UP_SAMPLES, 1e-3, np.float32))
+        listener.finish()
+        said = Conversation("", (ContextItem("user", "", 0),))
+        speaker = self.respond(
+            Question(said, {0: listener}, MAX_RATE_HZ, MAX_RATE_HZ, self.networks.voice is not None, 2)
+        )
+        while not any(isinstance(event, Finished) for event in speaker.step()):
+            pass
+        listener.close()
+        if self.networks.voice is not None:
+            self.networks.voice.warm_up(self._sessions)
 
     def listen(
         self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None
@@ -103,11 +132,12 @@ class Pipeline:
         if question.transcribe:
             text = self.networks.slm.config.agogic.prompts.asks_transcript
         prompt = self.prompt(conversation, text, audio=spoken, speech=question.speech)
+        steps = max(1, min(question.max_output_tokens, MAX_STEPS))
         options = GenerationOptions(
             output_hz=question.output_hz,
             speech=question.speech,
-            max_steps=max(1, min(question.max_output_tokens, MAX_STEPS)),
-            uniform=self.networks.uniform,
+            max_steps=steps,
+            uniforms=counted_uniforms(question.session, question.generation, steps) if self.networks.draws else None,
         )
         if isinstance(utterance, PipelineListener) and spoken:
             return PipelineSpeaker(self, utterance.prefill, prompt, utterance, options)
@@ -335,7 +365,7 @@ class PipelineSpeaker:
                 self.voice.push(span.code, span.duration_frames)
                 self._words.speech(span.duration_frames, self._looked_at)
         # The head's weights belong to the code chosen in this step, whose duration comes with the next.
-        self._looked_at = self._focus(step)
+        self._looked_at = step.focus
         if self.voice is not None and self._over():
             self.voice.end()
         return events
@@ -347,13 +377,6 @@ class PipelineSpeaker:
     def _runs_on(self) -> bool:
         """Whether sound goes on long after every word must have been said: a small Talker can miss its end."""
         return self._words.text_ended and self._tokens.frames > LONGEST_PER_LETTER * len(self.text) + LONGEST_PAUSE
-
-    def _focus(self, step: Step) -> int | None:
-        """Index of the text token that the Talker looked at, None where that is not known."""
-        if step.alignment is None or not self._text_tokens:
-            return None
-        weights = step.alignment[: self._text_tokens]
-        return int(weights.argmax()) if len(weights) else None
 
     def take_sound(self, pcm: Pcm) -> list[Spoken]:
         """The next samples of the voice, and what is said in them."""

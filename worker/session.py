@@ -263,6 +263,8 @@ class Session:
             request.output_hz,
             request.speech,
             request.max_output_tokens,
+            session=self.number,
+            generation=request.generation,
         )
 
     def _deliver(self, response: Response, event: TextPiece | Sound | Finished) -> None:

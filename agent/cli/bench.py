@@ -270,6 +270,19 @@ def roofline(
 
 
 @app.command()
+def engine(
+    size: Annotated[Released, typer.Option(help="released size")] = Released.SEVEN_B,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """What a step and a chunk of sound ask of a GPU: operations, reads by the host. Counts, and measures nothing."""
+    with measuring("bench", threads):
+        from benchmarks.official import engine as benchmark
+
+        print_report(benchmark.run(size.value), json)
+
+
+@app.command()
 def codec(
     seconds: Annotated[float, typer.Option(min=0.5, help="of speech")] = 5.0,
     rounds: Annotated[int, typer.Option(min=1, help="measurements")] = 3,

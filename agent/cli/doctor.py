@@ -117,8 +117,28 @@ def _torch() -> list[Finding]:
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        return [Finding("GPU", "ok", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")]
-    return [Finding("GPU", "note", "none; the embedded model does not need one, FlexiSLM-7B does")]
+        gpu = Finding("GPU", "ok", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")
+    else:
+        gpu = Finding("GPU", "note", "none; the embedded model does not need one, FlexiSLM-7B does")
+    return [gpu, _back_ends()]
+
+
+def _back_ends() -> Finding:
+    """What official weights would be run with here; the embedded ones stay on the processor."""
+    import torch
+
+    from kernels.paged_attention import BackendError, attention_named
+    from kernels.step_runner import buckets_for, steps_name
+    from models.networks.config import RELEASED_HEAD_DIMS
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        attention = attention_named(device, torch.bfloat16, RELEASED_HEAD_DIMS)
+        steps, largest = steps_name(device), buckets_for(256)[-1]
+    except BackendError as error:
+        return Finding("back ends", "missing", str(error))
+    detail = f"attention {attention.name}, pages of {attention.page}; steps {steps}, up to {largest} rows"
+    return Finding("back ends", "ok", detail)
 
 
 def _vad() -> list[Finding]:

@@ -24,6 +24,7 @@ from models.networks.flexislm import AudioMlp, FlexiSLM
 from models.networks.frame_rate import frame_rate_embedding
 from models.networks.generation import Generation, GenerationOptions, Runner, Step
 from models.networks.prompts import chat_prompt
+from models.networks.qwen2 import Qwen2Model
 from models.networks.tokenizer import TextTokenizer
 from streaming.hearing.log_mel import whisper_log_mel
 from streaming.hearing.mel_filters import mel_filters
@@ -145,11 +146,16 @@ class _Tape:
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
-    def wrap(self, step: Callable[..., Tensor | tuple[Tensor, Tensor | None]]) -> Callable[..., object]:
-        def taped(x: Tensor, *rest: object) -> object:
-            result = step(x, *rest)
-            self.inputs.append(x[0])
-            self.outputs.append((result if isinstance(result, Tensor) else result[0])[0])
+    def listen(self, decoder: Qwen2Model) -> None:
+        """Prefill of a prompt, packed, and steps of one row."""
+        decoder.prefill = self._wrap(decoder.prefill)  # type: ignore[method-assign]
+        decoder.decode = self._wrap(decoder.decode)  # type: ignore[method-assign]
+
+    def _wrap(self, work: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        def taped(x: Tensor, *rest: object) -> tuple[Tensor, Tensor | None]:
+            self.inputs.append(x.clone())  # steps change it in place
+            result = work(x, *rest)
+            self.outputs.append(result[0])
             return result
 
         return taped
@@ -163,17 +169,16 @@ def check_run(variant: str, name: str) -> Check:
         model = load_flexislm(folder, dtype=torch.float32)
         tokenizer = TextTokenizer.load(golden.folder / "tokenizer")
         thinker, talker = _Tape(), _Tape()
-        model.thinker.step = thinker.wrap(model.thinker.step)  # type: ignore[method-assign, assignment]
-        model.talker_model.step = talker.wrap(model.talker_model.step)  # type: ignore[method-assign, assignment]
+        thinker.listen(model.thinker.model)
+        talker.listen(model.talker_model.model.model)
         runner = Runner(model, tokenizer.special, slots=1, max_positions=512)
         speech = not name.startswith("text_only")
         runner.extend(0, _prompt(model, golden[f"{variant}/input"] if run["input"] != "no audio" else {}, run))
-        uniforms = iter(recorded["uniforms"].tolist()) if "uniforms" in recorded else None
         options = GenerationOptions(
             run["output_hz"],
             speech=speech,
             max_steps=SPEECH_STEPS if speech else TEXT_STEPS,
-            uniform=None if uniforms is None else lambda: cast(float, next(uniforms)),
+            uniforms=recorded["uniforms"].double().numpy() if "uniforms" in recorded else None,
             forced_text=tuple(run.get("force_text", ())),
             forced_speech=tuple(run.get("force_audio", ())),
         )
@@ -188,7 +193,7 @@ def check_run(variant: str, name: str) -> Check:
         yield "thinker_input", torch.cat(thinker.inputs[1:])
         if speech:
             yield "talker_input", torch.cat(talker.inputs[1:])
-        caches = [runner.thinker_cache.lengths[0]] + ([runner.talker_cache.lengths[0]] if speech else [])
+        caches = [runner.thinker_cache.held[0]] + ([runner.talker_cache.held[0]] if speech else [])
         expected = [run["thinker_cache_length"]] + ([run["talker_cache_length"]] if speech else [])
         if caches != expected:
             raise ValueError(f"{variant} {name}: caches hold {caches} positions instead of {expected}")

@@ -7,7 +7,6 @@ spoken turn of Thinker and Talker together, without encoder and voice.
 
 from __future__ import annotations
 
-import random
 import time
 from dataclasses import dataclass
 
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from benchmarks.official.released_sizes import ENCODER_DIM, released_config
 from kernels.packed_linear import pack_linears
+from kernels.paged_attention import GatheredPages
+from kernels.sampling import counted_uniforms
 from models.networks.flexislm import FlexiSLM
 from models.networks.generation import GenerationOptions, Runner
 from models.networks.qwen2 import DecoderConfig
@@ -41,6 +42,7 @@ class Ours:
     def __init__(self, thinker: Thinker) -> None:
         self._thinker = thinker
         self._cache = thinker.model.new_cache(1, 512)
+        self._attention = GatheredPages(self._cache.page)
 
     def generate(self, prompt: Tensor, steps: int) -> Timed:
         """Continues prompt [n] by `steps` tokens and one."""
@@ -56,8 +58,8 @@ class Ours:
         return Timed(ids, (prefilled - started) * 1e3, (ended - prefilled) * 1e3 / steps)
 
     def _next(self, ids: Tensor) -> Tensor:
-        hidden = self._thinker.step(self._thinker.embed(ids)[None], self._cache, [0])
-        return self._thinker.text_logits(hidden[0, -1:]).argmax(-1)
+        hidden = self._thinker.prefill(self._thinker.embed(ids), self._cache, [0], [len(ids)], self._attention)
+        return self._thinker.text_logits(hidden[-1:]).argmax(-1)
 
 
 class Theirs:
@@ -158,10 +160,11 @@ def spoken_turn(slm: FlexiSLM, seconds: float, output_hz: float = 12.5) -> dict[
     """
     codes = round(seconds * output_hz)
     words = tuple(range(1000, 1000 + round(seconds * WORDS_HZ)))
+    steps = slm.config.speech_delay_tokens + codes + 1
     options = GenerationOptions(
         output_hz,
-        max_steps=slm.config.speech_delay_tokens + codes + 1,
-        uniform=random.Random(0).random,
+        max_steps=steps,
+        uniforms=counted_uniforms(0, 0, steps),
         forced_text=(*words, QWEN_IDS.im_end, QWEN_IDS.newline),
     )
     runner = Runner(slm, QWEN_IDS, slots=1, max_positions=1024)

@@ -17,6 +17,8 @@ from streaming.merging.merger import merger_mode
 
 ENCODER_RATE_HZ = 25.0
 OFFICIAL_MAX_GROUP_FRAMES = 16
+RELEASED_HEAD_DIMS = (64, 128, 160)
+"""Of the Thinkers of 0.5B and 7B, and of the Talker of both."""
 
 _UNSUPPORTED = (
     "use_sensevoice_feature",

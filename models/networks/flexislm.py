@@ -61,6 +61,11 @@ class FlexiSLM(nn.Module):
         else:
             self.input_merging_transformer = MeanMergingTransformer(config.merger)
 
+    def fuse(self) -> None:
+        """Joins products that read the same input, for inference; a checkpoint's keys fit no more."""
+        self.thinker.model.fuse()
+        self.talker_model.model.model.fuse()
+
     @property
     def dtype(self) -> torch.dtype:
         return self.thinker.model.embed_tokens.weight.dtype

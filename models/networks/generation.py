@@ -7,6 +7,10 @@
 
 A speech token's duration is known one step after its code, so `Step.spoken` comes one step late. Several answers may
 take a step together; each gives what it would give alone.
+
+The networks' part of a step is `joint_step` beside this file. The tokens of a step are chosen at the end of the one
+before; all that the host reads of it is one small table. `late`: it is read while the step that follows is already on
+its way, which pays where the networks run on a device of their own.
 """
 
 from __future__ import annotations
@@ -16,12 +20,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.sampling import draw, filtered_probabilities
+from kernels.paged_attention import PagedAttention, attention_named
+from kernels.paged_cache import PagedCache
+from kernels.step_runner import Work, buckets_for, in_buckets, make_steps, steps_name
+from models.networks.flexislm import FlexiSLM
+from models.networks.joint_step import DRAWS, FOCUS, HUSHED, LENGTH, PROMPT, SPEAKS, SPEECH, TEXT, JointStep
 from models.networks.prompt_slots import PromptSlots
 from models.networks.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
+from models.networks.tokenizer import SpecialIds
 
 End = Literal["", "end", "max_steps"]
 
@@ -30,18 +41,15 @@ End = Literal["", "end", "max_steps"]
 class GenerationOptions:
     """How to answer.
 
-    output_hz: requested rate of the speech tokens; speech False: text alone; uniform: source of numbers in [0, 1) for
-    sampling speech tokens, None for the most probable one; forced_text: text ids to say; forced_speech: codes spoken
-    right after the delay, as prompt of a voice, which are not output (section 4.6).
+    output_hz: requested rate of the speech tokens; speech False: text alone; uniforms: numbers in [0, 1), one a step,
+    to draw speech tokens with, None for the most probable ones; forced_text: text ids to say; forced_speech: codes
+    spoken right after the delay, as prompt of a voice, which are not output (section 4.6).
     """
 
     output_hz: float
     speech: bool = True
     max_steps: int = 600
-    uniform: Callable[[], float] | None = None
-    temperature: float = 1.0
-    top_k: int = 20
-    top_p: float = 0.9
+    uniforms: NDArray[np.float64] | None = None
     forced_text: tuple[int, ...] = ()
     forced_speech: tuple[int, ...] = ()
 
@@ -59,8 +67,9 @@ class Step:
     """What one step gave.
 
     text_token: None once the text has ended; speech_token (Talker id) and length: None for text alone; spoken: the
-    token *before* with its duration; alignment: the alignment head's weights over the assistant's positions so far,
-    where position j carries text token j; the times are wall-clock, shared by the answers of one call.
+    token *before* with its duration; focus: which text token the alignment head looked at most when the speech token
+    was chosen, None where nothing was fed yet or there is no such head; the times are wall-clock, shared by the answers
+    of one call.
     """
 
     text_token: int | None
@@ -68,14 +77,14 @@ class Step:
     length: int | None
     spoken: SpokenToken | None
     ended: End
-    alignment: Tensor | None
+    focus: int | None
     thinker_ms: float
     talker_ms: float
 
 
 @dataclass
 class Generation:
-    """An answer in the making. thinker_hidden [H] and talker_hidden [D] are what the next tokens are predicted from.
+    """An answer in the making.
 
     talker_steps: how often the Talker ran for it; delayed: Talker inputs [D] of the delay, waiting to be fed at once.
     """
@@ -85,8 +94,7 @@ class Generation:
     prompt_positions: int
     delay_tokens: int
     frame_rate: Tensor
-    thinker_hidden: Tensor
-    talker_hidden: Tensor | None
+    joint: JointStep
     ended: End = ""
     steps: int = 0
     text_frozen: bool = False
@@ -95,7 +103,6 @@ class Generation:
     starts_sampled: int = 0
     forced_spoken: int = 0
     talker_steps: int = 0
-    alignment: Tensor | None = None
     delayed: list[Tensor] = field(default_factory=list)
 
     @property
@@ -103,6 +110,16 @@ class Generation:
         """Whether the next speech token is a forced one."""
         left = self.forced_spoken < len(self.options.forced_speech)
         return left and self.starts_sampled >= self.delay_tokens
+
+    @property
+    def thinker_hidden(self) -> Tensor:
+        """[H]: what the next text token is chosen from."""
+        return self.joint.state.thinker[self.slot].clone()
+
+    @property
+    def talker_hidden(self) -> Tensor | None:
+        """[D]: what the next speech token is chosen from; None for text alone."""
+        return self.joint.state.talker[self.slot].clone() if self.options.speech else None
 
 
 @dataclass
@@ -112,119 +129,134 @@ class _Choice:
     text: int = -1
     speech: int = -1
     length: int = -1
+    focus: int | None = None
     forced: bool = False
 
 
+@dataclass(frozen=True)
+class _Report:
+    """A copy of the slots' numbers on its way to the host; `arrived` waits for it."""
+
+    numbers: Tensor
+    arrived: Callable[[], object]
+
+
 class Runner(PromptSlots):
-    """Runs one model for several conversations at once, each in a slot of its own."""
+    """Runs one model for several conversations at once, each in a slot of its own.
+
+    attention, steps: back ends by name; None for what suits the device. rows: answers that will take a step together.
+    """
+
+    def __init__(
+        self,
+        model: FlexiSLM,
+        special: SpecialIds,
+        slots: int,
+        max_positions: int,
+        *,
+        attention: PagedAttention | None = None,
+        steps: str | None = None,
+        rows: int | None = None,
+        late: bool | None = None,
+    ) -> None:
+        device, config = model.device, model.config
+        if attention is None:
+            head_dims = (config.thinker.head_dim, config.talker.head_dim)
+            attention = attention_named(device, model.dtype, head_dims)
+        super().__init__(model, special, slots, max_positions, attention)
+        self.joint = JointStep(model, special, attention, self.thinker_cache, self.talker_cache)
+        self.steps = make_steps(steps_name(device, steps), buckets_for(rows or slots), slots, device)
+        self.late = device.type == "cuda" if late is None else late
+        self._report: _Report | None = None
+        self._numbers: dict[int, list[int]] = {}
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Makes every step ready that callers can ask for."""
+        # How often the Talker draws by lot is the model's, not the caller's; both are small beside the networks.
+        for name, work in (("think", self.joint.think), ("talk", self.joint.talk), ("lot", self.joint.talk_by_lot)):
+            self.steps.warm(name, work, self._widths())
 
     @torch.inference_mode()
     def start(self, slot: int, options: GenerationOptions) -> Generation:
         """Begin to answer the slot's prompt."""
         self.rewind(slot, self.positions(slot))
-        prompt = self.prompts[slot]
+        prompt, state, config = self.prompts[slot], self.joint.state, self.model.config
         if options.speech:
             self.prefill_talkers([slot], {slot: options.output_hz})
-        return Generation(
+        generation = Generation(
             slot=slot,
             options=options,
             prompt_positions=self.positions(slot),
-            delay_tokens=self.model.config.speech_delay_tokens,
+            delay_tokens=config.speech_delay_tokens,
             frame_rate=self.model.frame_rate(options.output_hz),
-            thinker_hidden=prompt.thinker[-1],
-            talker_hidden=prompt.talker[-1] if options.speech else None,
+            joint=self.joint,
         )
+        # A step that is read late may have been followed by one too many.
+        last = generation.prompt_positions + options.max_steps + 1
+        for cache in (self.thinker_cache, self.talker_cache) if options.speech else (self.thinker_cache,):
+            cache.reserve(slot, min(last, cache.max_positions))
+        numbers = [0] * state.numbers.shape[1]
+        numbers[SPEECH], numbers[SPEAKS], numbers[PROMPT] = AUDIO_START, options.speech, generation.prompt_positions
+        numbers[DRAWS], numbers[FOCUS] = options.uniforms is not None, -1
+        state.numbers[slot] = torch.tensor(numbers)
+        state.rate[slot] = generation.frame_rate
+        if options.uniforms is not None:
+            known = torch.from_numpy(options.uniforms)[: state.uniforms.shape[1]]
+            state.uniforms[slot, : len(known)] = known.to(state.uniforms.device)
+        rows = torch.tensor([slot], device=self.model.device)
+        self.joint.choose_text(rows, prompt.thinker[-1:])
+        if options.speech and not config.agogic.delay_is_given:
+            self._choose_speech(rows, prompt.talker[-1:], 0, drawing=options.uniforms is not None)
+        self._send_report()
+        return generation
 
     @torch.inference_mode()
     def step(self, generations: Sequence[Generation]) -> list[Step]:
-        """One step of each answer, none of which may have ended."""
-        choices = [_Choice() for _ in generations]
+        """One text token and one speech token of each answer (none of them ended), each by itself as far as it goes."""
+        assert all(not generation.ended for generation in generations)
         started = time.perf_counter()
-        self._choose_text(generations, choices)
-        text_chosen = time.perf_counter()
-        self._choose_speech(generations, choices)
-        speech_chosen = time.perf_counter()
+        before, times = self._report, (0.0, 0.0)
+        assert before is not None
+        # What is forced on the networks must be known before they go on.
+        forced = any(one.options.forced_text or one.options.forced_speech for one in generations)
+        late = self.late and not forced
+        if late:
+            times = self._feed(generations)
+        before.arrived()
+        self._numbers = {one.slot: before.numbers[one.slot].tolist() for one in generations}
+        choices = [self._choice(generation) for generation in generations]
         spoken = [self._book(generation, choice) for generation, choice in zip(generations, choices, strict=True)]
-        alignments = [generation.alignment for generation in generations]
-        texts = [
-            None if generation.text_frozen else choice.text
-            for generation, choice in zip(generations, choices, strict=True)
+        if not late:
+            going = [generation for generation in generations if generation.ended != "end"]
+            for generation, choice in zip(generations, choices, strict=True):
+                self._force(generation, choice)
+            times = self._feed(going) if going else times
+        thinker_ms = (time.perf_counter() - started) * 1e3 - times[1]
+        return [
+            self._finish(generation, choice, token, thinker_ms, times[1])
+            for generation, choice, token in zip(generations, choices, spoken, strict=True)
         ]
-        going = [index for index, generation in enumerate(generations) if generation.ended != "end"]
-        feeding = time.perf_counter()
-        thinker_ms = talker_ms = 0.0
-        if going:
-            fed = self._feed([generations[index] for index in going], [choices[index] for index in going])
-            talker_ms = (time.perf_counter() - fed) * 1e3
-            thinker_ms = (fed - feeding) * 1e3
-        thinker_ms += (text_chosen - started) * 1e3
-        talker_ms += (speech_chosen - text_chosen) * 1e3
-        steps = []
-        for generation, choice, text, token, alignment in zip(
-            generations, choices, texts, spoken, alignments, strict=True
-        ):
-            generation.steps += 1
-            if not generation.ended and generation.steps >= generation.options.max_steps:
-                generation.ended = "max_steps"
-            speech = generation.options.speech
-            steps.append(
-                Step(
-                    text_token=text,
-                    speech_token=choice.speech if speech else None,
-                    length=choice.length if speech else None,
-                    spoken=token,
-                    ended=generation.ended,
-                    alignment=alignment,
-                    thinker_ms=thinker_ms,
-                    talker_ms=talker_ms,
-                )
-            )
-        return steps
 
-    def _choose_text(self, generations: Sequence[Generation], choices: Sequence[_Choice]) -> None:
-        writing = [index for index, generation in enumerate(generations) if not generation.text_frozen]
-        if not writing:
-            return
-        hidden = torch.stack([generations[index].thinker_hidden for index in writing])
-        tokens = self.model.thinker.text_logits(hidden).argmax(-1).tolist()
-        for index, token in zip(writing, tokens, strict=True):
-            forced = generations[index].options.forced_text
-            choices[index].text = forced[generations[index].steps] if generations[index].steps < len(forced) else token
-
-    def _choose_speech(self, generations: Sequence[Generation], choices: Sequence[_Choice]) -> None:
-        rows = []
-        for generation, choice in zip(generations, choices, strict=True):
-            if generation.options.speech and self._in_given_delay(generation):
-                choice.speech, choice.length = AUDIO_START, 0
-                generation.starts_sampled += 1
-            elif generation.options.speech:
-                rows.append((generation, choice))
-        if not rows:
-            return
-        hidden = torch.stack(
-            [generation.talker_hidden for generation, _ in rows if generation.talker_hidden is not None]
-        )
-        logits = self.model.talker_model.speech_logits(hidden)
-        lengths = self.model.talker_model.length_logits(hidden).argmax(-1).tolist()
-        best = logits.argmax(-1).tolist()
-        for row, (generation, choice) in enumerate(rows):
-            choice.length = lengths[row]
-            options = generation.options
-            token = best[row]
-            if options.uniform is not None:
-                probabilities = filtered_probabilities(
-                    logits[row], temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
-                )
-                token = int(draw(probabilities, torch.tensor(options.uniform(), device=probabilities.device)))
-            choice.forced = generation.forcing_speech
-            if choice.forced:
-                token = options.forced_speech[generation.forced_spoken] + CODE_OFFSET
-                generation.forced_spoken += 1
-            elif token == AUDIO_START:
-                generation.starts_sampled += 1
-            elif token == AUDIO_END:
-                generation.starts_sampled = 0
-            choice.speech = token
+    def _choice(self, generation: Generation) -> _Choice:
+        """The step's tokens, as the networks chose them or as they are forced or given."""
+        numbers, options, choice = self._numbers[generation.slot], generation.options, _Choice()
+        if not generation.text_frozen:
+            forced = options.forced_text
+            choice.text = forced[generation.steps] if generation.steps < len(forced) else numbers[TEXT]
+        if not options.speech:
+            return choice
+        choice.focus = numbers[FOCUS] if numbers[FOCUS] >= 0 else None
+        choice.speech, choice.length = numbers[SPEECH], numbers[LENGTH]
+        choice.forced = not self._in_given_delay(generation) and generation.forcing_speech
+        if choice.forced:
+            choice.speech = options.forced_speech[generation.forced_spoken] + CODE_OFFSET
+            generation.forced_spoken += 1
+        elif choice.speech == AUDIO_START:
+            generation.starts_sampled += 1
+        elif choice.speech == AUDIO_END:
+            generation.starts_sampled = 0
+        return choice
 
     def _in_given_delay(self, generation: Generation) -> bool:
         return self.model.config.agogic.delay_is_given and generation.steps < generation.delay_tokens
@@ -244,72 +276,112 @@ class Runner(PromptSlots):
             generation.ended = "end"
         return spoken
 
-    def _feed(self, generations: Sequence[Generation], choices: Sequence[_Choice]) -> float:
-        """Feed the chosen tokens back; returns the time at which the Thinker was done."""
-        model, talker = self.model, self.model.talker_model
-        device = model.device
-        frozen = torch.tensor([generation.text_frozen for generation in generations], device=device)
-        text_ids = torch.tensor([max(choice.text, 0) for choice in choices], device=device)
-        text = model.thinker.embed(text_ids).masked_fill(frozen[:, None], 0.0)
-        rate = torch.stack([generation.frame_rate for generation in generations])
-        audio = talker.audio_emb(torch.tensor([max(choice.speech, 0) for choice in choices], device=device))
-        length = talker.length_emb(torch.tensor([max(choice.length, 0) for choice in choices], device=device))
-        inputs = text
-        if model.config.thinker_hears_speech:
-            both = torch.tensor([generation.options.speech for generation in generations], device=device)[:, None]
-            inputs = torch.where(both, model.thinker.combine(text, audio, length, rate), text)
-        writing = [row for row, generation in enumerate(generations) if not generation.text_frozen]
-        if writing:
-            slots = [generations[row].slot for row in writing]
-            hidden = model.thinker.step(inputs[writing, None], self.thinker_cache, slots)[:, 0]
-            for row, state in zip(writing, hidden, strict=True):
-                generations[row].thinker_hidden = state
-        thinker_done = time.perf_counter()
-        speaking = [row for row, generation in enumerate(generations) if generation.options.speech]
-        if speaking:
-            base = torch.stack([generations[row].thinker_hidden for row in speaking])[:, None]
-            z = talker.condition(
-                base,
-                rate[speaking],
-                audio[speaking, None],
-                length[speaking, None],
-                inputs[speaking, None],
-                text_ended=frozen[speaking, None],
-            )
-            self._feed_talker([generations[row] for row in speaking], z)
-        for generation, choice in zip(generations, choices, strict=True):
-            self._note_text(generation, choice.text)
-        return thinker_done
+    def _force(self, generation: Generation, choice: _Choice) -> None:
+        """Tells the networks which tokens are forced on them."""
+        numbers = self.joint.state.numbers
+        if generation.steps < len(generation.options.forced_text) and not generation.text_frozen:
+            numbers[generation.slot, TEXT] = choice.text
+        if choice.forced:
+            numbers[generation.slot, SPEECH] = choice.speech
 
-    def _feed_talker(self, generations: Sequence[Generation], z: Tensor) -> None:
-        """One position of each answer, z [answers, 1, D]; those of a given delay are held back and fed as one piece."""
-        stepping = []
-        for row, generation in enumerate(generations):
-            if not self._in_given_delay(generation):
-                stepping.append(row)
-                continue
-            generation.delayed.append(z[row, 0])
-            if len(generation.delayed) == generation.delay_tokens:
-                self._step_talker([generation], torch.stack(generation.delayed)[None])
-                generation.delayed.clear()
-        if stepping:
-            self._step_talker([generations[row] for row in stepping], z[stepping])
-
-    def _step_talker(self, generations: Sequence[Generation], z: Tensor) -> None:
-        slots = [generation.slot for generation in generations]
-        hidden, attention = self.model.talker_model.step(z, self.talker_cache, slots, self.model.config.alignment_head)
-        for index, generation in enumerate(generations):
+    def _feed(self, generations: Sequence[Generation]) -> tuple[float, float]:
+        """Feeds the chosen tokens, whatever they are, and has the next ones chosen; ms of Thinker and Talker."""
+        started = time.perf_counter()
+        writing = [generation.slot for generation in generations if not generation.text_frozen]
+        self._run("think", self.joint.think, self.thinker_cache, writing)
+        thought = time.perf_counter()
+        speaking = [generation for generation in generations if generation.options.speech]
+        stepping = [generation for generation in speaking if not self._in_given_delay(generation)]
+        drawing = any(generation.options.uniforms is not None for generation in stepping)
+        name, work = ("lot", self.joint.talk_by_lot) if drawing else ("talk", self.joint.talk)
+        self._run(name, work, self.talker_cache, [generation.slot for generation in stepping])
+        for generation in stepping:
             generation.talker_steps += 1
-            generation.talker_hidden = hidden[index, -1]
-            if attention is not None:
-                generation.alignment = self._alignment(generation, attention[index, -1])
+        for generation in speaking:
+            if self._in_given_delay(generation):
+                self._delay(generation)
+        self._send_report()
+        return (thought - started) * 1e3, (time.perf_counter() - thought) * 1e3
 
-    def _alignment(self, generation: Generation, weights: Tensor) -> Tensor:
-        return weights[generation.prompt_positions : self.talker_cache.lengths[generation.slot]]
+    def _run(self, name: str, work: Work, cache: PagedCache, slots: Sequence[int]) -> None:
+        for part in in_buckets(slots, self.steps.buckets):
+            needed, in_place = cache.width(part), None
+            if not self.steps.sees_host:
+                needed = next(width for width in self._widths() if width >= needed)
+            elif len(part) == 1 and self.attention.masked:
+                in_place = cache.in_place(part[0])
+            self.steps.run(name, work, part, needed, in_place)
+            for slot in part:
+                cache.stepped(slot)
 
-    def _note_text(self, generation: Generation, text: int) -> None:
-        """Without padding, the text stream ends for good behind <|im_end|> and a line break."""
-        closed = generation.previous_text == self.special.im_end and text == self.special.newline
-        generation.previous_text = text
-        if closed and self.model.config.no_pad and generation.options.speech:
+    def _widths(self) -> list[int]:
+        """Pages that steps are made for which cannot see how long their rows are."""
+        every = self.thinker_cache.pages_each
+        # Back ends that follow the lengths on the device do not mind how many pages they are shown.
+        return sorted({-(-every // 4), -(-every // 2), every}) if self.attention.masked else [every]
+
+    def _delay(self, generation: Generation) -> None:
+        """A given token of the delay: the Talker reads all of them as one piece, when the last is there."""
+        rows = torch.tensor([generation.slot], device=self.model.device)
+        generation.delayed.append(self.joint.talker_inputs(rows)[0])
+        if len(generation.delayed) < generation.delay_tokens:
+            return
+        piece = torch.stack(generation.delayed)
+        generation.delayed.clear()
+        watch, cache = self.model.config.alignment_head, self.talker_cache
+        hidden, looks = self.model.talker_model.prefill(
+            piece, cache, [generation.slot], [len(piece)], self.attention, watch
+        )
+        if looks is not None:
+            self.joint.look(rows, self.joint.state.numbers.index_select(0, rows), looks)
+        generation.talker_steps += 1
+        drawing = generation.options.uniforms is not None
+        self._choose_speech(rows, hidden[-1:], generation.steps + 1, drawing=drawing)
+
+    def _choose_speech(self, rows: Tensor, hidden: Tensor, number: int, *, drawing: bool) -> None:
+        own = self.joint.state.numbers.index_select(0, rows)
+        self.joint.choose_speech(rows, own, hidden, torch.full_like(rows, number), drawing=drawing)
+
+    def _finish(
+        self,
+        generation: Generation,
+        choice: _Choice,
+        spoken: SpokenToken | None,
+        thinker_ms: float,
+        talker_ms: float,
+    ) -> Step:
+        """What the step gave, and what of it the next one must know."""
+        generation.steps += 1
+        if not generation.ended and generation.steps >= generation.options.max_steps:
+            generation.ended = "max_steps"
+        was_frozen = generation.text_frozen
+        # Without padding, the text stream ends for good behind <|im_end|> and a line break.
+        closed = generation.previous_text == self.special.im_end and choice.text == self.special.newline
+        generation.previous_text = choice.text
+        if closed and self.model.config.no_pad and generation.options.speech and not was_frozen:
             generation.text_frozen = True
+            # The Thinker is not run any more, which would have told the Talker.
+            self.joint.state.numbers[generation.slot, HUSHED] = 1
+        speech = generation.options.speech
+        return Step(
+            text_token=None if was_frozen else choice.text,
+            speech_token=choice.speech if speech else None,
+            length=choice.length if speech else None,
+            spoken=spoken,
+            ended=generation.ended,
+            focus=choice.focus,
+            thinker_ms=thinker_ms,
+            talker_ms=talker_ms,
+        )
+
+    def _send_report(self) -> None:
+        """Has the numbers copied to the host as they are once all that was asked for is done."""
+        numbers = self.joint.state.numbers
+        if numbers.device.type != "cuda":
+            self._report = _Report(numbers.clone(), lambda: None)
+            return
+        copy = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        copy.copy_(numbers, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._report = _Report(copy, event.synchronize)

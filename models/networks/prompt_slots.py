@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from kernels.paged_attention import PagedAttention
 from models.networks.flexislm import FlexiSLM
 from models.networks.tokenizer import SpecialIds
 
@@ -29,11 +29,14 @@ class PromptPositions:
 class PromptSlots:
     """One model's caches for several conversations, each in a slot of its own."""
 
-    def __init__(self, model: FlexiSLM, special: SpecialIds, slots: int, max_positions: int) -> None:
+    def __init__(
+        self, model: FlexiSLM, special: SpecialIds, slots: int, max_positions: int, attention: PagedAttention
+    ) -> None:
         self.model = model
         self.special = special
-        self.thinker_cache = model.thinker.model.new_cache(slots, max_positions)
-        self.talker_cache = model.talker_model.model.model.new_cache(slots, max_positions)
+        self.attention = attention
+        self.thinker_cache = model.thinker.model.new_cache(slots, max_positions, attention.page)
+        self.talker_cache = model.talker_model.model.model.new_cache(slots, max_positions, attention.page)
         self.prompts = [self._empty_prompt() for _ in range(slots)]
 
     def positions(self, slot: int) -> int:
@@ -69,21 +72,16 @@ class PromptSlots:
             self.rewind(slot, self.positions(slot))
         growing = [(slot, new) for slot, new in zip(slots, embeddings, strict=True) if new.shape[0]]
         if growing:
-            # Nothing real comes after padding, and the caches forget it.
-            padded = pad_sequence([new for _, new in growing], batch_first=True)
-            hidden = self.model.thinker.step(padded, self.thinker_cache, [slot for slot, _ in growing])
-            for (slot, new), row in zip(growing, hidden, strict=True):
+            counts = [new.shape[0] for _, new in growing]
+            packed = torch.cat([new for _, new in growing])
+            own = [slot for slot, _ in growing]
+            hidden = self.model.thinker.prefill(packed, self.thinker_cache, own, counts, self.attention)
+            for (slot, new), part in zip(growing, torch.split(hidden, counts), strict=True):
                 prompt = self.prompts[slot]
                 prompt.embeddings = torch.cat((prompt.embeddings, new))
-                prompt.thinker = torch.cat((prompt.thinker, row[: new.shape[0]]))
-                self.thinker_cache.truncate(slot, prompt.thinker.shape[0])
+                prompt.thinker = torch.cat((prompt.thinker, part))
         rates = {slot: hz for slot, hz in zip(slots, output_hz, strict=True) if hz is not None}
-        # Who has more to make up for, after a change of rate, goes alone, so that the others need no padding.
-        lengths = {slot: new.shape[0] for slot, new in growing}
-        alike = [slot for slot in rates if self._without_talker(slot, rates[slot]) == lengths.get(slot)]
-        self.prefill_talkers(alike, rates)
-        for slot in set(rates) - set(alike):
-            self.prefill_talkers([slot], rates)
+        self.prefill_talkers(list(rates), rates)
 
     def _without_talker(self, slot: int, output_hz: float) -> int:
         """Prompt positions that the Talker has not seen at this rate."""
@@ -99,16 +97,21 @@ class PromptSlots:
         behind = [slot for slot in slots if missing[slot]]
         if not behind:
             return
-        talker, prompts = self.model.talker_model, [self.prompts[slot] for slot in behind]
-        thinker, embeddings = (
-            pad_sequence([part[-missing[slot] :] for slot, part in zip(behind, parts, strict=True)], batch_first=True)
-            for parts in ([prompt.thinker for prompt in prompts], [prompt.embeddings for prompt in prompts])
-        )
-        rates = torch.stack([self.model.frame_rate(output_hz[slot]) for slot in behind])
-        hidden, _ = talker.step(talker.condition(thinker, rates, None, None, embeddings), self.talker_cache, behind)
-        for slot, prompt, row in zip(behind, prompts, hidden, strict=True):
-            prompt.talker = torch.cat((prompt.talker, row[: missing[slot]]))
-            self.talker_cache.truncate(slot, prompt.talker.shape[0])
+        talker, counts = self.model.talker_model, [missing[slot] for slot in behind]
+        inputs = [
+            talker.condition(
+                prompt.thinker[-count:][None],
+                self.model.frame_rate(output_hz[slot])[None],
+                None,
+                None,
+                prompt.embeddings[-count:][None],
+            )[0]
+            for slot, count, prompt in zip(behind, counts, (self.prompts[slot] for slot in behind), strict=True)
+        ]
+        hidden, _ = talker.prefill(torch.cat(inputs), self.talker_cache, behind, counts, self.attention)
+        for slot, part in zip(behind, torch.split(hidden, counts), strict=True):
+            prompt = self.prompts[slot]
+            prompt.talker = torch.cat((prompt.talker, part))
 
     def _empty_prompt(self) -> PromptPositions:
         model = self.model

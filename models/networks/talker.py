@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.kv_cache import KVCache
+from kernels.paged_attention import PagedAttention
+from kernels.paged_cache import PagedCache
 from models.networks.qwen2 import DecoderConfig, HeadOfLayer, Qwen2Model
 from streaming.layers.embedding import embedding
 
@@ -93,6 +94,21 @@ class Talker(nn.Module):
         slots = torch.cat((text[0], rate, *speech, text[1]), dim=-1)
         return self.talker_cond_proj(slots)  # type: ignore[no-any-return]
 
+    def condition_step(
+        self,
+        base: Tensor,
+        frame_rate: Tensor,
+        audio_emb: Tensor,
+        length_emb: Tensor,
+        text_context: Tensor,
+        ended: Tensor,
+    ) -> Tensor:
+        """`condition` of one answer position of each row, [rows, D]: all parts [rows, H], ended bool [rows, 1]."""
+        slots = self.lm_to_talker_proj(torch.stack((base, frame_rate, audio_emb, length_emb, text_context), dim=1))
+        text = slots[:, :: CONDITION_SLOTS - 1]  # the first and the last
+        text.masked_fill_(ended[:, :, None], 0.0)
+        return self.talker_cond_proj(slots.flatten(1))  # type: ignore[no-any-return]
+
     def forward(self, z: Tensor, valid: Tensor | None = None) -> Tensor:
         """Hidden states [batch, positions, D] of whole sequences z; `valid` as in `Qwen2Model.forward`."""
         hidden, _ = self.model.model(z, valid)
@@ -105,11 +121,17 @@ class Talker(nn.Module):
         hidden, attention = self.model.model(z, valid, watch)
         return hidden, attention
 
-    def step(
-        self, z: Tensor, cache: KVCache, slots: Sequence[int], watch: HeadOfLayer | None = None
+    def prefill(
+        self,
+        z: Tensor,
+        cache: PagedCache,
+        sequences: Sequence[int],
+        counts: Sequence[int],
+        attention: PagedAttention,
+        watch: HeadOfLayer | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states of the next positions and the watched head's weights; see `Qwen2Model.step`."""
-        return self.model.model.step(z, cache, slots, watch)
+        """Hidden states [tokens, D] of further positions and the watched head's weights; see `Qwen2Model.prefill`."""
+        return self.model.model.prefill(z, cache, sequences, counts, attention, watch)
 
     def speech_logits(self, hidden: Tensor) -> Tensor:
         """[..., 3 + codes] over END, START, TAG and the codes."""

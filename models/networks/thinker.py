@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kernels.kv_cache import KVCache
+from kernels.paged_attention import PagedAttention
+from kernels.paged_cache import PagedCache
 from models.networks.qwen2 import DecoderConfig, Qwen2Model
 
 
@@ -50,9 +51,16 @@ class Thinker(nn.Module):
         hidden, _ = self.model(embeddings, valid)
         return hidden  # type: ignore[no-any-return]
 
-    def step(self, embeddings: Tensor, cache: KVCache, slots: Sequence[int]) -> Tensor:
-        """Hidden states of the next positions; see `Qwen2Model.step`."""
-        return self.model.step(embeddings, cache, slots)[0]
+    def prefill(
+        self,
+        embeddings: Tensor,
+        cache: PagedCache,
+        sequences: Sequence[int],
+        counts: Sequence[int],
+        attention: PagedAttention,
+    ) -> Tensor:
+        """Hidden states [tokens, H] of further positions; see `Qwen2Model.prefill`."""
+        return self.model.prefill(embeddings, cache, sequences, counts, attention)[0]
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """[..., vocabulary]."""

@@ -2,6 +2,7 @@
 
 The original floors every value at (maximum of the whole clip - 8), which a stream does not know: `whisper_log_mel` does
 just that, `StreamingWhisperMel` floors with the maximum so far. They agree wherever the loudest sound is behind.
+`WhisperClip` keeps what was there before the floor, so that a clip that may end here is floored anew, not transformed.
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ def whisper_log_mel(samples: Tensor, mel_bins: int = MEL_BINS) -> Tensor:
     padded = _reflect_left(F.pad(audible(samples)[None], (0, missing)))
     window = torch.hann_window(WINDOW_SAMPLES, device=device)
     log_power = _log_power(padded, window, mel_filters(WINDOW_SAMPLES, mel_bins, SAMPLE_RATE).to(device))[0]
-    floored = torch.maximum(log_power, log_power.max() - DYNAMIC_RANGE)
-    return (floored[:frames] + 4.0) / 4.0
+    return floored(log_power, log_power.max())[:frames]
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,63 @@ class StreamingWhisperMel(StreamingModule[WhisperMelState]):
             return samples.new_zeros(samples.shape[0], 0, self.filters.shape[1]), loudest
         log_power = _log_power(samples[:, : (count - 1) * HOP_SAMPLES + WINDOW_SAMPLES], self.window, self.filters)
         peaks = torch.maximum(log_power.amax(-1).cummax(1).values, loudest[:, None])
-        floored = torch.maximum(log_power, peaks[:, :, None] - DYNAMIC_RANGE)
-        return (floored + 4.0) / 4.0, peaks[:, -1]
+        return floored(log_power, peaks[:, :, None]), peaks[:, -1]
+
+
+class WhisperClip:
+    """A clip that grows: each frame is transformed once, when all that its window sees is there.
+
+    samples: seen so far.
+    """
+
+    def __init__(self, mel: StreamingWhisperMel) -> None:
+        self.samples = 0
+        self._mel = mel
+        self._pending = mel.window.new_zeros(0)  # all while fewer than 201, then from the next frame's window on
+        self._loudest = mel.window.new_full((), float("-inf"))
+
+    def add(self, samples: Tensor) -> Tensor:
+        """Log power [frames, mel_bins], not floored, of the frames that samples [n] complete."""
+        pending = torch.cat((self._pending, audible(samples)))
+        if self.samples <= HALF_WINDOW < self.samples + len(samples):
+            pending = _reflect_left(pending[None])[0]
+        self.samples += len(samples)
+        count = 0
+        if self.samples > HALF_WINDOW:
+            count = max(0, (len(pending) - WINDOW_SAMPLES) // HOP_SAMPLES + 1)
+        self._pending = pending[count * HOP_SAMPLES :]
+        power = self._power(pending, count)
+        if count:
+            self._loudest = torch.maximum(self._loudest, power.max())
+        return power
+
+    def features(self, power: Tensor) -> Tensor:
+        """Features of such log power, for the loudest sound so far."""
+        return floored(power, self._loudest)
+
+    def end_here(self) -> tuple[Tensor, Tensor]:
+        """If nothing follows: log power [frames, mel_bins] of the last frames, and the loudest of the whole clip."""
+        missing = -(-self.samples // HOP_SAMPLES)
+        if self.samples > HALF_WINDOW:
+            missing = -(-(len(self._pending) - HALF_WINDOW) // HOP_SAMPLES)
+        count = missing + FRAMES_REACHED_BEHIND
+        behind = (count - 1) * HOP_SAMPLES + WINDOW_SAMPLES - len(self._pending)
+        samples = F.pad(self._pending, (0, behind))
+        if self.samples <= HALF_WINDOW:
+            samples = _reflect_left(samples[None])[0]
+        power = self._power(samples, count)
+        return power[:missing], torch.maximum(self._loudest, power.max())
+
+    def _power(self, samples: Tensor, count: int) -> Tensor:
+        if count == 0:
+            return samples.new_zeros(0, self._mel.filters.shape[1])
+        window = samples[None, : (count - 1) * HOP_SAMPLES + WINDOW_SAMPLES]
+        return _log_power(window, self._mel.window, self._mel.filters)[0]
+
+
+def floored(log_power: Tensor, loudest: Tensor) -> Tensor:
+    """Features of log power [..., mel_bins] in a clip whose highest is `loudest`."""
+    return (torch.maximum(log_power, loudest - DYNAMIC_RANGE) + 4.0) / 4.0
 
 
 def _log_power(samples: Tensor, window: Tensor, filters: Tensor) -> Tensor:

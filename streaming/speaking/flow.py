@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kernels.attention import attend
 from kernels.rope import Rotation, apply_half, half_rotation, rope_angles
 from streaming.layers.embedding import embedding
-from streaming.layers.gated_mlp import GatedMLP
+from streaming.layers.gated_mlp import GatedMLP, joined
 from streaming.speaking.chunk_plan import ChunkPlan
 from streaming.speaking.mel24k import MEL_BINS
 from streaming.speaking.unmerge import UPSAMPLING, Frames, Unmerge, UnmergeConfig, repeat_codes
@@ -60,6 +60,10 @@ class AdaptiveNorm(nn.Module):
         """x [batch, frames, hidden], gain [batch or 1, 1, hidden]."""
         return F.rms_norm(x.float(), x.shape[-1:], eps=_NORM_EPS).to(x.dtype) * gain
 
+    def fused(self, x: Tensor, gain: Tensor) -> Tensor:
+        """The same of x [frames, hidden] at one time, gain [hidden], in one kernel, which rounds once."""
+        return F.rms_norm(x, gain.shape, gain, _NORM_EPS)
+
 
 class _Attention(nn.Module):
     def __init__(self, config: FlowConfig) -> None:
@@ -70,13 +74,24 @@ class _Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden, config.hidden, bias=False)
         self.o_proj = nn.Linear(config.hidden, config.hidden, bias=False)
 
-    def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def stacked(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of x [..., hidden], not rotated: [..., 3 heads, head_dim]."""
+        if hasattr(self, "qkv_proj"):
+            together = self.qkv_proj(x)
+        else:
+            together = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
+        return together.unflatten(-1, (3 * self.num_heads, -1))
+
+    def fuse(self) -> None:
+        """One product instead of three, for inference: the keys are those of no checkpoint any more."""
+        if not hasattr(self, "qkv_proj"):
+            self.qkv_proj = joined(self.q_proj, self.k_proj, self.v_proj)
+            del self.q_proj, self.k_proj, self.v_proj
 
     def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, memory: Memory | None) -> Tensor:
         """x [batch, frames, hidden]; `memory` [batch, heads, past + frames, head_dim], whose end this call fills."""
-        query = apply_half(self.heads(self.q_proj(x)), rotation)
-        key, value = apply_half(self.heads(self.k_proj(x)), rotation), self.heads(self.v_proj(x))
+        query, key, value = self.stacked(x).transpose(1, 2).chunk(3, dim=1)
+        query, key = apply_half(query, rotation), apply_half(key, rotation)
         if memory is not None:
             memory[0][:, :, -x.shape[1] :] = key
             memory[1][:, :, -x.shape[1] :] = value
@@ -183,6 +198,12 @@ class Voicebox(nn.Module):
         layout = None if plan is None else plan.layout(real.shape[1])
         return self.unmerge(Frames(vectors, position, duration, real), layout)  # type: ignore[no-any-return]
 
+    def fuse(self) -> None:
+        """Joins products that read the same input, for inference; a checkpoint's keys fit no more."""
+        for layer in self.diff_estimator.layers:
+            layer.self_attn.fuse()
+            layer.mlp.fuse()
+
     def plan(self) -> ChunkPlan:
         """Uniform chunks with the whole look-ahead of chunk-causal weights."""
         assert self.unmerge is not None
@@ -216,7 +237,9 @@ class Voicebox(nn.Module):
         real: Tensor | None = None,
         plan: ChunkPlan | None = None,
     ) -> Tensor:
-        """Mel [batch, T, 128] by `steps` Euler steps from `noise` [batch, T, 128].
+        """Mel float32 [batch, T, 128] by `steps` Euler steps from `noise` [batch, T, 128].
+
+        What the steps add up stays in float32 whatever the network multiplies in.
 
         condition [batch, P + T, hidden] covers prompt and target; prompt [batch, P, 128] clean mel. Velocities are
         taken at the middle of each step's time. `guidance` > 0 extrapolates from an unconditional pass (without prompt)
@@ -228,18 +251,18 @@ class Voicebox(nn.Module):
         everything = torch.ones(batch, condition.shape[1], dtype=torch.bool, device=noise.device)
         mask = self.mask(everything if real is None else real, plan)
         bare_mask = self.mask((everything if real is None else real)[:, held:], plan)
-        network, x = self.diff_estimator, noise
+        network, x, dtype = self.diff_estimator, noise.float(), self.cond_emb.weight.dtype
         given = network.cond_mlp(condition)
         nothing = network.cond_mlp(torch.zeros_like(condition[:, held:])) if guidance > 0 else None
         rotation, bare_rotation = (
-            network.rotation(torch.arange(n, device=noise.device).unsqueeze(0), noise.dtype)
+            network.rotation(torch.arange(n, device=noise.device).unsqueeze(0), dtype)
             for n in (condition.shape[1], frames)
         )
         for gains in network.step_gains(steps).unsqueeze(1):
-            whole = x if prompt is None else torch.cat((prompt, x), dim=1)
-            velocity = network.with_cache(whole, gains, given, rotation, mask, None)[:, held:]
+            whole = x if prompt is None else torch.cat((prompt.float(), x), dim=1)
+            velocity = network.with_cache(whole.to(dtype), gains, given, rotation, mask, None)[:, held:].float()
             if nothing is not None:
-                bare = network.with_cache(x, gains, nothing, bare_rotation, bare_mask, None)
+                bare = network.with_cache(x.to(dtype), gains, nothing, bare_rotation, bare_mask, None).float()
                 guided = velocity + guidance * (velocity - bare)
                 # The official solver takes the spread over the whole tensor, batch and all.
                 rescaled = guided * (velocity.std() / guided.std())

@@ -17,20 +17,24 @@ over again, and every window of every answer in this voice attends to those.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from kernels.rope import Rotation
+from kernels.recorder import Plain, Recorder
 from streaming.speaking.flow import Memory, Voicebox
 from streaming.speaking.flow_decoder import check_code
+from streaming.speaking.infill_window import Guidance, WindowBatch, WindowShape
 from streaming.speaking.mel24k import MEL_BINS
 from streaming.speaking.unmerge import UPSAMPLING
 
 NOISE_FRAMES = 1024
+MOST_ROWS = 4
+"""Windows that are solved together where shapes are fixed: a few fill a GPU, and each row holds 30 MB for good."""
 REHEARSED_FRAMES = 12
 """12.5 Hz: how much a prompt is followed by while its keys and values are made. With nothing behind it they would be
 twice as far from those of real answers; more than this changes little."""
@@ -43,7 +47,8 @@ class InfillDials:
     `chunk_frames` are the lengths of the first chunks, the last repeats: short ones first, so that sound comes soon,
     each at most twice the one before, which is heard while it is made.
     `context_frames` of generated mel are kept as prefix, besides the prompt. The prefix goes through the network at
-    every `prefix_every`-th step, the prompt with it unless `keep_prompt`; 1 and False are the official decode.
+    every `prefix_every`-th step, the prompt with it unless `keep_prompt`; 1 and False are the official decode. The
+    first `guided_steps` are guided, all by default.
     """
 
     steps: int = 15
@@ -54,14 +59,15 @@ class InfillDials:
     context_frames: int = 25
     prefix_every: int = 3
     keep_prompt: bool = True
+    guided_steps: int = 1_000
 
     def __post_init__(self) -> None:
         if not self.chunk_frames or min(self.chunk_frames) < 1:
             raise ValueError(f"chunk_frames must be lengths of at least 1 frame, not {self.chunk_frames}")
         if self.steps < 1 or self.look_ahead_frames < 0 or self.context_frames < 0:
             raise ValueError("steps must be at least 1, look-ahead and context at least 0 frames")
-        if self.prefix_every < 1:
-            raise ValueError(f"prefix_every must be at least 1 step, not {self.prefix_every}")
+        if self.prefix_every < 1 or self.guided_steps < 0:
+            raise ValueError(f"prefix_every must be at least 1 step, not {self.prefix_every}; guided_steps at least 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,33 +106,6 @@ class Chunk:
 
     mel: Tensor
     ahead: Tensor
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What a pass through the network is given besides mel and time; mask as for `attend`."""
-
-    condition: Tensor
-    rotation: Rotation
-    mask: Tensor | None
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Windows as rows [prompt, padded | prefix, padded | target, padded], the prompt in the memory alone.
-
-    clean [rows, prefix, 128], noise [rows, target, 128], real bool [rows, target]. Passes: over prefix and target;
-    over the target without a prefix, as guidance asks for; and over the target with the prefix in the memory, below
-    which stand the bare rows again if there is guidance.
-    """
-
-    clean: Tensor
-    noise: Tensor
-    real: Tensor
-    prompt_frames: int
-    whole: _Given
-    bare: _Given
-    between: _Given
 
 
 class InfillStream:
@@ -196,14 +175,22 @@ class InfillStream:
 class InfillDecoder:
     """A full-attention Voicebox with its dials, for any number of utterances at once."""
 
-    def __init__(self, voicebox: Voicebox, dials: InfillDials, seed: int = 0) -> None:
+    def __init__(self, voicebox: Voicebox, dials: InfillDials, seed: int = 0, recorder: Recorder | None = None) -> None:
         if voicebox.unmerge is not None or voicebox.config.chunk_frames:
             raise ValueError("chunk-causal weights stream exactly; use FlowDecoder for them")
         self.voicebox, self.dials = voicebox, dials
         weight = voicebox.cond_emb.weight
         noise = torch.randn(NOISE_FRAMES, MEL_BINS, generator=torch.Generator().manual_seed(seed))
-        self.noise = noise.to(weight)
+        self.noise = noise.to(weight.device)
         self._remembered: WeakKeyDictionary[PromptVoice, Memory] = WeakKeyDictionary()
+        self._longest_prompt = 0
+        self.recorder: Recorder = recorder or Plain()
+        self._batches: dict[WindowShape, WindowBatch] = {}
+        with torch.inference_mode():
+            periods = -(-dials.steps // dials.prefix_every)
+            every = voicebox.diff_estimator.step_gains(dials.steps)
+            padded = torch.cat((every, every[-1:].expand(periods * dials.prefix_every - dials.steps, -1, -1)))
+            self._gains = padded.unflatten(0, (periods, dials.prefix_every))
 
     @torch.inference_mode()
     def begin(self, prompt: PromptVoice | None) -> InfillStream:
@@ -214,8 +201,9 @@ class InfillDecoder:
         weight = self.voicebox.cond_emb.weight
         if prompt is None:
             nothing = torch.zeros(0, dtype=torch.int64, device=weight.device)
-            prompt = PromptVoice(nothing, weight.new_zeros(0, MEL_BINS))
-        voice = PromptVoice(prompt.codes.to(weight.device), prompt.mel.to(weight))
+            prompt = PromptVoice(nothing, torch.zeros(0, MEL_BINS))
+        voice = PromptVoice(prompt.codes.to(weight.device), prompt.mel.to(weight.device, torch.float32))
+        self._longest_prompt = max(self._longest_prompt, len(prompt.mel))
         if prompt not in self._remembered:
             self._remembered[prompt] = self._remember(voice)
         remembered = self._remembered[prompt]
@@ -235,121 +223,100 @@ class InfillDecoder:
     def render(self, streams: Sequence[InfillStream]) -> list[Chunk]:
         """The next chunk of each stream (all of them ready); a stream gives what it gives alone."""
         windows = [stream.window() for stream in streams]
+        together = MOST_ROWS if self.recorder.fixed else len(windows)
+        targets: list[Tensor] = []
+        for start in range(0, len(windows), together):
+            targets += self._solve(windows[start : start + together])
         chunks = []
-        for stream, window, target in zip(streams, windows, self._solve(windows), strict=True):
+        for stream, window, target in zip(streams, windows, targets, strict=True):
             kept = window.kept * UPSAMPLING
             chunks.append(Chunk(target[:kept], target[kept:]))
             stream.accept(target[:kept])
         return chunks
 
     def _solve(self, windows: Sequence[Window], made: list[Memory] | None = None) -> list[Tensor]:
-        """The target of every window by Euler steps. `made` is given the prefixes' keys and values at every step that
-        makes them."""
-        dials, network = self.dials, self.voicebox.diff_estimator
-        batch, rows, guided = self._batch(windows), len(windows), dials.guidance > 0
-        remembered, held = batch.prompt_frames, batch.clean.shape[1]
-        # Rows of the bare passes, which see no prefix, stand below the others.
-        memory = self._room(2 * rows if guided else rows, remembered + held + batch.noise.shape[1])
-        given_memory = (memory[0][:rows], memory[1][:rows])
-        x = batch.noise
-        for step, gains in enumerate(network.step_gains(dials.steps).unsqueeze(1)):
-            if step % dials.prefix_every == 0:
-                for row, window in enumerate(windows):
-                    for own, kept in zip(memory, window.prompt, strict=True):
-                        own[row, :, :, : kept.shape[3]] = kept[step // dials.prefix_every]
-                whole = torch.cat((batch.clean, x), dim=1)
-                velocity = self._pass(whole, gains, batch.whole, given_memory)[:, held:]
-                if made is not None:
-                    keys, values = (part[:rows, :, :, remembered : remembered + held].clone() for part in memory)
-                    made.append((keys, values))
-                bare = self._pass(x, gains, batch.bare, None) if guided else velocity
-            elif guided:
-                velocity, bare = self._pass(x.repeat(2, 1, 1), gains, batch.between, memory).chunk(2)
-            else:
-                velocity = bare = self._pass(x, gains, batch.between, memory)
-            if guided:
-                further = velocity + dials.guidance * (velocity - bare)
-                ratio = _spread(velocity, batch.real) / _spread(further, batch.real)
-                velocity = dials.rescale * further * ratio + (1 - dials.rescale) * further
-            x = x + velocity / dials.steps
-        return [row[: window.noise.shape[0]] for row, window in zip(x, windows, strict=True)]
+        """The target of every window by Euler steps. `made` is given the prefixes' keys and values of every period."""
+        recorder = self.recorder if made is None else Plain()  # a prompt is remembered once, in a shape of its own
+        batch = self._filled(windows, recorder)
+        shape = batch.shape
+        recorder.run((shape, "prepare"), batch.prepare)
+        for number, guided in enumerate(self._guided):
+            for row, window in enumerate(windows):
+                for own, kept in zip((batch.keys, batch.values), window.prompt, strict=True):
+                    own[row, :, :, : kept.shape[3]] = kept[number]
+            recorder.run((shape, guided), self._period(batch, guided))
+            if made is not None:
+                held = slice(shape.prompt, shape.prompt + shape.prefix)
+                made.append((batch.keys[:, :, :, held].clone(), batch.values[:, :, :, held].clone()))
+        return [row[: window.noise.shape[0]].clone() for row, window in zip(batch.x, windows, strict=False)]
 
-    def _pass(self, x: Tensor, gains: Tensor, given: _Given, memory: Memory | None) -> Tensor:
-        network = self.voicebox.diff_estimator
-        return network.with_cache(x, gains, given.condition, given.rotation, given.mask, memory)
+    @property
+    def _guided(self) -> list[tuple[bool, ...]]:
+        """Period by period, which of its steps are guided."""
+        dials = self.dials
+        steps = [dials.guidance > 0 and step < dials.guided_steps for step in range(dials.steps)]
+        return [tuple(steps[at : at + dials.prefix_every]) for at in range(0, dials.steps, dials.prefix_every)]
 
-    def _batch(self, windows: Sequence[Window]) -> _Batch:
-        network, hidden = self.voicebox.diff_estimator, self.voicebox.config.hidden
+    def _period(self, batch: WindowBatch, guided: tuple[bool, ...]) -> Callable[[], None]:
+        guidance = Guidance(self.dials.guidance, self.dials.rescale)
+        return partial(batch.period, self._gains, guided, guidance, self.dials.steps)
+
+    def _filled(self, windows: Sequence[Window], recorder: Recorder) -> WindowBatch:
+        """The windows as rows; of fixed shapes, the places are those of the next larger one."""
         prompt = [window.prompt[0].shape[3] for window in windows]
         prefix = [window.prefix.shape[0] for window in windows]
         target = [window.noise.shape[0] for window in windows]
-        device, dtype = self.noise.device, self.noise.dtype
-        prompt_real, prefix_real, real = (_real(part, device) for part in (prompt, prefix, target))
-        held, frames = prefix_real.shape[1], real.shape[1]
-        own = torch.arange(frames, device=device)
-        before = torch.tensor([prompt, prefix], device=device)[:, :, None]
-        positions = torch.cat((before[0] + torch.arange(held, device=device), before.sum(0) + own), 1)
-        condition = torch.cat(
-            (
-                self._condition([w.codes[: n // UPSAMPLING] for w, n in zip(windows, prefix, strict=True)]),
-                self._condition([w.codes[n // UPSAMPLING :] for w, n in zip(windows, prefix, strict=True)]),
-            ),
-            1,
-        )
-        seen = torch.cat((prompt_real, prefix_real, real), 1)
-        whole = _Given(condition, network.rotation(positions, dtype), self.voicebox.mask(seen))
-        nothing = network.cond_mlp(condition.new_zeros(1, 1, hidden)).expand(len(windows), frames, -1)
-        bare_rotation = network.rotation(own.expand(len(windows), -1), dtype)
-        bare = _Given(nothing, bare_rotation, self.voicebox.mask(real))
-        between = _Given(condition[:, held:], _target_of(whole.rotation, held), whole.mask)
-        if self.dials.guidance > 0:
-            hidden_before = torch.cat((torch.zeros_like(seen[:, :-frames]), real), 1)
-            between = _Given(
-                torch.cat((between.condition, nothing)),
-                _stacked(between.rotation, bare_rotation),
-                self.voicebox.mask(torch.cat((seen, hidden_before))),
-            )
-        pad = torch.nn.utils.rnn.pad_sequence
-        return _Batch(
-            clean=pad([window.prefix for window in windows], batch_first=True),
-            noise=pad([window.noise for window in windows], batch_first=True),
-            real=real,
-            prompt_frames=prompt_real.shape[1],
-            whole=whole,
-            bare=bare,
-            between=between,
+        shape = WindowShape(len(windows), max(prompt), max(prefix), max(target))
+        batch = self._batch(self._fixed(shape)) if recorder.fixed else WindowBatch(self.voicebox, shape)
+        held = batch.shape.prefix // UPSAMPLING
+        for place in (batch.number, batch.clean, batch.x):  # of what was there before, nothing may grow
+            place.zero_()
+        lengths = torch.zeros(batch.lengths.shape, dtype=torch.int64)
+        lengths[:, : len(windows)] = torch.tensor([prompt, prefix, target])
+        batch.lengths.copy_(lengths, non_blocking=True)
+        for row, window in enumerate(windows):
+            kept = window.prefix.shape[0]
+            batch.clean[row, :kept] = window.prefix
+            batch.x[row, : window.noise.shape[0]] = window.noise
+            codes = window.codes[: kept // UPSAMPLING], window.codes[kept // UPSAMPLING :]
+            batch.codes[row, : len(codes[0])] = codes[0]
+            batch.codes[row, held : held + len(codes[1])] = codes[1]
+        return batch
+
+    def _fixed(self, shape: WindowShape) -> WindowShape:
+        """The next larger of few shapes."""
+        dials = self.dials
+        targets = [UPSAMPLING * (chunk + dials.look_ahead_frames) for chunk in dials.chunk_frames]
+        context = UPSAMPLING * dials.context_frames + (0 if dials.keep_prompt else self._longest_prompt)
+        return WindowShape(
+            1 << (shape.rows - 1).bit_length(),
+            max(shape.prompt, self._longest_prompt if dials.keep_prompt else 0),
+            max(shape.prefix, context),
+            min((known for known in targets if known >= shape.target), default=shape.target),
         )
 
-    def _condition(self, codes: list[Tensor]) -> Tensor:
-        """Embedded condition [rows, 4 * longest, hidden] of rows of codes."""
-        padded = torch.nn.utils.rnn.pad_sequence(codes, batch_first=True)
-        vectors = self.voicebox.cond_emb(padded).repeat_interleave(UPSAMPLING, dim=1)
-        return self.voicebox.diff_estimator.cond_mlp(vectors)  # type: ignore[no-any-return]
+    def _batch(self, shape: WindowShape) -> WindowBatch:
+        """The batch of a fixed shape, made ready when it is first asked for."""
+        if shape not in self._batches:
+            batch = self._batches[shape] = WindowBatch(self.voicebox, shape)
+            self.recorder.ready((shape, "prepare"), batch.prepare)
+            for guided in dict.fromkeys(self._guided):
+                batch.number.zero_()
+                self.recorder.ready((shape, guided), self._period(batch, guided))
+        return self._batches[shape]
+
+    @torch.inference_mode()
+    def warm_up(self, rows: int) -> None:
+        """Makes ready what up to so many utterances at once can ask for; prompts are known by then."""
+        if self.recorder.fixed:
+            most = min(rows, MOST_ROWS) - 1
+            for count in sorted((1 << power for power in range(most.bit_length() + 1)), reverse=True):
+                for chunk in self.dials.chunk_frames:
+                    target = UPSAMPLING * (chunk + self.dials.look_ahead_frames)
+                    self._batch(self._fixed(WindowShape(count, 0, 0, target)))
 
     def _room(self, rows: int, frames: int) -> Memory:
         """Room for the keys and values of so many frames."""
-        config = self.voicebox.config
+        config, weight = self.voicebox.config, self.voicebox.cond_emb.weight
         shape = (rows, config.num_layers, config.num_heads, frames, config.hidden // config.num_heads)
-        return self.noise.new_zeros(shape), self.noise.new_zeros(shape)
-
-
-def _target_of(rotation: Rotation, held: int) -> Rotation:
-    return rotation[0][:, :, held:], rotation[1][:, :, held:]
-
-
-def _stacked(rotation: Rotation, below: Rotation) -> Rotation:
-    return torch.cat((rotation[0], below[0])), torch.cat((rotation[1], below[1]))
-
-
-def _real(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """bool [rows, longest]: which places of padded rows are filled."""
-    return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
-
-
-def _spread(x: Tensor, real: Tensor) -> Tensor:
-    """Standard deviation over the real frames of each row, unbiased: [rows, 1, 1]."""
-    weight = real[:, :, None].to(x.dtype)
-    count = weight.sum((1, 2), keepdim=True) * x.shape[2]
-    mean = (x * weight).sum((1, 2), keepdim=True) / count
-    square = ((x - mean).square() * weight).sum((1, 2), keepdim=True)
-    return (square / (count - 1)).sqrt()
+        return weight.new_zeros(shape), weight.new_zeros(shape)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import random
 from pathlib import Path
 
 import msgspec
@@ -12,9 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.paged_attention import GatheredPages
+from kernels.recorder import Strict
+from kernels.sampling import counted_uniforms
+from kernels.step_runner import LARGEST, EagerSteps, RecordedSteps
 from models.checkpoints.flexislm_checkpoint import load_flexislm
 from models.networks.flexislm import FlexiSLM
 from models.networks.generation import GenerationOptions, Runner, Step
+from models.networks.joint_step import FOCUS, JointStep
 from models.networks.prompts import PastTurn, Prompts, chat_prompt, repeat_request
 from models.networks.talker import AUDIO_START, CODE_OFFSET
 from models.networks.tokenizer import TextTokenizer
@@ -48,8 +52,8 @@ def tokens(steps: list[Step]) -> list[tuple[object, ...]]:
 
 
 def options(output_hz: float = 8.0, seed: int | None = None, **changes: object) -> GenerationOptions:
-    uniform = None if seed is None else random.Random(seed).random
-    return dataclasses.replace(GenerationOptions(output_hz, uniform=uniform, max_steps=25), **changes)  # type: ignore[arg-type]
+    uniforms = None if seed is None else counted_uniforms(seed, 0, 25)
+    return dataclasses.replace(GenerationOptions(output_hz, uniforms=uniforms, max_steps=25), **changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -205,10 +209,15 @@ def test_the_alignment_head_shows_which_text_a_speech_token_looks_at() -> None:
     runner = Runner(model, TOKENIZER.special, slots=1, max_positions=512)
     runner.extend(0, prompt(model))
     steps = finish(runner, 0, options(max_steps=6))
-    assert steps[0].alignment is None
+    assert steps[0].focus is None
+    state = runner.joint.state
+    assert state.looks is not None
+    fed, prompt_positions = runner.talker_cache.held[0], runner.positions(0)
+    weights = state.looks[0, :fed]
+    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-5) and not state.looks[0, fed:].any()
     for index, step in enumerate(steps[1:], start=1):
-        assert step.alignment is not None and step.alignment.shape == (index,)
-        assert 0 < float(step.alignment.sum()) <= 1.0 + 1e-6
+        assert step.focus is not None and 0 <= step.focus < index
+    assert int(state.numbers[0, FOCUS]) == int(weights[prompt_positions:].argmax())
 
 
 def test_seeded_sampling_repeats_itself_and_seeds_differ(model: FlexiSLM, runner: Runner) -> None:
@@ -307,3 +316,103 @@ def test_of_a_text_too_long_the_newest_words_are_read() -> None:
         assert len(TOKENIZER.encode(longer)) > tokens
     assert TOKENIZER.newest("two  words", 100) == "two  words"
     assert TOKENIZER.newest("x" * 100_000, 20) == ""
+
+
+@pytest.fixture
+def many(model: FlexiSLM) -> list[Tensor]:
+    """Prompts of eight callers, of different lengths."""
+    torch.manual_seed(0)
+    return [torch.cat((prompt(model), torch.randn(3 * n, 64))) for n in range(8)]
+
+
+def kinds() -> list[GenerationOptions]:
+    return [
+        options([8.0, 6.25, 12.5][n % 3], seed=n if n % 2 else None, speech=n != 5, max_steps=12 + n) for n in range(8)
+    ]
+
+
+def in_company(runner: Runner, prompts: list[Tensor], rows: list[int]) -> list[list[Step]]:
+    """Answers that begin one after the other and go on together."""
+    for row in rows:
+        runner.reset(row)
+        runner.extend(row, prompts[row])
+    waiting = [(row, runner.start(row, kinds()[row])) for row in rows]
+    answers, given = [waiting.pop(0)], {row: [] for row in rows}
+    while answers:
+        steps = runner.step([answer for _, answer in answers])
+        for (row, _), step in zip(answers, steps, strict=True):
+            given[row].append(step)
+        answers = [(row, answer) for row, answer in answers if not answer.ended]
+        answers += [waiting.pop(0)] if waiting else []
+    return [given[row] for row in rows]
+
+
+@pytest.mark.parametrize("buckets", [(8,), (1, 2, 4, 8)], ids=["one bucket", "four"])
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "one step late"])
+def test_a_step_needs_nothing_of_the_host(
+    model: FlexiSLM, many: list[Tensor], late: bool, buckets: tuple[int, ...]
+) -> None:
+    """Every step of one to eight answers under the strict runner, which fails on what could not be recorded and where
+    the rows of a bucket change its operations; and what is said is what is said without it."""
+    plain = in_company(Runner(model, TOKENIZER.special, 8, 512), many, list(range(8)))
+    runner = Runner(model, TOKENIZER.special, 8, 512, late=late)
+    strict = Strict()
+    runner.steps = RecordedSteps(strict, buckets, 8, torch.device("cpu"))
+    assert [tokens(steps) for steps in in_company(runner, many, list(range(8)))] == [tokens(steps) for steps in plain]
+    every = {("think", rows) for rows in buckets} | {("lot", rows) for rows in buckets} | {("talk", buckets[0])}
+    assert {key[:2] for key in strict.traces if isinstance(key, tuple)} >= every
+
+
+def test_a_row_in_a_busy_bucket_is_the_row_alone_bit_for_bit(model: FlexiSLM, many: list[Tensor]) -> None:
+    """Of a bucket all rows are computed, whoever is in them, over as many pages."""
+
+    class Blind(EagerSteps):
+        sees_host = False
+
+    def states(busy: list[int]) -> list[Tensor]:
+        runner = Runner(model, TOKENIZER.special, 8, 512)
+        runner.steps = Blind((8,), 8, torch.device("cpu"))
+        for row in [2, *busy]:
+            runner.reset(row)
+            runner.extend(row, many[row])
+        answers = [runner.start(row, kinds()[row]) for row in [2, *busy]]
+        seen = []
+        for _ in range(10):
+            runner.step(answers)
+            assert answers[0].talker_hidden is not None
+            seen += [answers[0].thinker_hidden, answers[0].talker_hidden]
+            answers = [answer for answer in answers if not answer.ended]
+        return seen
+
+    alone = states([])
+    for busy in ([0], [1, 3, 4], [0, 1, 3, 4, 5, 6, 7]):
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(states(busy), alone, strict=True))
+
+
+def test_weights_without_contents_step_all_the_same(model: FlexiSLM) -> None:
+    """On the meta device nothing can be read: what is not in `kernels.step_trace`'s list of reads shows here."""
+    meta = copy.deepcopy(model).to("meta")
+    attention = GatheredPages()
+    caches = [decoder.new_cache(4, 512) for decoder in (meta.thinker.model, meta.talker_model.model.model)]
+    joint = JointStep(meta, TOKENIZER.special, attention, *caches)
+    with torch.inference_mode():
+        for work in (joint.think, joint.talk, joint.talk_by_lot):
+            work(torch.zeros(4, dtype=torch.int64, device="meta"), 2, None)
+
+
+def test_more_rows_than_the_largest_bucket_take_their_step_in_parts(
+    model: FlexiSLM, many: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = in_company(Runner(model, TOKENIZER.special, 8, 512), many, list(range(8)))
+    monkeypatch.setenv(LARGEST, "3")
+    parts = Runner(model, TOKENIZER.special, 8, 512)
+    assert parts.steps.buckets == (1, 2, 3)
+    assert [tokens(steps) for steps in in_company(parts, many, list(range(8)))] == [tokens(steps) for steps in whole]
+
+
+def test_joined_products_say_the_same(model: FlexiSLM, many: list[Tensor]) -> None:
+    expected = in_company(Runner(model, TOKENIZER.special, 8, 512), many, [0, 3])
+    fused = copy.deepcopy(model)
+    fused.fuse()
+    said = in_company(Runner(fused, TOKENIZER.special, 8, 512), many, [0, 3])
+    assert [tokens(steps) for steps in said] == [tokens(steps) for steps in expected]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from functools import cache
 
 import msgspec
@@ -26,8 +25,8 @@ from streaming.speaking.infill import InfillDecoder, InfillDials, PromptVoice
 from streaming.speaking.vocos import Vocos, VocosConfig
 from tests.worker.tiny import CODES, CONFIG, WIDTH, awake
 from worker.ears.omni import CausalOmniHearing, OmniEar, OmniHearing
-from worker.parts import Pcm, RequestError
-from worker.pipeline import Networks, Pipeline
+from worker.parts import Conversation, Pcm, Question, RequestError
+from worker.pipeline import Networks, Pipeline, PipelineSpeaker
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice, write_down
 from worker.voices.official import OfficialVoice
 
@@ -52,7 +51,7 @@ def networks() -> Networks:
     prompt = PromptVoice(torch.randint(CODES, (12,)), torch.randn(48, 128))
     voice = OfficialVoice(decoder, vocoder, prompt)
     tokenizer = TextTokenizer.load(EMBEDDED_DIRECTORY)
-    return Networks("official", ear.slm, tokenizer, ear, voice, uniform=random.Random(1).random)
+    return Networks("official", ear.slm, tokenizer, ear, voice, draws=True)
 
 
 def noise(seconds: float, seed: int = 0) -> Pcm:
@@ -176,3 +175,30 @@ def test_nothing_heard_can_be_prepared_for(networks: Networks) -> None:
     hearing = networks.ear.begin(8.0)
     assert isinstance(hearing, OmniHearing)
     assert len(hearing.prepare()) == len(hearing.finish()) == hearing.groups == hearing.frames == 0
+
+
+def test_what_is_drawn_hangs_on_the_answers_own_name(networks: Networks) -> None:
+    """Whoever else is answered meanwhile, and however often the model was asked before."""
+    model = Pipeline(networks, 3)
+
+    def codes(session: int, generation: int, neighbours: int) -> list[int]:
+        asked = Question(Conversation("", (ContextItem("user", "hi"),)), {}, 12.5, 12.5, True, 24)
+        speakers = [
+            model.respond(dataclasses.replace(asked, session=number, generation=generation))
+            for number in range(session, session + neighbours + 1)
+        ]
+        while speakers[0].unit != "end":
+            if speakers[0].unit == "sound":
+                model.step([speakers[0]])
+                continue
+            model.step([speaker for speaker in speakers if speaker.unit == "token"])
+        assert isinstance(speakers[0], PipelineSpeaker)
+        drawn = [token.code for token in speakers[0]._tokens.all]
+        for speaker in speakers:
+            speaker.close()
+        return drawn
+
+    alone = codes(1, 1, 0)
+    assert len(alone) > 8
+    assert codes(1, 1, 2) == alone == codes(1, 1, 0)
+    assert codes(1, 2, 0) != alone != codes(2, 1, 0)

@@ -72,7 +72,7 @@ def test_it_says_what_the_original_said(model: Pipeline, hz: float) -> None:
 
 
 def test_the_likeliest_tokens_are_the_recorded_ones(model: Pipeline) -> None:
-    greedy = Pipeline(dataclasses.replace(model.networks, uniform=None), 1)
+    greedy = Pipeline(dataclasses.replace(model.networks, draws=False), 1)
     spoken = [(token.code, token.duration_frames) for token in ask(greedy, 8.0).tokens]
     pairs = [tuple(pair) for pair in recorded("stage2", "s2s_8.0hz_greedy")["pairs"]]
     assert spoken == [(code, min(frames, 8)) for code, frames in pairs if frames]
@@ -89,7 +89,7 @@ def test_it_writes_what_the_original_wrote(tmp_path: Path, variant: str) -> None
 
 def test_stage_3_thinks_along_with_its_speech(tmp_path: Path) -> None:
     model = load_model(str(save_official(tmp_path / "stage3", "stage3")))
-    greedy = Pipeline(dataclasses.replace(model.networks, uniform=None), 1)
+    greedy = Pipeline(dataclasses.replace(model.networks, draws=False), 1)
     turn, run = ask(greedy, 12.5), recorded("stage3", "s2s_12.5hz_greedy")
     assert turn.text == str(run["text"]).strip()
     pairs = [tuple(pair) for pair in run["pairs"]]
@@ -105,7 +105,7 @@ def loudest_first() -> Pcm:
 
 
 @pytest.mark.parametrize(
-    ("pcm", "encoded_at_end"), [(loudest_first(), 1), (np.concatenate((0.01 * PCM, PCM)), 4)], ids=["falls", "rises"]
+    ("pcm", "encoded_at_end"), [(loudest_first(), 1), (np.concatenate((0.01 * PCM, PCM)), 3)], ids=["falls", "rises"]
 )
 def test_encoding_while_the_user_speaks_gives_what_the_whole_clip_gives(
     model: Pipeline, pcm: Pcm, encoded_at_end: int

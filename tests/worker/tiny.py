@@ -86,7 +86,7 @@ def networks(seed: int = 0) -> Networks:
     decoder = FlowDecoder(awake(Voicebox(flow)), FlowDials()).eval()
     vocoder = awake(Vocos(VocosConfig(dim=WIDTH, hidden=64, num_layers=2, causal=True, look_ahead_frames=2)))
     ear = BlockEar(encoder, merger, lambda path: tokenizer.decode(path).strip())
-    return Networks("tiny", slm, tokenizer, ear, EmbeddedVoice(decoder, vocoder), uniform=None)
+    return Networks("tiny", slm, tokenizer, ear, EmbeddedVoice(decoder, vocoder), draws=False)
 
 
 def save(directory: Path) -> Path:

@@ -26,7 +26,7 @@ from kernels.packed_linear import pack_linears
 from models.checkpoints.omni_checkpoint import load_omni_encoder
 from models.networks.config import ENCODER_RATE_HZ
 from models.networks.flexislm import FlexiSLM
-from streaming.hearing.log_mel import StreamingWhisperMel, WhisperMelState, whisper_log_mel
+from streaming.hearing.log_mel import StreamingWhisperMel, WhisperClip, floored
 from streaming.hearing.omni_encoder import OmniEncoder, OmniEncoderState
 from streaming.merging.causal_merger import CausalMerger, StreamState
 from streaming.merging.merger import InterleavedMergingTransformer
@@ -44,7 +44,7 @@ class OmniEar:
     def __init__(self, encoder: OmniEncoder, slm: FlexiSLM) -> None:
         self.encoder = encoder
         self.slm = slm
-        self.mel = StreamingWhisperMel(encoder.config.num_mel_bins)
+        self.mel = StreamingWhisperMel(encoder.config.num_mel_bins).to(slm.device)
         self.merger: CausalMerger | None = None
         merging = slm.input_merging_transformer
         if slm.config.input_merging_transformer_causal and isinstance(merging, InterleavedMergingTransformer):
@@ -58,6 +58,10 @@ class OmniEar:
 
     def hear(self, hearings: Sequence[Hearing], pieces: Sequence[Pcm]) -> list[Tensor]:
         return [hearing.hear(pcm) for hearing, pcm in zip(hearings, pieces, strict=True)]
+
+    def samples(self, pcm: Pcm) -> Tensor:
+        """The samples where the networks are."""
+        return torch.from_numpy(pcm).to(self.slm.device)
 
     def encode(self, blocks: Tensor) -> Tensor:
         """Log-mel [n, T, mel_bins] of blocks of one length, T at most 2 s -> [n, frames, width]."""
@@ -88,10 +92,10 @@ class OmniHearing:
         self.samples = self.frames = self.groups = 0
         self._ear = ear
         self._target_hz = target_hz
-        self._pcm: list[Pcm] = []
-        self._stream: WhisperMelState = ear.mel.initial_state(1)
-        self._open = torch.zeros(0, ear.encoder.config.num_mel_bins)
-        self._heard: list[Tensor] = []
+        self._clip = WhisperClip(ear.mel)
+        self._power: list[Tensor] = []  # log power of the full blocks, and of the open one
+        self._open = self._clip.add(ear.samples(np.zeros(0, np.float32)))
+        self._heard: list[Tensor] = []  # what the full blocks were encoded as
         self._encoded: list[Tensor] = []
         self._end: _End | None = None
 
@@ -99,13 +103,12 @@ class OmniHearing:
         """Encodes every block that is full; there are no embeddings yet."""
         self._end = None
         self.samples += len(pcm)
-        self._pcm.append(pcm)
-        mel, self._stream = self._ear.mel.step(torch.from_numpy(pcm)[None], self._stream)
-        self._open = torch.cat((self._open, mel[0]))
+        self._open = torch.cat((self._open, self._clip.add(self._ear.samples(pcm))))
         block = self._ear.encoder.block_mel_frames
         while len(self._open) >= block:
-            self._heard.append(self._open[:block])
-            self._encoded.append(self._ear.encode(self._open[None, :block])[0])
+            self._power.append(self._open[:block])
+            self._heard.append(self._clip.features(self._open[:block]))
+            self._encoded.append(self._ear.encode(self._heard[-1][None])[0])
             self._open = self._open[block:]
         return self._ear.nothing()
 
@@ -128,13 +131,14 @@ class OmniHearing:
         ear = self._ear
         if not self.samples:
             return _End(ear.nothing(), 0, 0)
-        samples = torch.from_numpy(np.concatenate(self._pcm))
-        mel = whisper_log_mel(samples, ear.encoder.config.num_mel_bins)
-        blocks = torch.split(mel, ear.encoder.block_mel_frames)
-        for index, (block, before) in enumerate(zip(blocks, self._heard, strict=False)):
-            if (block - before).abs().max() > SAME_MEL:
-                self._heard[index], self._encoded[index] = block, ear.encode(block[None])[0]
-        open_blocks = [ear.encode(block[None])[0] for block in blocks[len(self._heard) :]]
+        last, loudest = self._clip.end_here()
+        if self._heard:
+            full = floored(torch.stack(self._power), loudest)
+            lifted = (full - torch.stack(self._heard)).abs().amax((1, 2)) > SAME_MEL
+            for index in lifted.nonzero()[:, 0].tolist():
+                self._heard[index], self._encoded[index] = full[index], ear.encode(full[index : index + 1])[0]
+        rest = floored(torch.cat((self._open, last)), loudest)  # never empty: the last frame's window is always open
+        open_blocks = [ear.encode(block[None])[0] for block in torch.split(rest, ear.encoder.block_mel_frames)]
         frames = torch.cat((*self._encoded, *open_blocks))
         if not len(frames):
             return _End(ear.nothing(), 0, 0)
@@ -173,7 +177,7 @@ class CausalOmniHearing:
         """The embeddings of the groups that closed."""
         self._end = None
         self.samples += len(pcm)
-        mel, self._mel = self._ear.mel.step(torch.from_numpy(pcm)[None], self._mel)
+        mel, self._mel = self._ear.mel.step(self._ear.samples(pcm)[None], self._mel)
         frames, self._encoder = self._encode(mel)
         self.frames += len(frames)
         merged, self._state = self._merger.step(frames, self._state, self._target_hz)

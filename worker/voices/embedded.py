@@ -19,7 +19,7 @@ from streaming.speaking.flow_decoder import FlowChunk, FlowDecoder, FlowDials
 from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES, UPSAMPLING
 from streaming.speaking.vocos import Vocos
 from worker.parts import Pcm
-from worker.voices.voice import Latency
+from worker.voices.voice import Latency, utter
 
 CHUNKS: dict[Latency, ChunkPlan] = {
     "usual": ChunkPlan(lengths=(2, 4), look_ahead=(1, 2), together=(1, 4, 16)),
@@ -35,6 +35,9 @@ class EmbeddedVoice:
     def __init__(self, flow: FlowDecoder, vocoder: Vocos) -> None:
         self.flow = flow
         self.vocoder = vocoder
+
+    def warm_up(self, rows: int) -> None:
+        utter(self)
 
     def begin(self) -> EmbeddedVoiceStream:
         return EmbeddedVoiceStream(self)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kernels.packed_linear import pack_linears
+from kernels.recorder import make_recorder
 from models.checkpoints.flexicodec_checkpoint import load_flexicodec, load_vocos, load_voicebox
 from models.checkpoints.hub import Companions
 from models.errors import CheckpointError
@@ -32,7 +33,7 @@ from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES, UPSAMPLING
 from streaming.speaking.vocoder_window import VocoderStream, WindowDials
 from streaming.speaking.vocos import Vocos
 from worker.audio_files import read_question
-from worker.voices.voice import Latency
+from worker.voices.voice import Latency, utter
 
 PROMPT_HZ = 16_000
 SHORTEST_PROMPT_S = 1.0
@@ -74,6 +75,10 @@ class OfficialVoice:
     ) -> None:
         self.flow, self.vocoder, self.prompt, self.window = flow, vocoder, prompt, window
         flow.begin(prompt)  # remembers the prompt, which the first answer need not wait for then
+
+    def warm_up(self, rows: int) -> None:
+        self.flow.warm_up(rows)
+        utter(self)
 
     def begin(self) -> OfficialVoiceStream:
         return OfficialVoiceStream(self)
@@ -153,10 +158,12 @@ def load_official_voice(
     prompt_cache: Path | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    steps: str = "eager",
 ) -> OfficialVoice:
     """Voicebox and Vocos with a prompt [N] at 16 kHz.
 
-    The codec, larger than both, is read only to turn the prompt into codes; with `prompt_cache` (a file) only once.
+    steps: how windows are solved, as `kernels.step_runner.steps_name` gives it. The codec, larger than both networks,
+    is read only to turn the prompt into codes; with `prompt_cache` (a file) only once.
     """
     prompt = _cached(prompt_cache, prompt_audio)
     if prompt is None:
@@ -167,13 +174,21 @@ def load_official_voice(
             save_file({"audio": key, "codes": prompt.codes, "mel": prompt.mel}, prompt_cache)
     flow = load_voicebox(companions.flow, dtype=dtype).to(device)
     vocoder = load_vocos(companions.vocoder).to(device)
+    flow.fuse()
     pack_linears(flow)
     pack_linears(vocoder)
-    return OfficialVoice(InfillDecoder(flow, dials), vocoder, prompt)
+    recorder = make_recorder(steps, torch.device(device))
+    return OfficialVoice(InfillDecoder(flow, dials, recorder=recorder), vocoder, prompt)
 
 
 def load_recorded_voice(
-    directory: Path, companions: Companions, recording: Path | None, latency: Latency, *, device: torch.device
+    directory: Path,
+    companions: Companions,
+    recording: Path | None,
+    latency: Latency,
+    *,
+    device: torch.device,
+    steps: str = "eager",
 ) -> OfficialVoice:
     """The voice of a checkpoint's `directory`: that of a recording, or else of the one that lies there.
 
@@ -182,7 +197,8 @@ def load_recorded_voice(
     audio = torch.from_numpy(read_question(_prompt_recording(directory, recording)))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     cache = _cache_file(companions, audio)
-    return load_official_voice(companions, audio, INFILL[latency], prompt_cache=cache, device=device, dtype=dtype)
+    dials = INFILL[latency]
+    return load_official_voice(companions, audio, dials, prompt_cache=cache, device=device, dtype=dtype, steps=steps)
 
 
 def _prompt_recording(directory: Path, prompt: Path | None) -> Path:

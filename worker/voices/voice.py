@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from worker.parts import Pcm
 
@@ -43,6 +43,15 @@ class VoiceStream(Protocol):
         """As `Speaker.pace`, as far as that does not change the sound."""
 
 
+def utter(voice: Voice[Any]) -> None:
+    """A syllable of nobody's, so that the first answer waits for no kernel to be chosen."""
+    stream = voice.begin()
+    stream.push(0, 1)
+    stream.end()
+    while not stream.finished:
+        voice.render([stream])
+
+
 Stream = TypeVar("Stream", bound=VoiceStream)
 
 
@@ -50,6 +59,9 @@ class Voice(Protocol[Stream]):
     """The networks of speaking; every answer gets a stream of its own."""
 
     def begin(self) -> Stream: ...
+
+    def warm_up(self, rows: int) -> None:
+        """Makes ready what up to so many answers at once would wait for."""
 
     def render(self, streams: Sequence[Stream]) -> list[Pcm]:
         """Samples [n] float32 of the next chunks of each stream, all of them ready; n may be 0. What each would have

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaming.hearing.log_mel import StreamingWhisperMel, whisper_log_mel
+from streaming.hearing.log_mel import StreamingWhisperMel, WhisperClip, floored, whisper_log_mel
 from tests.support.golden import golden_tensors
 
 MEL = StreamingWhisperMel()
@@ -31,6 +31,21 @@ def test_it_is_the_offline_log_mel_once_the_loudest_sound_is_behind() -> None:
     clip = golden_tensors("flexislm", "log_mel.safetensors")["clip_a.waveform"].clone()
     clip[:400] = torch.sin(torch.arange(400) * 0.4)  # nothing later is louder
     torch.testing.assert_close(MEL(clip[None])[0], whisper_log_mel(clip), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(0, 900), min_size=1, max_size=8), seed=st.integers(0, 99), rising=st.booleans())
+def test_a_clip_that_may_end_anywhere_is_the_whole_clip_there(sizes: list[int], seed: int, rising: bool) -> None:
+    samples = torch.randn(sum(sizes) + 1, generator=torch.Generator().manual_seed(seed))
+    samples *= torch.linspace(0.001, 1.0, len(samples)) if rising else 0.1
+    clip, power, seen = WhisperClip(MEL), [], 0
+    for piece in samples.split([*sizes, 1]):
+        power.append(clip.add(piece))
+        seen += len(piece)
+        if seen:
+            last, loudest = clip.end_here()
+            whole = floored(torch.cat((*power, last)), loudest)
+            torch.testing.assert_close(whole, whisper_log_mel(samples[:seen]), rtol=1e-4, atol=1e-5)
 
 
 def test_rows_out_of_phase_go_on_their_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from dataclasses import replace
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from benchmarks.golden.speech import TINY_FLOW
 from benchmarks.streams import seams
-from streaming.speaking.flow import Memory, Voicebox
+from kernels.recorder import Plain, Recorder, Strict
+from streaming.speaking.flow import Voicebox
 from streaming.speaking.flow_decoder import SpeechCodeError
-from streaming.speaking.infill import NOISE_FRAMES, InfillDecoder, InfillDials, InfillStream, PromptVoice, _Given
+from streaming.speaking.infill import NOISE_FRAMES, InfillDecoder, InfillDials, InfillStream, PromptVoice
+from streaming.speaking.infill_window import WindowBatch
 from streaming.speaking.vocoder_window import EDGE_FRAMES, VocoderStream, WindowDials
 from streaming.speaking.vocos import Vocos, VocosConfig
 from tests.support.golden import assert_close, golden_tensors, weights
@@ -141,34 +144,75 @@ def test_a_prompt_made_once_hardly_changes_the_mel(voicebox: Voicebox) -> None:
     assert error < 0.4 * (anew - in_one_chunk).norm() / anew.norm()
 
 
-class PassByPass(InfillDecoder):
-    """Between the steps that make the prefix, one window's bare pass runs by itself, without any memory."""
+def test_the_pass_without_a_prefix_sees_none_of_it(voicebox: Voicebox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed with the guided frames, it gives what the network gives of the target by itself."""
+    network, passes = voicebox.diff_estimator, []
+    original = WindowBatch._pass
 
-    together = 0
+    def watched(batch: WindowBatch, gain: Tensor, *, whole: bool, with_bare: bool) -> tuple[Tensor, Tensor | None]:
+        x = batch.x.clone()
+        velocity, bare = original(batch, gain, whole=whole, with_bare=with_bare)
+        assert bare is not None
+        nothing = network.cond_mlp(torch.zeros(1, 1, TINY_FLOW.hidden))
+        rotation = network.rotation(torch.arange(x.shape[1])[None], x.dtype)
+        torch.testing.assert_close(
+            bare, network.with_cache(x, gain[None], nothing, rotation, None, None), rtol=1e-4, atol=1e-5
+        )
+        assert (bare - velocity).abs().max() > 1e-3
+        passes.append(whole)
+        return velocity, bare
 
-    def _pass(self, x: Tensor, gains: Tensor, given: _Given, memory: Memory | None) -> Tensor:
-        if memory is None:
-            self.bare = given
-        if x.shape[0] == 1:
-            return super()._pass(x, gains, given, memory)
-        assert memory is not None and given.mask is not None
-        self.together += 1
-        first = _Given(given.condition[:1], (given.rotation[0][:1], given.rotation[1][:1]), given.mask[:1])
-        velocity = super()._pass(x[:1], gains, first, (memory[0][:1], memory[1][:1]))
-        return torch.cat((velocity, super()._pass(x[1:], gains, self.bare, None)))
+    monkeypatch.setattr(WindowBatch, "_pass", watched)
+    decoder = InfillDecoder(voicebox, replace(QUICK, steps=4))
+    stream = decoder.begin(PROMPT)
+    for code in CODES:
+        stream.push(code, 1)
+    drain(decoder, stream)
+    assert passes == [True, False, False, True] * 6, "five chunks and the rehearsal of the prompt"
 
 
-def test_the_pass_without_a_prefix_sees_none_of_it(voicebox: Voicebox) -> None:
-    def mel(decoder: InfillDecoder) -> Tensor:
+@pytest.mark.parametrize("keep_prompt", [True, False])
+def test_a_recorded_window_needs_nothing_of_the_host(voicebox: Voicebox, keep_prompt: bool) -> None:
+    """Windows of fixed places, filled by one to three utterances of other lengths, under the strict recorder; and the
+    mel is that of windows as long as they must be."""
+    dials = replace(QUICK, steps=5, guided_steps=3, keep_prompt=keep_prompt)
+    other = PromptVoice(PROMPT.codes[:5], PROMPT.mel[:20])
+
+    def mel(recorder: Recorder) -> list[Tensor]:
+        decoder = InfillDecoder(voicebox, dials, recorder=recorder)
+        streams = [decoder.begin(prompt) for prompt in (PROMPT, other, None)]
+        for stream, codes in zip(streams, (CODES, CODES[3:12], CODES[:3]), strict=True):
+            for code in codes:
+                stream.push(code, 1)
+            stream.end()
+        decoder.warm_up(3)
+        made: list[list[Tensor]] = [[], [], []]
+        while ready := [number for number, stream in enumerate(streams) if stream.ready]:
+            for number, chunk in zip(ready, decoder.render([streams[number] for number in ready]), strict=True):
+                made[number].append(chunk.mel)
+        return [torch.cat(parts) for parts in made]
+
+    strict = Strict()
+    for recorded, plain in zip(mel(strict), mel(Plain()), strict=True):
+        torch.testing.assert_close(recorded, plain, rtol=1e-4, atol=1e-5)
+    shapes = {key[0] for key in strict.traces if isinstance(key, tuple)}
+    assert 2 <= len(shapes) <= 6
+    assert all(not trace.host_reads + trace.host_made for trace in strict.traces.values())
+
+
+def test_guidance_on_early_steps_alone_changes_little(voicebox: Voicebox) -> None:
+    def mel(guided_steps: int) -> Tensor:
+        decoder = InfillDecoder(voicebox, InfillDials(steps=6, guided_steps=guided_steps))
         stream = decoder.begin(PROMPT)
         for code in CODES:
             stream.push(code, 1)
+        stream.end()
         return torch.cat(drain(decoder, stream))
 
-    dials = replace(QUICK, steps=4)
-    apart = PassByPass(voicebox, dials)
-    torch.testing.assert_close(mel(InfillDecoder(voicebox, dials)), mel(apart), rtol=1e-4, atol=1e-5)
-    assert apart.together == 2 * 6, "two of four steps, five chunks and the rehearsal of the prompt"
+    every = mel(6)
+    errors = [float((mel(steps) - every).norm() / every.norm()) for steps in (0, 3, 5)]
+    assert errors[0] > errors[1] > errors[2] > 0
+    torch.testing.assert_close(mel(1000), every)
 
 
 def test_answers_in_one_voice_share_its_prompt_and_let_go_of_it(voicebox: Voicebox) -> None:
@@ -262,6 +306,25 @@ def test_truncated_windows_join_without_clicks(vocoder: Vocos) -> None:
 def test_windows_that_cannot_be_faded_are_refused() -> None:
     with pytest.raises(ValueError, match="2 more than"):
         WindowDials(right_frames=3, fade_frames=2)
+
+
+def test_what_the_steps_add_up_stays_in_float32(voicebox: Voicebox) -> None:
+    """In bfloat16 the sum of fifteen steps would be off by its own rounding, whatever the network gives."""
+    half = copy.deepcopy(voicebox).bfloat16()
+    with pytest.MonkeyPatch.context() as patch:
+        constant = lambda batch, gain, **passes: (torch.full_like(batch.x, 0.01), None)  # noqa: E731
+        patch.setattr(WindowBatch, "_pass", constant)
+        decoder = InfillDecoder(half, InfillDials(steps=15, guidance=0.0, chunk_frames=(4,)))
+        stream = decoder.begin(PROMPT)
+        for code in CODES[:8]:
+            stream.push(code, 1)
+        (chunk,) = decoder.render([stream])
+    torch.testing.assert_close(chunk.mel, decoder.noise[:16] + 0.01, rtol=0, atol=1e-6)
+    mel = InfillDecoder(half, QUICK).begin(PROMPT)
+    for code in CODES:
+        mel.push(code, 1)
+    (made,) = InfillDecoder(half, QUICK).render([mel])
+    assert made.mel.dtype == torch.float32 and made.mel.isfinite().all()
 
 
 def test_joints_are_no_worse_than_other_places() -> None:
