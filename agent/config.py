@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Rate = Literal["auto"] | Annotated[float, Meta(ge=4.0, le=12.5)]
+Hz = Annotated[float, Meta(ge=4.0, le=12.5)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -22,6 +22,20 @@ class ConfigError(Exception):
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all sections: a key that is not a field is an error."""
+
+
+class RateRange(Section, frozen=True):
+    """Any rate from `min` to `max`, as load and network allow."""
+
+    min: Hz = 4.0
+    max: Hz = 12.5
+
+    def __post_init__(self) -> None:
+        if self.min > self.max:
+            raise ValueError(f"`min` must not be above `max`, {self.max:g}, but is {self.min:g}")
+
+
+Rate = Literal["auto"] | Hz | RateRange
 
 
 class HttpConfig(Section, frozen=True):

@@ -15,8 +15,9 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 T = TypeVar("T")
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 INPUT_SAMPLE_RATE = 16_000
+COARSEST_HZ = 4.0
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 
 
@@ -76,9 +77,10 @@ class ResponseStats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class OpenSession(Message, frozen=True):
-    """Lease a slot. Answered by `SessionOpened` or `Refused`."""
+    """Lease a slot. Answered by `SessionOpened` or `Refused`. coarsest_hz: answers may be made as coarse as that."""
 
     session: int
+    coarsest_hz: float = COARSEST_HZ
 
 
 class CloseSession(Message, frozen=True):
@@ -87,7 +89,8 @@ class CloseSession(Message, frozen=True):
 
 class StartUtterance(Message, frozen=True):
     """The user began to speak: encode and prefill what follows behind `context` at `input_hz`. followed: somebody reads
-    the transcript while it is spoken, so it should not be long in coming."""
+    the transcript while it is spoken, so it should not be long in coming. output_hz: the rate that the answer will
+    probably have; only a wrong guess costs time."""
 
     session: int
     utterance: int
@@ -95,6 +98,7 @@ class StartUtterance(Message, frozen=True):
     context: list[ContextItem]
     instructions: str = ""
     followed: bool = False
+    output_hz: float = 12.5
 
 
 class AudioIn(Message, frozen=True):
@@ -172,6 +176,21 @@ class Refused(Message, frozen=True):
     message: str
 
 
+class WorkerLoad(Message, frozen=True):
+    """How busy the worker is; sent to every connection, about twice a second while something changes.
+
+    busy: share of the time, more than 1 where it falls behind; at_hz: (rate, share) if all answers had that rate;
+    slack_ms: the least time that a listener had in hand since the last message; capacity: how many sessions like those
+    that are open would do at the coarsest rate.
+    """
+
+    busy: float
+    at_hz: list[tuple[float, float]]
+    slack_ms: float
+    sessions: int
+    capacity: int
+
+
 class Transcript(Message, frozen=True):
     """What was understood so far; `text` is the whole transcript of the utterance, not a delta."""
 
@@ -247,6 +266,7 @@ FromWorker = (
     Ready
     | SessionOpened
     | Refused
+    | WorkerLoad
     | Transcript
     | UtteranceEncoded
     | TextDelta

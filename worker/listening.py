@@ -26,12 +26,15 @@ from agent.wire import (
 )
 from worker.dictation import Dictation
 from worker.parts import FOLLOWED_SAMPLES, UNIT_SAMPLES, Conversation, Listener, Pcm, RequestError, SpeechModel
+from worker.step_times import Kind
 
 log = logging.getLogger("agogic.worker")
 
 MAX_UTTERANCE_SAMPLES = 600 * INPUT_SAMPLE_RATE
 MAX_HEARD = 8
 """Utterances whose encoded audio a slot keeps; older turns of a conversation are known by their text."""
+CHARACTERS_A_POSITION, LEAST_POSITIONS = 4, 16
+"""Of text before the sound, about."""
 LISTEN_SLACK_S, LIKELY_END_S = 0.5, 0.15
 """Audio that nobody waits for may lie this long before answers have to make way for it, and this long where the
 utterance has probably ended, so that all is ready when that is certain."""
@@ -42,12 +45,14 @@ Clock = Callable[[], float]
 
 @dataclass(slots=True)
 class Utterance:
-    """unit_samples: how much audio is worth listening to; waiting: what arrived and was not listened to yet; likely: it
-    may have ended here, prepared: and is ready for that; due_at: since when there is something to do."""
+    """unit_samples: how much audio is worth listening to; opening_size: about how many positions stand before it;
+    waiting: what arrived and was not listened to yet; likely: it may have ended here, prepared: and is ready for that;
+    due_at: since when there is something to do."""
 
     number: int
     listener: Listener
     unit_samples: int
+    opening_size: int
     waiting: deque[Pcm] = field(default_factory=deque)
     waiting_samples: int = 0
     due_at: float = 0.0
@@ -60,12 +65,27 @@ class Utterance:
 
     @property
     def due(self) -> bool:
-        """Whether there is something to do: enough audio for it to be worth the while, or an end, likely or certain."""
+        """Whether there is something to do: a beginning, enough audio to be worth the while, or an end, likely or
+        certain."""
+        if not self.listener.opened:
+            return True
         if self.ended:
             return not self.heard
         if self.likely:
             return not self.prepared
         return self.waiting_samples >= self.unit_samples
+
+    @property
+    def stage(self) -> Kind:
+        """What comes next, where something is due."""
+        if not self.listener.opened:
+            return "opening"
+        return "hearing" if self.waiting else "ending"
+
+    @property
+    def size(self) -> int:
+        """Of that unit."""
+        return {"opening": self.opening_size, "hearing": self.waiting_samples}.get(self.stage, 0)
 
     @property
     def deadline(self) -> float:
@@ -99,12 +119,13 @@ class Utterances:
         self._send = send
         self._clock = clock
         self._all: dict[int, Utterance] = {}
-        self._hearing: Utterance | None = None
+        self._working: Utterance | None = None
+        self._stage: Kind = "opening"
 
     # --- messages ---
 
-    def start(self, message: StartUtterance, output_hz: float) -> None:
-        """output_hz: the rate that the answer will probably have. Raises RequestError."""
+    def start(self, message: StartUtterance) -> None:
+        """Raises RequestError."""
         if message.utterance in self._all:
             raise RequestError("duplicate_utterance", f"utterance {message.utterance} exists; number each one anew")
         finished = [utterance.number for utterance in self._all.values() if utterance.heard]
@@ -117,9 +138,13 @@ class Utterances:
         conversation = Conversation(message.instructions, tuple(message.context))
         last = next(reversed(self._all.values()), None)
         previous = last.listener if last and last.heard else None
-        listener = self._model.listen(conversation, message.input_hz, output_hz, previous)
+        listener = self._model.listen(conversation, message.input_hz, message.output_hz, previous)
         unit_samples = FOLLOWED_SAMPLES if message.followed else UNIT_SAMPLES
-        self._all[message.utterance] = Utterance(message.utterance, listener, unit_samples)
+        text = len(message.instructions) + sum(len(item.text) for item in message.context)
+        opening_size = LEAST_POSITIONS + text // CHARACTERS_A_POSITION
+        utterance = Utterance(message.utterance, listener, unit_samples, opening_size)
+        utterance.due_at = self._clock()
+        self._all[message.utterance] = utterance
 
     def audio(self, message: AudioIn) -> None:
         """Raises RequestError."""
@@ -151,6 +176,11 @@ class Utterances:
         if utterance is not None:
             utterance.listener.close()
 
+    def lose_all(self, why: str) -> None:
+        """Drops all, and says so."""
+        for utterance in list(self._all.values()):
+            self._lose(utterance, "internal", why)
+
     def close(self) -> None:
         """Drops all; nothing more is sent."""
         for number in list(self._all):
@@ -178,40 +208,50 @@ class Utterances:
     # --- work ---
 
     def due(self) -> Utterance | None:
-        """The oldest with something to do: to listen to what is waiting, or, where nothing is, to round it off."""
+        """The oldest with something to do: to open it, to listen to what is waiting, or, where nothing is, to round it
+        off."""
         return next((utterance for utterance in self._all.values() if utterance.due), None)
 
     def take_audio(self, most: int) -> tuple[Listener, Pcm]:
-        """The listener whose audio is due and up to `most` samples of that. `hear` or `fail_to_hear` must follow."""
-        self._hearing = self.due()
-        assert self._hearing is not None
-        return self._hearing.listener, self._hearing.take(most)
+        """The listener whose audio is due and up to `most` samples of that. `did` or `fail` must follow."""
+        utterance = self._begin()
+        return utterance.listener, utterance.take(most)
 
-    def hear(self) -> None:
-        """The listener has taken the audio of `take_audio`."""
-        assert self._hearing is not None
-        self._hearing.due_at = self._clock()
-        self._report(self._hearing, final=False)
+    def take_up(self) -> Listener:
+        """The listener that is to be opened or prepared for its end. `did` or `fail` must follow."""
+        return self._begin().listener
 
-    def fail_to_hear(self, error: Exception) -> None:
-        """The listener could not take it."""
-        assert self._hearing is not None
-        self._lose(self._hearing, "internal", f"listening failed: {error}")
-
-    def round_off(self, utterance: Utterance) -> None:
-        """All of it is listened to: what its end, certain or likely, brings with it. Never raises."""
+    def did(self) -> None:
+        """What was taken up is done. Never raises."""
+        utterance = self._working
+        assert utterance is not None
+        utterance.due_at = self._clock()
+        if self._stage != "ending":
+            self._report(utterance, final=False)
+            return
         try:
             if utterance.ended:
                 self._finish(utterance)
             else:
-                utterance.listener.prepare()
                 utterance.prepared = True
                 self._report(utterance, final=False)
-        except RequestError as error:
-            self._lose(utterance, error.code, str(error))
         except Exception as error:
             log.exception("session %d: utterance %d failed", self._number, utterance.number)
-            self._lose(utterance, "internal", f"listening failed: {error}")
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """It could not be done: the utterance is lost."""
+        assert self._working is not None
+        if isinstance(error, RequestError):
+            self._lose(self._working, error.code, str(error))
+        else:
+            self._lose(self._working, "internal", f"listening failed: {error}")
+
+    def _begin(self) -> Utterance:
+        self._working = self.due()
+        assert self._working is not None
+        self._stage = self._working.stage
+        return self._working
 
     def _finish(self, utterance: Utterance) -> None:
         encoded = utterance.listener.finish()

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from worker.threads import limit_threads
 
-EMBEDDED_SLOTS, OTHER_SLOTS = 8, 4
-"""Callers that a worker takes unless told otherwise: few enough for a processor of a third of the measured speed."""
+EMBEDDED_SLOTS, OTHER_SLOTS = 32, 4
+"""Places of a worker unless told otherwise; it takes no more callers than it expects to answer in time."""
 PARENT_POLL_S = 1.0
 FAILED, UNUSABLE, SHORTAGE = 1, 2, 3
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EIO}
@@ -38,7 +38,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", default="embedded", help="'embedded', a checkpoint directory, or a hub id")
     parser.add_argument("--voice", type=Path, help="recording that an official model is to sound like, 3 to 10 s")
     parser.add_argument("--latency", choices=["usual", "low"], default="usual", help="how soon an answer is heard")
-    parser.add_argument("--slots", type=int, default=0, help="sessions open at once; 0: 8 or, not embedded, 4")
+    parser.add_argument("--slots", type=int, default=0, help="sessions open at once; 0: 32 or, not embedded, 4")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--exit-with-parent", action="store_true", help="end when the starting process is gone")
@@ -47,6 +47,7 @@ def _parse() -> argparse.Namespace:
 
 async def _serve(arguments: argparse.Namespace) -> int:
     # These import torch, whose thread pool has to be settled first.
+    from worker.device import best_device
     from worker.engine import Engine
     from worker.loading import ModelError, load_model
     from worker.server import Server
@@ -66,7 +67,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
         loop.add_signal_handler(number, stop.set)
     watch = asyncio.create_task(_watch_parent(stop)) if arguments.exit_with_parent else None
     try:
-        alive = await Server(Engine(model, slots), arguments.socket).run(stop)
+        alive = await Server(Engine(model, slots, best_device()), arguments.socket).run(stop)
     except OSError as error:
         print(f"worker: cannot listen on {arguments.socket}: {error.strerror or error}", file=sys.stderr)
         return SHORTAGE

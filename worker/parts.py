@@ -26,6 +26,10 @@ class RequestError(Exception):
         self.code = code
 
 
+class SpoiltError(Exception):
+    """What the model keeps for a session is no use any more: numbers that are none, or no memory for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """What stands before the turn at hand."""
@@ -65,8 +69,8 @@ class Finished:
 
 
 Spoken = TextPiece | Sound | Finished
-Unit = Literal["token", "sound", "end"]
-"""A step of talking, a stretch of sound, or an answer's end."""
+Unit = Literal["beginning", "token", "sound", "end"]
+"""An answer's beginning, a step of talking, a stretch of sound, or an answer's end."""
 
 
 class Listener(Protocol):
@@ -78,6 +82,10 @@ class Listener(Protocol):
     @property
     def transcribes(self) -> bool:
         """Whether `transcript` follows what is heard; where not, the model can be asked (`transcription_of`)."""
+
+    @property
+    def opened(self) -> bool:
+        """Whether what stands before its sound is with the model; what needs that opens it by itself."""
 
     def feed(self, pcm: Pcm) -> None:
         """Takes the next [samples] of 16 kHz audio in [-1, 1]."""
@@ -103,12 +111,20 @@ class Speaker(Protocol):
         """What `step` does next."""
 
     @property
+    def talks(self) -> bool:
+        """Whether there are steps of talking left, which may be taken before the sound that could be made."""
+
+    @property
     def unit_samples(self) -> int:
         """How much sound the next unit makes, about; 0 where it makes none."""
 
-    def pace(self, *, hurried: bool, alone: bool) -> None:
+    @property
+    def made_samples(self) -> int:
+        """How long its tokens so far will sound, rendered or not."""
+
+    def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
         """hurried: its listener is about to run dry, so sound should come of what there is; alone: nobody else has to
-        wait for a long unit."""
+        wait for a long unit; next_in_s: after its first sound the next may take so long, and should not be missed."""
 
     @property
     def text(self) -> str: ...
@@ -146,7 +162,11 @@ def transcription_of(
 
 
 class SpeechModel(Protocol):
-    """A loaded model. `listen` and `respond` raise RequestError for what they cannot do."""
+    """A loaded model. `listen` and `respond` raise RequestError for what they cannot do, and do no work of networks.
+
+    `open`, `feed`, `prepare` and `step` do it, for several callers at once: what each would have given alone, for
+    less. Where one of them raises, none of the callers has taken a step, and each may be tried alone.
+    """
 
     @property
     def name(self) -> str: ...
@@ -164,12 +184,17 @@ class SpeechModel(Protocol):
 
     def respond(self, question: Question) -> Speaker: ...
 
-    def feed(self, listeners: Sequence[Listener], pieces: Sequence[Pcm]) -> None:
-        """The next audio of several listeners: what each would have made of it alone, for less."""
+    def open(self, listeners: Sequence[Listener]) -> None:
+        """What stands before their sound."""
 
-    def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
-        """One unit of several speakers, of all a token or of all a sound: what each would have given alone, for
-        less."""
+    def feed(self, listeners: Sequence[Listener], pieces: Sequence[Pcm]) -> None:
+        """Their next sound."""
+
+    def prepare(self, listeners: Sequence[Listener]) -> None:
+        """`Listener.prepare` of each."""
+
+    def step(self, speakers: Sequence[Speaker], unit: Unit) -> list[list[Spoken]]:
+        """One unit of each, which all of them are ready for, but not "end"."""
 
     def repetition(self, sentence: str) -> str:
         """The written request that makes the model say just this sentence."""

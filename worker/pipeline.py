@@ -7,7 +7,8 @@ Speaker:  end of prompt ─► joint Thinker/Talker steps ─► (code, duration
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,16 @@ from worker.parts import (
     Unit,
 )
 from worker.placement import BackEnds
-from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool, add_audio
+from worker.prefill import (
+    ANSWER_POSITIONS,
+    MAX_POSITIONS,
+    Prefill,
+    SlotPool,
+    add_audio,
+    begin_answers,
+    open_prompts,
+)
+from worker.undo import Undo
 from worker.voices.tokens import SpokenTokens
 from worker.voices.voice import Voice
 from worker.words import WordClock
@@ -144,24 +154,90 @@ class Pipeline:
         return PipelineSpeaker(self, self.new_prefill(question.output_hz), prompt, None, options)
 
     @torch.inference_mode()
+    def open(self, listeners: Sequence[Listener]) -> None:
+        closed = [listener for listener in listeners if isinstance(listener, PipelineListener) and not listener.opened]
+        if closed:
+            open_prompts([listener.prefill for listener in closed], [listener.prompt for listener in closed])
+        for listener in closed:
+            listener.opened = True
+
+    @torch.inference_mode()
+    def prepare(self, listeners: Sequence[Listener]) -> None:
+        self.open(listeners)
+        ending = [
+            listener for listener in listeners if isinstance(listener, PipelineListener) and not listener.prepared
+        ]
+        with self._whole(ending):
+            tails = [listener.close_on_trial() for listener in ending]
+            add_audio([listener.prefill for listener in ending], tails)
+
+    @contextmanager
+    def _whole(self, listeners: Sequence[PipelineListener]) -> Iterator[None]:
+        """Either what is done is done for all of them, or nothing was."""
+        undo = Undo(listener.hearing for listener in listeners) if len(listeners) > 1 else None
+        marks = [listener.mark() for listener in listeners]
+        try:
+            yield
+        except Exception:
+            if undo is not None:
+                undo.restore()
+                for listener, mark in zip(listeners, marks, strict=True):
+                    listener.back_to(mark)
+            raise
+
+    @torch.inference_mode()
     def feed(self, listeners: Sequence[Listener], pieces: Sequence[Pcm]) -> None:
+        self.open(listeners)
         utterances = [listener for listener in listeners if isinstance(listener, PipelineListener)]
-        started = time.perf_counter()
         for utterance in utterances:
             utterance.go_on()
+        with self._whole(utterances):
+            self._feed(utterances, pieces)
+
+    def _feed(self, utterances: Sequence[PipelineListener], pieces: Sequence[Pcm]) -> None:
+        started = time.perf_counter()
         embeddings = self.networks.ear.hear([utterance.hearing for utterance in utterances], pieces)
         share_ms = (time.perf_counter() - started) * 1e3 / len(utterances)
         for utterance, new in zip(utterances, embeddings, strict=True):
             utterance.take(new, share_ms)
         add_audio([utterance.prefill for utterance in utterances], embeddings)
 
-    def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
+    def step(self, speakers: Sequence[Speaker], unit: Unit) -> list[list[Spoken]]:
         replies = [speaker for speaker in speakers if isinstance(speaker, PipelineSpeaker)]
-        if replies[0].unit == "sound" and self.networks.voice is not None:
-            sounds = self.networks.voice.render([reply.voice for reply in replies if reply.voice is not None])
+        if unit == "beginning":
+            return self._begin(replies)
+        if unit == "sound" and self.networks.voice is not None:
+            voices = [reply.voice for reply in replies if reply.voice is not None]
+            undo = Undo(voices) if len(voices) > 1 else None
+            try:
+                sounds = self.networks.voice.render(voices)
+            except Exception:
+                if undo is not None:
+                    undo.restore()
+                raise
             return [reply.take_sound(pcm) for reply, pcm in zip(replies, sounds, strict=True)]
-        steps = self.runner.step([reply.answer for reply in replies])
+        answers = [reply.answer for reply in replies]
+        undo = Undo(answers) if len(answers) > 1 else None
+        back = self.runner.way_back(answers) if len(answers) > 1 else None
+        try:
+            steps = self.runner.step(answers)
+        except Exception:
+            if undo is not None and back is not None:
+                undo.restore()
+                back()
+            raise
         return [reply.take(step) for reply, step in zip(replies, steps, strict=True)]
+
+    def _begin(self, replies: Sequence[PipelineSpeaker]) -> list[list[Spoken]]:
+        answers = begin_answers(
+            [reply.prefill for reply in replies],
+            [reply.prompt for reply in replies],
+            [reply.utterance.embeddings if reply.utterance else None for reply in replies],
+            [reply.options for reply in replies],
+        )
+        for reply, answer in zip(replies, answers, strict=True):
+            reply.begun(answer)
+        return [[] for _ in replies]
 
     def repetition(self, sentence: str) -> str:
         return repeat_request(sentence, self.networks.slm.config.agogic.prompts)
@@ -189,6 +265,16 @@ def _check_rate(side: str, rate_hz: float) -> None:
         raise RequestError("bad_rate", f"{side} rate {rate_hz} Hz is out of range: {allowed}")
 
 
+@dataclass(frozen=True, slots=True)
+class ListenerMark:
+    """parts: how many pieces of embeddings there are; before_end, prefilled: marks of the prompt."""
+
+    parts: int
+    before_end: tuple[int, tuple[int, int]] | None
+    encode_ms: float
+    prefilled: tuple[int, int]
+
+
 class PipelineListener:
     """One stretch of the user's speech: a `Listener`."""
 
@@ -200,8 +286,10 @@ class PipelineListener:
         self._before_end: tuple[int, tuple[int, int]] | None = None
         self.hearing: Hearing = pipeline.networks.ear.begin(input_hz, previous.hearing if previous else None)
         self.encode_ms = 0.0
+        self.prompt = prompt
+        self.opened = False
         self.prefill = pipeline.new_prefill(output_hz)
-        self.prefill.open(prompt)
+        self.prefill.reserve()
 
     @property
     def transcript(self) -> str:
@@ -222,15 +310,20 @@ class PipelineListener:
     def feed(self, pcm: Pcm) -> None:
         self._pipeline.feed([self], [pcm])
 
-    @torch.inference_mode()
+    @property
+    def prepared(self) -> bool:
+        return self._before_end is not None
+
     def prepare(self) -> None:
-        if self._before_end is not None:
-            return
+        self._pipeline.prepare([self])
+
+    def close_on_trial(self) -> Tensor:
+        """The embeddings [G, H] that were still open, if the utterance ends here."""
         started = time.perf_counter()
         tail = self.hearing.prepare()
         self._before_end = (len(self._embeddings), self.prefill.mark())
         self.take(tail, (time.perf_counter() - started) * 1e3)
-        add_audio([self.prefill], [tail])
+        return tail
 
     def finish(self) -> Encoded:
         self.prepare()
@@ -241,6 +334,15 @@ class PipelineListener:
 
     def close(self) -> None:
         self.prefill.close()
+
+    def mark(self) -> ListenerMark:
+        """Where it stands, besides what its ear heard."""
+        return ListenerMark(len(self._embeddings), self._before_end, self.encode_ms, self.prefill.mark())
+
+    def back_to(self, mark: ListenerMark) -> None:
+        del self._embeddings[mark.parts :]
+        self._before_end, self.encode_ms = mark.before_end, mark.encode_ms
+        self.prefill.back_to(mark.prefilled)
 
     def go_on(self) -> None:
         """The end that was prepared for is not the end."""
@@ -271,16 +373,12 @@ class PipelineSpeaker:
         self._started = time.perf_counter()
         self._pipeline = pipeline
         self._runner = pipeline.runner
-        self._prefill = prefill
-        self._utterance = utterance
-        self._options = options
+        self.prefill = prefill
+        self.prompt = prompt
+        self.utterance = utterance
+        self.options = options
         self._prefilled_before_ms = prefill.prefill_ms
-        try:
-            embeddings = utterance.embeddings if utterance else None
-            self.answer: Generation = prefill.answer(prompt, embeddings, options)
-        except Exception:
-            self.close()
-            raise
+        self._answer: Generation | None = None
         self._stream = pipeline.networks.tokenizer.stream()
         voice = pipeline.networks.voice
         self.voice = voice.begin() if voice is not None and options.speech else None
@@ -293,18 +391,37 @@ class PipelineSpeaker:
         self._talker_ms = 0.0
 
     @property
+    def answer(self) -> Generation:
+        assert self._answer is not None
+        return self._answer
+
+    def begun(self, answer: Generation) -> None:
+        """The prompt is complete, and this is what goes on from it."""
+        self._answer = answer
+
+    @property
     def text(self) -> str:
         return self._words.text_so_far.strip()
 
-    def pace(self, *, hurried: bool, alone: bool) -> None:
+    @property
+    def made_samples(self) -> int:
+        return self._tokens.frames * OUTPUT_FRAME_SAMPLES
+
+    def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
         if self.voice is not None:
-            self.voice.pace(hurried=hurried, alone=alone)
+            self.voice.pace(hurried=hurried, alone=alone, next_in_s=next_in_s)
 
     @property
     def unit(self) -> Unit:
+        if self._answer is None:
+            return "beginning"
         if self.voice is not None and self.voice.ready:
             return "sound"
         return "end" if self._over() else "token"
+
+    @property
+    def talks(self) -> bool:
+        return self._answer is not None and not self._over()
 
     @property
     def unit_samples(self) -> int:
@@ -312,23 +429,23 @@ class PipelineSpeaker:
 
     def step(self) -> list[Spoken]:
         if self.unit != "end":
-            return self._pipeline.step([self])[0]
+            return self._pipeline.step([self], self.unit)[0]
         self.close()
         return [Finished("completed" if self.answer.ended == "end" else "max_output_tokens")]
 
     def close(self) -> None:
         """The answer is over or given up: its slot serves the next one."""
-        self._prefill.answered()
-        if self._utterance is None:
-            self._prefill.close()
+        self.prefill.answered()
+        if self.utterance is None:
+            self.prefill.close()
 
     def stats(self) -> ResponseStats:
         spoken, frames = len(self._tokens.all), self._tokens.frames
-        hearing = self._utterance.hearing if self._utterance else None
+        hearing = self.utterance.hearing if self.utterance else None
         return ResponseStats(
             first_token_ms=self._first_token_ms,
-            encode_ms=self._utterance.encode_ms if self._utterance else 0.0,
-            prefill_ms=self._prefill.prefill_ms - (0.0 if self._utterance else self._prefilled_before_ms),
+            encode_ms=self.utterance.encode_ms if self.utterance else 0.0,
+            prefill_ms=self.prefill.prefill_ms - (0.0 if self.utterance else self._prefilled_before_ms),
             thinker_ms=self._thinker_ms,
             talker_ms=self._talker_ms,
             flow_ms=self.voice.flow_ms if self.voice else 0.0,
@@ -336,13 +453,13 @@ class PipelineSpeaker:
             text_tokens=self._text_tokens,
             speech_tokens=spoken,
             speech_frames=frames,
-            prompt_positions=self.answer.prompt_positions,
+            prompt_positions=self._answer.prompt_positions if self._answer else 0,
             input_frames=hearing.frames if hearing else 0,
             input_groups=hearing.groups if hearing else 0,
             realised_input_hz=realised_hz(hearing) if hearing else 0.0,
             realised_output_hz=CODEC_FRAME_RATE_HZ * spoken / frames if frames else 0.0,
-            requested_output_hz=self._options.output_hz,
-            talker_steps=self.answer.talker_steps,
+            requested_output_hz=self.options.output_hz,
+            talker_steps=self._answer.talker_steps if self._answer else 0,
         )
 
     def take(self, step: Step) -> list[Spoken]:

@@ -80,15 +80,25 @@ class Prefill:
         if self._closed:
             self.lose_slot()
 
-    def open(self, prompt: Prompt) -> None:
-        """Starts the prompt anew with what stands before the audio."""
-        started = time.perf_counter()
+    def reserve(self) -> None:
+        """Takes a slot. Raises RequestError where all are in use."""
         if self._slot is None:
             self._slot = self._pool.take(self)
+
+    def start(self, prompt: Prompt) -> Tensor:
+        """Starts the prompt anew; the embeddings [n, H] of what stands before the audio, which `extend` must add."""
+        self.reserve()
+        assert self._slot is not None
         self.runner.reset(self._slot)
         self._before, self._audio_groups, self._end = prompt.before, 0, 0
-        self._extend(self.runner.model.embed_before(prompt, self._tokenizer))
-        self.prefill_ms += (time.perf_counter() - started) * 1e3
+        embeddings = self.runner.model.embed_before(prompt, self._tokenizer)
+        if len(embeddings) > self._room():
+            raise RequestError(
+                "context_too_long",
+                f"instructions and conversation do not fit into the model's {PROMPT_POSITIONS} positions; "
+                "shorten the instructions",
+            )
+        return embeddings
 
     def mark(self) -> tuple[int, int]:
         """Where the prompt stands, for `back_to`."""
@@ -100,59 +110,78 @@ class Prefill:
             self._end, self._audio_groups = mark
             self.runner.rewind(self._slot, self._end)
 
-    def answer(self, prompt: Prompt, embeddings: Tensor | None, options: GenerationOptions) -> Generation:
-        """Finishes the prompt and begins to answer it; what is prefilled already is used where it fits.
-
-        embeddings: all audio of the turn [G, H]; of more than fits, the end is what is answered. Raises RequestError.
-        """
-        groups = 0 if embeddings is None else len(embeddings)
+    def ready_for(self, prompt: Prompt, groups: int, output_hz: float) -> bool:
+        """Gets ready to answer a prompt with so many groups of audio; false where it has to be filled in anew."""
         self.busy = self._answering = True
-        self.output_hz = options.output_hz
-        if self._slot is not None and (prompt.before, groups) == (self._before, self._audio_groups) and self._room():
-            self.runner.rewind(self._slot, self._end)
-        else:
-            self.open(prompt)
-            if embeddings is not None:
-                add_audio([self], [embeddings[-self._room() :]])
-                self._audio_groups = groups
-        assert self._slot is not None
-        started = time.perf_counter()
-        after = self.runner.model.embed_after(prompt, self._tokenizer)
-        self.runner.extend(self._slot, after, options.output_hz if options.speech else None)
-        answer = self.runner.start(self._slot, options)
-        self.prefill_ms += (time.perf_counter() - started) * 1e3
-        return answer
+        self.output_hz = output_hz
+        if self._slot is None or (prompt.before, groups) != (self._before, self._audio_groups) or not self._room():
+            return False
+        self.runner.rewind(self._slot, self._end)
+        return True
 
     def _room(self) -> int:
         return PROMPT_POSITIONS - self._end
 
-    def _extend(self, embeddings: Tensor) -> None:
-        assert self._slot is not None
-        if len(embeddings) > self._room():
-            raise RequestError(
-                "context_too_long",
-                f"instructions and conversation do not fit into the model's {PROMPT_POSITIONS} positions; "
-                "shorten the instructions",
-            )
-        self.runner.extend(self._slot, embeddings, self.output_hz)
-        self._end = self.runner.positions(self._slot)
+
+def open_prompts(prefills: Sequence[Prefill], prompts: Sequence[Prompt]) -> None:
+    """What stands before the audio, of several prompts at once. Raises RequestError for one that does not fit."""
+    extend(prefills, [prefill.start(prompt) for prefill, prompt in zip(prefills, prompts, strict=True)])
+
+
+def begin_answers(
+    prefills: Sequence[Prefill],
+    prompts: Sequence[Prompt],
+    audio: Sequence[Tensor | None],
+    options: Sequence[GenerationOptions],
+) -> list[Generation]:
+    """Finishes several prompts and begins to answer them; what is prefilled already is used where it fits.
+
+    audio: all of a turn [G, H], None where it was written; of more than fits, the end is what is answered. Raises
+    RequestError.
+    """
+    started = time.perf_counter()
+    rows = list(zip(prefills, prompts, audio, options, strict=True))
+    anew = [
+        (prefill, prompt, heard)
+        for prefill, prompt, heard, chosen in rows
+        if not prefill.ready_for(prompt, 0 if heard is None else len(heard), chosen.output_hz)
+    ]
+    if anew:
+        open_prompts([prefill for prefill, _, _ in anew], [prompt for _, prompt, _ in anew])
+        spoken = [(prefill, heard) for prefill, _, heard in anew if heard is not None]
+        add_audio([prefill for prefill, _ in spoken], [heard[-prefill._room() :] for prefill, heard in spoken])
+        for prefill, heard in spoken:
+            prefill._audio_groups = len(heard)
+    runner = prefills[0].runner
+    slots = [prefill._slot for prefill in prefills if prefill._slot is not None]
+    after = [runner.model.embed_after(prompt, prefill._tokenizer) for prefill, prompt, _, _ in rows]
+    runner.extend_together(slots, after, [chosen.output_hz if chosen.speech else None for chosen in options])
+    answers = [runner.start(slot, chosen) for slot, chosen in zip(slots, options, strict=True)]
+    share_ms = (time.perf_counter() - started) * 1e3 / len(rows)
+    for prefill in prefills:
+        prefill.prefill_ms += share_ms
+    return answers
+
+
+def extend(prefills: Sequence[Prefill], embeddings: Sequence[Tensor]) -> None:
+    """Adds embeddings [n, H] to several prompts that have room for them."""
+    started = time.perf_counter()
+    rows = [(prefill, slot) for prefill in prefills if (slot := prefill._slot) is not None]
+    if not rows:
+        return
+    runner = rows[0][0].runner
+    runner.extend_together([slot for _, slot in rows], embeddings, [prefill.output_hz for prefill, _ in rows])
+    share_ms = (time.perf_counter() - started) * 1e3 / len(rows)
+    for prefill, slot in rows:
+        prefill._end = runner.positions(slot)
+        prefill.prefill_ms += share_ms
 
 
 def add_audio(prefills: Sequence[Prefill], audio: Sequence[Tensor]) -> None:
     """Merged embeddings [G, H] for several prompts at once, as far as their slots have room for them."""
-    started = time.perf_counter()
     rows = [
-        (prefill, slot, new)
-        for prefill, new in zip(prefills, audio, strict=True)
-        if (slot := prefill._slot) is not None and len(new)
+        (prefill, new) for prefill, new in zip(prefills, audio, strict=True) if prefill._slot is not None and len(new)
     ]
-    if not rows:
-        return
-    runner = rows[0][0].runner
-    fitting = [new[: prefill._room()] for prefill, _, new in rows]
-    runner.extend_together([slot for _, slot, _ in rows], fitting, [prefill.output_hz for prefill, _, _ in rows])
-    share_ms = (time.perf_counter() - started) * 1e3 / len(rows)
-    for prefill, slot, new in rows:
-        prefill._end = runner.positions(slot)
+    extend([prefill for prefill, _ in rows], [new[: prefill._room()] for prefill, new in rows])
+    for prefill, new in rows:
         prefill._audio_groups += len(new)
-        prefill.prefill_ms += share_ms

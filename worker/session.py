@@ -2,16 +2,15 @@
 
     Respond ─► waiting (until its utterance is heard) ─► speaking ─► done | cancelled | failed
 
-A session does nothing by itself: `handle` takes a message, `due` says what its next unit of work is and by when it
-should be done, `work` does that unit, or the engine does it for several sessions at once. Whatever goes wrong in a
-unit of its own stays within the session. What was heard by a listener that does not transcribe is written down when
-there is nothing else to do (`worker.dictation`).
+A session does nothing by itself: `handle` takes a message, `works` says what could be done for it and by when, and the
+engine does that for several sessions at once. Whatever goes wrong stays within it. What was heard by a listener that
+does not transcribe is written down when the session does nothing else (`worker.dictation`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,32 +42,30 @@ from worker.parts import (
     Sound,
     Speaker,
     SpeechModel,
+    SpoiltError,
     Spoken,
     TextPiece,
-    Unit,
 )
+from worker.scheduler import AHEAD_S, ENOUGH_S, Key, Work
 
 log = logging.getLogger("agogic.worker")
 
-FIRST_OUTPUT_HZ = 12.5
-"""The rate that the first answer is expected to have; only a wrong guess costs time."""
 HURRY_S, HURRY_EACH_S = 0.1, 0.03
 """With less sound than this in hand, the next piece is not waited for to grow; so much more for every other answer that
 is being made, whose turn may come first."""
 FIRST_SOUND_S = 0.2
 """An answer should be heard this soon; those who would run dry earlier go before it."""
+ON_THE_WAY_S = 0.05
+"""Sound should be ready so much before it is needed: it has to get through two processes."""
+WAITED_FOR_S, LONG_S = 0.1, 10.0
+"""Who waits for a first sound that is late counts as late by one to two times this, by how long he waits."""
+TEXT_S = 0.2
+"""The next token of an answer that is read should come within this time."""
+BEGINNING_SIZE = 16
+"""Positions behind the sound, about."""
 
 ToSession = StartUtterance | AudioIn | LikelyEnd | EndUtterance | DropUtterance | Respond | Cancel
 Reason = Literal["completed", "max_output_tokens", "cancelled", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """A session's next unit and by when (clock seconds) it should be done. Hearing, tokens and sounds of several
-    sessions may be done in one go; "answer" is the beginning or the end of one."""
-
-    work: Literal["hearing", "token", "sound", "rounding off", "answer", "dictation"]
-    deadline: float
 
 
 @dataclass(slots=True)
@@ -80,34 +77,41 @@ class Response:
     samples: int = 0
     first_text_at: float = 0.0
     first_audio_at: float = 0.0
+    stepped_at: float = 0.0
 
 
 class Session:
     """See the module. number: the service's name for this slot; send: where its messages go; clock: seconds.
 
-    other_answers: how many other sessions are being answered just now.
+    other_answers: how many other sessions are being answered just now; lead_s: how long it takes from some steps of
+    talking to their sound, next_in_s: and at the worst, with what others may need in between; coarsest_hz: the rate
+    that its answers may be made coarse to; active_at: when something last happened in it.
     """
 
-    def __init__(self, number: int, model: SpeechModel, send: Send, clock: Clock) -> None:
+    def __init__(self, number: int, model: SpeechModel, send: Send, clock: Clock, coarsest_hz: float) -> None:
         self.number = number
+        self.coarsest_hz = coarsest_hz
         self._model = model
         self._send = send
         self._clock = clock
         self._response: Response | None = None
         self._generation = -1
         self.other_answers = 0
-        self._output_hz = FIRST_OUTPUT_HZ
-        self._dictation = Dictation(model, lambda utterance, text: send(Transcript(number, utterance, text, True)))
+        self.lead_s = self.next_in_s = 0.0
+        self.active_at = clock()
+        written = lambda utterance, text: send(Transcript(number, utterance, text, True))  # noqa: E731
+        self._dictation = Dictation(model, written, clock)
         self.utterances = Utterances(number, model, self._dictation, send, clock)
 
     # --- messages ---
 
     def handle(self, message: ToSession) -> None:
         """Never raises: what is wrong with a message, or goes wrong in it, stays within the session."""
+        self.active_at = self._clock()
         try:
             match message:
                 case StartUtterance():
-                    self.utterances.start(message, self._output_hz)
+                    self.utterances.start(message)
                 case AudioIn():
                     self.utterances.audio(message)
                 case LikelyEnd():
@@ -138,63 +142,84 @@ class Session:
             self._finish("cancelled")
         self._dictation.give_way()
         self._generation = message.generation
-        self._output_hz = message.output_hz
         self._response = Response(message, self._clock())
 
     # --- work ---
 
-    def due(self) -> Due | None:
-        """The next unit: it should be done by the time the caller's buffer runs dry while we speak, soon after the
-        request before the first sound, with some slack for listening, with much for what is only to be written down.
-        None: there is nothing to do."""
-        listening, speaking = self.listening_due(), self._speaking_due()
-        if listening is not None and (speaking is None or listening.deadline <= speaking.deadline):
-            return listening
-        return speaking or self._dictation_due()
+    def works(self, key: Key) -> Iterator[Work]:
+        """What could be done for this session, under its `key`: what was heard, and what is said or written."""
+        utterance = self.utterances.due()
+        if utterance is not None:
+            # Late or not, what nobody waits for is no more urgent than what should be done now.
+            deadline = max(utterance.deadline, self._clock())
+            if self._response is not None and utterance is self._awaited():
+                deadline = self._first_sound_due(self._response)
+            yield Work(key, utterance.stage, deadline, utterance.size)
+        if self._response is not None:
+            yield from self._speaking(key, self._response)
+        elif self.utterances.all_heard and (due := self._dictation.due()) is not None:
+            # While the caller speaks or an answer is at hand, those have the model's places.
+            unit, deadline = due
+            yield Work(key, unit, deadline, BEGINNING_SIZE if unit == "beginning" else 0)
 
     @property
     def answering(self) -> bool:
         """Whether an answer is being made."""
         return self._response is not None
 
-    def listening_due(self) -> Due | None:
-        """The same for listening alone."""
-        utterance = self.utterances.due()
-        if utterance is None:
-            return None
-        deadline = utterance.deadline
-        if self._response is not None and utterance is self._awaited():
-            deadline = self._response.arrived_at + FIRST_SOUND_S
-        return Due("hearing" if utterance.waiting else "rounding off", deadline)
-
-    def work(self, due: Due) -> None:
-        """Does a unit that is not done together with others. Never raises: an error ends the utterance or the answer
-        it struck."""
-        match due.work:
-            case "rounding off":
-                utterance = self.utterances.due()
-                assert utterance is not None
-                self.utterances.round_off(utterance)
-            case "answer":
-                self._speak()
-            case _:
-                self._dictation.work()
-
-    def joining(self, unit: Unit) -> Speaker | None:
-        """The speaker at work, if it can do such a unit now."""
-        due = self._speaking_due()
+    @property
+    def made(self) -> bool:
+        """Whether all of the answer at hand is made."""
         speaker = self._response.speaker if self._response else None
-        return speaker if due is not None and due.work == unit else None
+        return speaker is None or speaker.unit == "end"
+
+    @property
+    def dry_at(self) -> float | None:
+        """When the caller's sound will have run out, None where no answer is being heard."""
+        response = self._response
+        if response is None or not response.first_audio_at:
+            return None
+        return response.first_audio_at + response.samples / self._model.output_sample_rate
+
+    def speaker(self) -> Speaker | None:
+        """Whose unit is to be done, made where there is none yet. `take` or `fail` must follow. None where it cannot be
+        made: then that is reported. Never raises."""
+        response = self._response
+        if response is None:
+            return self._dictation.speaker()
+        try:
+            if response.speaker is None:
+                response.speaker_at = self._clock()
+                response.speaker = self._model.respond(self._question(response.request))
+        except Exception as error:
+            self.fail(error)
+        return response.speaker
 
     def take(self, events: Sequence[Spoken]) -> None:
-        """What the unit of the speaker that was `joining` gave."""
-        assert self._response is not None
+        """What the unit of the `speaker` gave."""
+        response = self._response
+        if response is None:
+            self._dictation.take(events)
+            return
+        response.stepped_at = self.active_at = self._clock()
         for event in events:
-            self._deliver(self._response, event)
+            self._deliver(response, event)
 
     def fail(self, error: Exception) -> None:
         """That unit failed."""
-        self._finish("failed", f"the answer failed: {error}")
+        if self._response is None:
+            self._dictation.fail(error)
+        elif isinstance(error, RequestError):
+            self._finish("failed", str(error), error.code)
+        else:
+            self._finish("failed", f"the answer failed: {error}")
+
+    def spoilt(self, error: Exception) -> None:
+        """All that the model keeps for this session is dropped; the service has what is needed to begin anew."""
+        log.error("session %d starts anew: %s", self.number, error)
+        if self._response:
+            self._finish("failed", f"the answer failed: {error}")
+        self.utterances.lose_all(f"the session had to start anew: {error}")
 
     def close(self) -> None:
         """Drops everything; nothing more is sent."""
@@ -211,43 +236,45 @@ class Session:
         utterance = self.utterances.get(last.utterance) if last else None
         return utterance if utterance and not utterance.heard else None
 
-    def _speaking_due(self) -> Due | None:
-        response = self._response
-        if response is None:
-            return None
+    def _first_sound_due(self, response: Response) -> float:
+        """Of those who wait too long already, who came first goes first, and all before what nobody waits for."""
+        due, now = response.arrived_at + FIRST_SOUND_S, self._clock()
+        return due if due > now else now - WAITED_FOR_S - WAITED_FOR_S * min(1.0, (now - due) / LONG_S)
+
+    def _speaking(self, key: Key, response: Response) -> Iterator[Work]:
+        """The next unit of the answer, and steps of talking where it is the sound of earlier ones: by the time the
+        caller's buffer runs dry, soon after the request before that."""
         awaited = self._awaited()
         if awaited is not None and awaited.ended:
-            return None
-        speaker, deadline = response.speaker, response.arrived_at + FIRST_SOUND_S
-        if response.first_audio_at:
-            deadline = response.first_audio_at + response.samples / self._model.output_sample_rate
+            return
+        now, rate = self._clock(), self._model.output_sample_rate
+        dry_at = self.dry_at
+        if dry_at is not None:
+            deadline = dry_at - ON_THE_WAY_S
+        elif not response.request.speech and response.stepped_at:
+            deadline = response.stepped_at + TEXT_S
+        else:
+            deadline = self._first_sound_due(response)
+        speaker = response.speaker
         if speaker is None:
-            return Due("answer", deadline)
-        hurried = deadline - self._clock() < HURRY_S + HURRY_EACH_S * self.other_answers
-        speaker.pace(hurried=hurried, alone=not self.other_answers)
+            yield Work(key, "beginning", deadline, BEGINNING_SIZE)
+            return
+        in_hand_s = (dry_at if dry_at is not None else response.arrived_at + FIRST_SOUND_S) - now
+        hurried = in_hand_s < HURRY_S + HURRY_EACH_S * self.other_answers
+        speaker.pace(hurried=hurried, alone=not self.other_answers, next_in_s=self.next_in_s)
         unit = speaker.unit
-        return Due("answer" if unit == "end" else unit, deadline)
-
-    def _dictation_due(self) -> Due | None:
-        """None while the caller speaks or an answer is at hand: they have the model's places."""
-        free = self._response is None and self.utterances.all_heard
-        deadline = self._dictation.deadline() if free else None
-        return Due("dictation", deadline) if deadline is not None else None
-
-    def _speak(self) -> None:
-        response = self._response
-        assert response is not None
-        try:
-            if response.speaker is None:
-                response.speaker_at = self._clock()
-                response.speaker = self._model.respond(self._question(response.request))
-                return
-            self.take(response.speaker.step())
-        except RequestError as error:
-            self._finish("failed", str(error), error.code)
-        except Exception as error:
-            log.exception("session %d: answer %d failed", self.number, response.request.generation)
-            self._finish("failed", f"the answer failed: {error}")
+        if unit != "token":
+            size = speaker.unit_samples if unit == "sound" else 0
+            yield Work(key, unit, deadline, size, playing=dry_at is not None)
+        if not speaker.talks:
+            return
+        if dry_at is None:
+            if unit == "token":
+                yield Work(key, "token", deadline)
+            return
+        made_until = response.first_audio_at + speaker.made_samples / rate
+        token_deadline = (deadline if unit == "token" else made_until - ON_THE_WAY_S) - self.lead_s
+        yield Work(key, "token", token_deadline, 0, made_until - AHEAD_S, made_until - ENOUGH_S, playing=True)
 
     def _question(self, request: Respond) -> Question:
         if not request.context:
@@ -274,6 +301,8 @@ class Session:
                 response.first_text_at = response.first_text_at or self._clock()
                 self._send(TextDelta(self.number, generation, text))
             case Sound(pcm, tokens, words):
+                if not np.isfinite(pcm).all():
+                    raise SpoiltError("its sound holds values that are no numbers")
                 response.first_audio_at = response.first_audio_at or self._clock()
                 data = (np.clip(pcm, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
                 self._send(AudioOut(self.number, generation, response.samples, data, list(tokens), list(words)))

@@ -128,6 +128,60 @@ def network(
 
 
 @app.command()
+def dial(
+    clips: Clips = CHECKOUT / "tests" / "speech",
+    labels: Annotated[Path, typer.Option(help="what they say")] = CHECKOUT / "tests" / "speech" / "labels.json",
+    first: Annotated[int, typer.Option(min=1, help="callers to begin with")] = 12,
+    most: Annotated[int, typer.Option(min=1, help="callers to end with at the latest")] = 96,
+    turns: Annotated[int, typer.Option(min=1, help="orders of each caller")] = 4,
+    model: Model = "embedded",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """How many callers a worker carries without a gap at 12.5 Hz, and where load may lower the rate."""
+    with measuring("bench", threads):
+        from benchmarks.dialogue import barista
+        from benchmarks.dialogue import dial as benchmark
+        from worker.audio_files import read_question
+        from worker.loading import load_model
+
+        try:
+            found = barista.read_clips(clips, labels, only_held_out=False)
+        except barista.LabelsError as error:
+            fail("bench", error)
+        orders = [benchmark.Spoken(read_question(clip.path), clip.slots) for clip in found[:40]]
+        report = benchmark.run(
+            load_model(model, most), orders, first, most, turns, lambda text: print(text, file=sys.stderr)
+        )
+        print_report({**report, "threads": threads}, json)
+
+
+class Card(StrEnum):
+    """Whose speed is known."""
+
+    H200 = "H200"
+    H100 = "H100"
+
+
+@app.command()
+def simulate(
+    size: Annotated[Released, typer.Option(help="released size")] = Released.SEVEN_B,
+    card: Annotated[Card, typer.Option(help="on which it runs")] = Card.H200,
+    callers: Annotated[int, typer.Option(min=1, help="who are spoken to all the time")] = 64,
+    output_rate: Annotated[float, typer.Option(min=4.0, max=12.5)] = 6.25,
+    seconds: Annotated[float, typer.Option(min=5.0, help="of simulated time")] = 60.0,
+    plot: Annotated[Path | None, typer.Option(help="SVG file for capacity curves of all cards; takes minutes")] = None,
+    json: Json = False,
+) -> None:
+    """The engine with hundreds of callers on a card that is only counted. Measures nothing."""
+    from benchmarks.load import simulate as benchmark
+
+    if plot is not None:
+        plot.write_text(benchmark.curves(size.value, lambda text: print(text, file=sys.stderr)))
+    print_report(benchmark.run(size.value, card.value, callers, output_rate, seconds), json)
+
+
+@app.command()
 def start(model: Model = "embedded", json: Json = False) -> None:
     """How long a fresh service takes to be ready, and what it holds in memory."""
     from benchmarks.dialogue import start as benchmark

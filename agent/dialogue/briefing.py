@@ -3,15 +3,15 @@ must know is sent again when another takes its place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from agent.config import SessionConfig
+from agent.config import RateRange, SessionConfig
 from agent.dialogue.captions import Captions
 from agent.dialogue.conversation import Conversation, Item, UserMessage, context_of
 from agent.dialogue.effects import Outbox
 from agent.dialogue.level import amplified, gain_for, peak_of
 from agent.dialogue.listening import Listening, Utterance
-from agent.dialogue.rates import RatePolicy
+from agent.dialogue.rates import RatePolicy, Side
 from agent.dialogue.response import Response
 from agent.dialogue.speaking import WorkerSlot
 from agent.protocol.session_object import SessionSettings
@@ -34,7 +34,7 @@ class Briefing:
         settings: Callable[[], SessionSettings],
         config: SessionConfig,
     ) -> None:
-        self.policy = RatePolicy()
+        self.policy = RatePolicy(configured=_configured(config))
         self._outbox = outbox
         self._conversation = conversation
         self._listening = listening
@@ -48,7 +48,7 @@ class Briefing:
     def worker_ready(self, slot: WorkerSlot) -> None:
         """It holds nothing: the open utterance, and those whose transcript is still to come, go to it again."""
         self._slot = slot
-        self.policy = RatePolicy(slot.ready.min_rate_hz, slot.ready.max_rate_hz)
+        self.policy.limits(slot.ready.min_rate_hz, slot.ready.max_rate_hz)
         self._listening.worker_session = slot.session
         if self._listening.open is not None:
             self.start_utterance(self._listening.open)
@@ -121,13 +121,19 @@ class Briefing:
             StartUtterance(
                 session=self._slot.session,
                 utterance=number,
-                input_hz=self.policy.choose(settings.x_agogic.input_frame_rate).hz,
+                input_hz=self.policy.choose("input", settings.x_agogic.input_frame_rate).hz,
                 context=context,
                 instructions=settings.instructions,
                 followed="input_transcript" in settings.x_agogic.events,
+                output_hz=self.policy.expect("output", settings.x_agogic.output_frame_rate).hz,
             )
         )
 
     def _before(self, item: Item) -> list[Item]:
         items = self._conversation.items
         return items[: items.index(item)] if item in items else []
+
+
+def _configured(config: SessionConfig) -> Mapping[Side, RateRange]:
+    sides: dict[Side, object] = {"input": config.input_frame_rate, "output": config.output_frame_rate}
+    return {side: rate for side, rate in sides.items() if isinstance(rate, RateRange)}

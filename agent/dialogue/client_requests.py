@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from msgspec import UNSET
+from msgspec import UnsetType
 
 from agent import audio
 from agent.audio import AudioFormatError
+from agent.config import Rate
 from agent.dialogue.conversation import KEPT_AUDIO_SAMPLES, Conversation, Item, item_from_client
-from agent.dialogue.rates import RatePolicy, RateSetting
+from agent.dialogue.rates import RateDecision, RatePolicy
 from agent.dialogue.response import ResponsePlan
 from agent.ids import Ids
 from agent.protocol.client_events import (
@@ -99,8 +100,8 @@ def plan_response(
         instructions=params.instructions if params.instructions is not None else settings.instructions,
         max_output_tokens=params.max_output_tokens or settings.max_output_tokens,
         metadata=params.metadata,
-        input_rate=policy.choose(_wish(rates.input_frame_rate), wishes.input_frame_rate),
-        output_rate=policy.choose(_wish(rates.output_frame_rate), wishes.output_frame_rate),
+        input_rate=_heard_at(policy, _wish(rates.input_frame_rate), wishes.input_frame_rate),
+        output_rate=policy.choose("output", _wish(rates.output_frame_rate), wishes.output_frame_rate),
         items=items,
         format=_output_format(params) or output.format,
         voice=output.voice if isinstance(output.voice, str) else "default",
@@ -157,7 +158,11 @@ def _modality(modalities: list[Literal["text", "audio"]]) -> Literal["text", "au
     return modalities[0]
 
 
-def _wish(rate: object) -> RateSetting | None:
-    if rate is UNSET:
-        return None
-    return "auto" if not isinstance(rate, (int, float)) else float(rate)
+def _wish(rate: Rate | UnsetType) -> Rate | None:
+    return None if isinstance(rate, UnsetType) else rate
+
+
+def _heard_at(policy: RatePolicy, wish: Rate | None, setting: Rate) -> RateDecision:
+    """What was chosen when the utterance began, unless this response asks for something else."""
+    heard = policy.chosen("input") if wish is None else None
+    return heard or policy.choose("input", wish, setting)

@@ -59,6 +59,7 @@ _UNASKED_TIMING = TurnTiming(
 )
 _UNKNOWN_LEVEL_SAMPLES = 128 * SAMPLE_RATE_HZ // 100
 _PIECE_SAMPLES = SAMPLE_RATE_HZ
+_WORTH_SENDING_SAMPLES = 16 * SAMPLE_RATE_HZ // 100
 _SLICE_S = 0.25
 
 
@@ -225,7 +226,7 @@ class Listening:
         while detector.position + WINDOW_SAMPLES <= self._buffer.end:
             if isinstance(self._next_event(detector), SpeechStarted) and self.open is not None:
                 self.open.spoken = True
-        self._forward(detector.position)
+        self._forward(detector.position, at_once=False)
 
     def _next_event(self, detector: TurnDetector) -> TurnEvent | None:
         """What the next window of the sound says, on whether somebody speaks and how loud."""
@@ -237,7 +238,7 @@ class Listening:
             self.open.level.hear(window, voiced=probability >= detector.timing.threshold)
         event = detector.push(probability)
         if self.open is not None and self.open.level.gain is None:
-            self._forward(detector.position)
+            self._forward(detector.position, at_once=False)
         return event
 
     def _with_detector(self, detector: TurnDetector) -> Iterator[Happening]:
@@ -252,7 +253,7 @@ class Listening:
             elif self.open is not None and detector.position - self.open.start >= self._max_utterance_samples:
                 detector.stop()
                 yield self._end(detector.position, by_client=False)
-        self._forward(detector.position)
+        self._forward(detector.position, at_once=False)
         self._forget_quiet(detector.position)
 
     def _on_open_line(self, detector: TurnDetector) -> Iterator[Happening]:
@@ -264,7 +265,7 @@ class Listening:
             if detector.phase is not Phase.QUIET:
                 self._voiced_until = detector.position
         if detector.phase is not Phase.QUIET:
-            self._forward(detector.position)
+            self._forward(detector.position, at_once=False)
         if self.open is not None and self._is_stale(self.open, detector.position):
             forgotten, self.open = self.open, None
             self._uncommitted_from = detector.position
@@ -401,8 +402,9 @@ class Listening:
         waited_ms = (end - utterance.spoken_end) * 1000 / SAMPLE_RATE_HZ
         return TurnEnded(utterance, end, pcm, waited_ms, by_client)
 
-    def _forward(self, end: int) -> None:
-        """Sends the open utterance up to `end`, or to where it has probably ended."""
+    def _forward(self, end: int, *, at_once: bool = True) -> None:
+        """Sends the open utterance up to `end`, or to where it has probably ended; if not `at_once`, when it is worth a
+        message: the worker is woken by each, and listens to much more than one brings."""
         if self.open is None or self.open.lost or self.worker_session is None:
             return
         if self.open.likely_end is not None:
@@ -410,7 +412,7 @@ class Listening:
         gain = self.open.level.gain
         if gain is None:
             gain, end = 1.0, end - _UNKNOWN_LEVEL_SAMPLES
-        if end > self.open.sent:
+        if end - self.open.sent >= (1 if at_once else _WORTH_SENDING_SAMPLES):
             heard = amplified(self._buffer.samples(self.open.sent, end), gain)
             self.send_utterance(self.open.number, heard.tobytes(), ended=False)
             self.open.sent = end

@@ -34,6 +34,7 @@ from agent.dialogue.conversation import (
 from agent.dialogue.effects import Effect, Outbox
 from agent.dialogue.item_sound import SoundShown
 from agent.dialogue.listening import Listening
+from agent.dialogue.rates import WorkerForecast
 from agent.dialogue.response import Response, ResponsePlan
 from agent.dialogue.speaking import Speaking, WorkerSlot
 from agent.dialogue.turns import Turns
@@ -53,6 +54,7 @@ from agent.wire import (
     Transcript,
     UtteranceEncoded,
     WorkerError,
+    WorkerLoad,
 )
 
 JsonObject = dict[str, object]
@@ -271,6 +273,8 @@ class Session:
                 self._captions.encoded(message.utterance)
             case WorkerError():
                 self._worker_error(message)
+            case WorkerLoad():
+                self._briefing.policy.forecast = WorkerForecast(message.busy, message.at_hz)
             case _:
                 pass
         return self._outbox.take()
@@ -303,6 +307,11 @@ class Session:
     def take_finished(self) -> list[Response]:
         """Responses closed since the last call, for the metrics."""
         return self._speaking.take_finished()
+
+    @property
+    def coarsest_hz(self) -> float:
+        """The rate that its answers may be made coarse to."""
+        return self._briefing.policy.coarsest("output", self.settings.x_agogic.output_frame_rate)
 
     # --- client events ---
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from agent.config import Rate
 from agent.protocol.dialects import known_wishes, unbroken, whole_numbers
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.protocol.formats import AudioFormat
@@ -84,8 +85,8 @@ class ItemDelete(ClientEvent, frozen=True, kw_only=True):
 class ResponseRates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`x_agogic` of `response.create`."""
 
-    input_frame_rate: Literal["auto"] | Annotated[float, Meta(ge=4.0, le=12.5)] | UnsetType = UNSET
-    output_frame_rate: Literal["auto"] | Annotated[float, Meta(ge=4.0, le=12.5)] | UnsetType = UNSET
+    input_frame_rate: Rate | UnsetType = UNSET
+    output_frame_rate: Rate | UnsetType = UNSET
 
 
 class ResponseOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

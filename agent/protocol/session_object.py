@@ -77,7 +77,7 @@ class SessionAudio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Extensions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`x_agogic`: frame rates in Hz (4.0 to 12.5) or "auto", and the extra event types this client can take."""
+    """`x_agogic`: frame rates in Hz (4.0 to 12.5), "auto" or a range, and extra event types this client can take."""
 
     input_frame_rate: Rate = "auto"
     output_frame_rate: Rate = "auto"

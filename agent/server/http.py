@@ -134,6 +134,8 @@ async def metrics(request: web.Request) -> web.Response:
         return unauthorized(error)
     service.metrics.worker_restarts.set(service.pool.restarts)
     service.metrics.worker_slots.set(service.pool.slots)
+    service.metrics.worker_busy.set(service.pool.busy)
+    service.metrics.capacity.set(service.pool.capacity)
     return web.Response(body=service.metrics.render(), headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4"})
 
 

@@ -31,6 +31,7 @@ from agent.wire import (
     Refused,
     SessionOpened,
     WorkerError,
+    WorkerLoad,
 )
 
 log = logging.getLogger("agogic.link")
@@ -52,6 +53,11 @@ class SlotRefused(Exception):
 
 class LeaseHolder(Protocol):
     """A session as the link sees it. No call may block or raise."""
+
+    @property
+    def coarsest_hz(self) -> float:
+        """Its answers may be made as coarse as that, where the worker is full."""
+        ...
 
     @property
     def idle_since_s(self) -> float | None:
@@ -98,6 +104,7 @@ class WorkerLink:
         self.failure = ""
         self._unanswered = 0
         self._unit_s = 0.0
+        self.load: WorkerLoad | None = None
         self._reader = reader
         self._writer = writer
         self._holders: dict[int, LeaseHolder] = {}
@@ -143,6 +150,16 @@ class WorkerLink:
         return self.responsive and self.leased < self.ready.slots
 
     @property
+    def capacity(self) -> int:
+        """How many sessions it can carry: by its own forecast, and never more than it has places."""
+        return min(self.ready.slots, self.load.capacity) if self.load is not None else self.ready.slots
+
+    @property
+    def fullness(self) -> float:
+        """Share of that which is taken."""
+        return self.leased / max(1, self.capacity)
+
+    @property
     def longest_idle(self) -> LeaseHolder | None:
         """The holder whose place has been of no use for the longest time."""
         idle = [(since, key) for key, holder in self._holders.items() if (since := holder.idle_since_s) is not None]
@@ -181,7 +198,7 @@ class WorkerLink:
         self._opening[session] = answer
         self._holders[session] = holder
         try:
-            self.send(OpenSession(session))
+            self.send(OpenSession(session, holder.coarsest_hz))
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await answer
         except BaseException as error:
@@ -224,6 +241,10 @@ class WorkerLink:
                 self._unanswered, self._unit_s = 0, message.unit_s
             case Ready():
                 pass
+            case WorkerLoad():
+                self.load = message
+                for each in tuple(self._holders.values()):
+                    each.worker_message(message)
             case WorkerError(session=0):
                 log.error("worker: %s: %s", message.code, message.message)
             case _:

@@ -17,6 +17,14 @@ class Metrics:
         self.refused = Counter("agogic_refused_total", "Connections refused", ["reason"], registry=self.registry)
         self.worker_restarts = Gauge("agogic_worker_restarts", "Worker processes restarted", registry=self.registry)
         self.worker_slots = Gauge("agogic_worker_slots", "Slots of all live workers", registry=self.registry)
+        self.worker_busy = Gauge("agogic_worker_busy", "Busiest worker's share of the time", registry=self.registry)
+        self.capacity = Gauge("agogic_capacity", "Sessions that all workers can carry", registry=self.registry)
+        self._rates = Counter(
+            "agogic_rate_decisions_total",
+            "Answers by what decided on the rate of each side",
+            ["side", "cause"],
+            registry=self.registry,
+        )
         self._responses = Counter("agogic_responses_total", "Responses by status", ["status"], registry=self.registry)
         self._underruns = Counter("agogic_underruns_total", "Times a listener's buffer ran dry", registry=self.registry)
         self._first_audio = Histogram(
@@ -35,6 +43,8 @@ class Metrics:
     def response(self, response: Response) -> None:
         """A response was closed."""
         self._responses.labels(response.status).inc()
+        for side, rate in (("input", response.plan.input_rate), ("output", response.plan.output_rate)):
+            self._rates.labels(side, rate.cause).inc()
         self._underruns.inc(response.playout.underruns)
         clocked = response.clocked
         if clocked.first_audio_s is not None:

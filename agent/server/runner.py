@@ -40,6 +40,7 @@ from agent.wire import (
     TextDelta,
     UtteranceEncoded,
     WorkerError,
+    WorkerLoad,
 )
 
 IDLE_AFTER_S = 1.0
@@ -111,6 +112,10 @@ class SessionRunner:
         """Whether it needs a place or has used one lately: others cannot count on it."""
         waits = self._wanted.is_set() or self.session.answering
         return waits or (self._used_s is not None and self._clock.now_s() - self._used_s < ENGAGED_S)
+
+    @property
+    def coarsest_hz(self) -> float:
+        return self.session.coarsest_hz
 
     @property
     def idle_since_s(self) -> float | None:
@@ -249,6 +254,10 @@ class SessionRunner:
         if self._over.is_set():
             return
         now_s = self._clock.now_s()
+        if isinstance(message, WorkerLoad):
+            with self._guard():
+                self._do(self.session.worker_message(message))
+            return
         self._used_s = now_s
         if isinstance(message, ResponseDone | WorkerError):
             self._asked_s = None

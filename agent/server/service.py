@@ -127,8 +127,11 @@ class Service:
             self._refuse("sessions_per_address", f"All {limits.sessions_per_address} sessions of this address are open")
         if not self.pool.ready:
             self._refuse("no_worker", f"No session can be opened now: {self.pool.why_not_ready}")
-        if sum(runner.engaged for runner in all_of_them) >= self.pool.slots:
+        engaged = sum(runner.engaged for runner in all_of_them)
+        if engaged >= self.pool.slots:
             self._refuse("no_worker", "No session can be opened now: all places are taken")
+        if engaged >= self.pool.capacity:
+            self._refuse("load", f"No session can be opened now: {engaged} are as many as can be answered in time")
 
     def _refuse(self, reason: str, why: str) -> None:
         self.metrics.refused.labels(reason).inc()

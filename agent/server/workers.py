@@ -97,6 +97,16 @@ class WorkerPool:
         return sum(link.ready.slots for link in self._links.values() if link.responsive)
 
     @property
+    def busy(self) -> float:
+        """The busiest worker's share of the time."""
+        return max((link.load.busy for link in self._links.values() if link.load is not None), default=0.0)
+
+    @property
+    def capacity(self) -> int:
+        """How many sessions all workers together can carry, by what they expect."""
+        return sum(link.capacity for link in self._links.values() if link.responsive)
+
+    @property
     def leased(self) -> int:
         return sum(link.leased for link in self._links.values() if link.alive)
 
@@ -112,13 +122,11 @@ class WorkerPool:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     async def lease(self, holder: LeaseHolder) -> Lease:
-        """A slot of the emptiest live worker, or the one that has been of no use to its holder for the longest time.
+        """A slot of the live worker with the least load, or the one that has been of no use to its holder for longest.
 
         Raises `NoWorker` if there is none.
         """
-        candidates = sorted(
-            (link for link in self._links.values() if link.has_room), key=lambda link: link.leased / link.ready.slots
-        )
+        candidates = sorted((link for link in self._links.values() if link.has_room), key=lambda link: link.fullness)
         for link in candidates:
             with contextlib.suppress(LinkError, SlotRefused):
                 return await link.open(next(self._numbers), holder)

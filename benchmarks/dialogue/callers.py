@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from agent.config import RateRange
+from agent.dialogue.rates import RatePolicy, Side, WorkerForecast
 from agent.wire import (
     INPUT_SAMPLE_RATE,
     AudioIn,
@@ -36,12 +39,15 @@ from agent.wire import (
     TokenSpan,
     ToWorker,
     WorkerError,
+    WorkerLoad,
 )
+from worker.device import Cpu, Given
 from worker.ears.block import BlockEar, BlockHearing
 from worker.engine import Engine
 from worker.loading import ModelError
 from worker.parts import Pcm
 from worker.pipeline import Pipeline
+from worker.step_times import UnitSize
 from worker.voices.embedded import EmbeddedVoice
 
 WINDOW_SAMPLES = 512
@@ -50,22 +56,33 @@ LIKELY_END_S, END_S = 0.256, 0.5
 PAUSE_S = 0.4
 BETWEEN_CALLERS_S = 0.43
 HZ = 12.5
+SIDES: tuple[Side, Side] = ("input", "output")
+FINEST: dict[Side, RateRange] = {side: RateRange(min=HZ, max=HZ) for side in SIDES}
 
 
-class HandClock:
-    """Seconds that pass only when told."""
+class ProcessorTime(Cpu):
+    """A device on which a unit lasts as long as the processor took for it; no other time passes unless told."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = self.busy_s = 0.0
 
-    def __call__(self) -> float:
+    def clock(self) -> float:
         return self.now
+
+    def run(self, unit: UnitSize, work: Callable[[], Given]) -> Given:
+        started = time.process_time()
+        try:
+            return work()
+        finally:
+            took = time.process_time() - started
+            self.now += took
+            self.busy_s += took
 
 
 @dataclass
 class Caller:
     """One session. first_audio_ms: from each end of an utterance to the first sound; stutters_ms: how long the sound
-    of an answer was missing, each time it was; said: codes and durations of the answers."""
+    of an answer was missing, each time it was; said, answers: codes and durations of the answers, and their text."""
 
     number: int
     questions: list[Pcm]
@@ -77,8 +94,9 @@ class Caller:
     stutters_ms: list[float] = field(default_factory=list)
     tokens: list[TokenSpan] = field(default_factory=list)
     said: list[list[TokenSpan]] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
 
-    def speak(self, start: float) -> Iterator[tuple[float, ToWorker]]:
+    def speak(self, start: float, policy: RatePolicy) -> Iterator[tuple[float, ToWorker]]:
         """The messages of the next utterance, which begins at `start`, and their times."""
         number, session = self.asked, self.number
         question = self.questions[number]
@@ -87,13 +105,17 @@ class Caller:
         self.first_at, self.samples, self.tokens = 0.0, 0, []
         silence = np.zeros(int(LIKELY_END_S * INPUT_SAMPLE_RATE), np.float32)
         sound = (np.concatenate((question, silence)) * 32767).astype("<i2")
-        yield start, StartUtterance(session, number, HZ, [])
+        input_hz, output_hz = (policy.choose(side, "auto").hz for side in SIDES)
+        yield start, StartUtterance(session, number, input_hz, [], output_hz=output_hz)
         for at in range(0, len(sound), WINDOW_SAMPLES):
             window = sound[at : at + WINDOW_SAMPLES]
             yield start + (at + len(window)) / INPUT_SAMPLE_RATE, AudioIn(session, number, window.tobytes())
         yield start + len(sound) / INPUT_SAMPLE_RATE, LikelyEnd(session, number)
         yield self.ended_at, EndUtterance(session, number)
-        yield self.ended_at, Respond(session, number + 1, [ContextItem("user", "", number)], HZ, input_hz=HZ)
+        yield (
+            self.ended_at,
+            Respond(session, number + 1, [ContextItem("user", "", number)], output_hz, input_hz=input_hz),
+        )
 
     def take(self, sound: AudioOut, now: float, sample_rate: int) -> None:
         """Plays as it comes."""
@@ -109,49 +131,52 @@ class Caller:
 
 
 class Exchange:
-    """All callers and the engine between them."""
+    """All callers and the engine between them, who takes all of them. rates: what may be chosen by load, by side."""
 
-    def __init__(self, model: Pipeline, questions: list[list[Pcm]]) -> None:
-        self.clock = HandClock()
+    def __init__(
+        self, model: Pipeline, questions: list[list[Pcm]], rates: Mapping[Side, RateRange] = MappingProxyType(FINEST)
+    ) -> None:
+        self.policy = RatePolicy(configured=rates)
+        self.output_hz: list[float] = []
+        self.device = ProcessorTime()
         self.model = model
-        self.engine = Engine(model, len(questions), self.clock)
+        self.engine = Engine(model, len(questions), self.device, most_busy=float("inf"))
         self.callers = [Caller(number, pcm) for number, pcm in enumerate(questions)]
-        self.busy_s = 0.0
         self._coming: list[tuple[float, int, ToWorker]] = []
         self._order = 0
         for caller in self.callers:
             self.engine.submit(self, OpenSession(caller.number))
-            self._plan(caller.speak(caller.number * BETWEEN_CALLERS_S))
+            self._plan(caller.speak(caller.number * BETWEEN_CALLERS_S, self.policy))
 
     def send(self, message: Message) -> None:
         """What the engine says to a caller."""
         match message:
             case AudioOut(session):
-                self.callers[session].take(message, self.clock.now, self.model.output_sample_rate)
+                self.callers[session].take(message, self.device.now, self.model.output_sample_rate)
+            case WorkerLoad():
+                self.policy.forecast = WorkerForecast(message.busy, message.at_hz)
             case ResponseDone(session):
                 caller = self.callers[session]
                 caller.said.append(caller.tokens)
+                caller.answers.append(message.text)
+                self.output_hz.append(message.stats.realised_output_hz)
                 if caller.asked < len(caller.questions):
                     heard_at = caller.first_at + caller.samples / self.model.output_sample_rate
-                    self._plan(caller.speak(max(heard_at, self.clock.now) + PAUSE_S))
+                    self._plan(caller.speak(max(heard_at, self.device.now) + PAUSE_S, self.policy))
             case WorkerError():
                 raise ModelError(f"the worker failed: {message.message}")
 
     def run(self) -> None:
         """Until everybody has heard the last answer."""
         while True:
-            while self._coming and self._coming[0][0] <= self.clock.now:
+            while self._coming and self._coming[0][0] <= self.device.now:
                 self.engine.submit(self, heapq.heappop(self._coming)[2])
-            started = time.process_time()
-            worked = self.engine.iterate()
-            took = time.process_time() - started
-            if worked:
-                self.clock.now += took
-                self.busy_s += took
-            elif self._coming:
-                self.clock.now = self._coming[0][0]
-            else:
+            if self.engine.iterate():
+                continue
+            nexts = [at for at in (self.engine.next_at_s, self._coming[0][0] if self._coming else None) if at]
+            if not nexts:
                 return
+            self.device.now = max(self.device.now, min(nexts))
 
     def _plan(self, messages: Iterator[tuple[float, ToWorker]]) -> None:
         for at, message in messages:
@@ -179,7 +204,7 @@ def run(model: Pipeline, clips: list[Pcm], callers: int = 8, turns: int = 2, rou
     return {
         "callers": callers,
         "turns": len(waits),
-        "busy_share": round(exchange.busy_s / exchange.clock.now, 3),
+        "busy_share": round(exchange.device.busy_s / exchange.device.now, 3),
         "first_audio_ms_p50": round(float(np.percentile(waits, 50)), 1),
         "first_audio_ms_p95": round(float(np.percentile(waits, 95)), 1),
         "stutters": len(stutters),

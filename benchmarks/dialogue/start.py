@@ -9,7 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
+
+from benchmarks.load.server import children, resident_mb
 
 TIMEOUT_S = 120.0
 POLL_S = 0.02
@@ -28,11 +29,11 @@ def run(model: str) -> dict[str, object]:
     try:
         alive_s = _wait_for(f"http://127.0.0.1:{port}/healthz", process, started)
         ready_s = _wait_for(f"http://127.0.0.1:{port}/readyz", process, started)
-        workers = [_resident_mb(child) for child in _children(process.pid)]
+        workers = [resident_mb(child) for child in children(process.pid)]
         return {
             "ready_s": round(ready_s, 2),
             "healthy_s": round(alive_s, 2),
-            "service_rss_mb": round(_resident_mb(process.pid), 1),
+            "service_rss_mb": round(resident_mb(process.pid), 1),
             "worker_rss_mb": round(max(workers, default=0.0), 1),
             "workers": len(workers),
         }
@@ -65,20 +66,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _children(pid: int) -> list[int]:
-    """Process ids of the direct children (Linux)."""
-    listing = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in listing.read_text().split()] if listing.exists() else []
-
-
-def _resident_mb(pid: int) -> float:
-    """Resident memory in MB (10^6 bytes), 0 where the system does not say."""
-    status = Path(f"/proc/{pid}/status")
-    if not status.exists():
-        return 0.0
-    for line in status.read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return 0.0

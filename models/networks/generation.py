@@ -192,10 +192,7 @@ class Runner(PromptSlots):
             frame_rate=self.model.frame_rate(options.output_hz),
             joint=self.joint,
         )
-        # A step that is read late may have been followed by one too many.
-        last = generation.prompt_positions + options.max_steps + 1
-        for cache in (self.thinker_cache, self.talker_cache) if options.speech else (self.thinker_cache,):
-            cache.reserve(slot, min(last, cache.max_positions))
+        self._reserve(generation)
         numbers = [0] * state.numbers.shape[1]
         numbers[SPEECH], numbers[SPEAKS], numbers[PROMPT] = AUDIO_START, options.speech, generation.prompt_positions
         numbers[DRAWS], numbers[FOCUS] = options.uniforms is not None, -1
@@ -210,6 +207,35 @@ class Runner(PromptSlots):
             self._choose_speech(rows, prompt.talker[-1:], 0, drawing=options.uniforms is not None)
         self._send_report()
         return generation
+
+    @torch.inference_mode()
+    def way_back(self, generations: Sequence[Generation]) -> Callable[[], None]:
+        """Undoes the next step of these answers as far as the networks' state goes, where it fails halfway."""
+        state, report = self.joint.state, self._report
+        rows = torch.tensor([generation.slot for generation in generations], device=self.model.device)
+        kept = [(whole, whole.index_select(0, rows)) for whole in (state.numbers, state.thinker, state.talker)]
+        caches = (self.thinker_cache, self.talker_cache)
+        held = [[cache.held[generation.slot] for cache in caches] for generation in generations]
+
+        @torch.inference_mode()
+        def back() -> None:
+            for whole, before in kept:
+                whole.index_copy_(0, rows, before)
+            for generation, lengths in zip(generations, held, strict=True):
+                for cache, length in zip(caches, lengths, strict=True):
+                    cache.truncate(generation.slot, length)
+                self._reserve(generation)
+            self._report = report
+
+        return back
+
+    def _reserve(self, generation: Generation) -> None:
+        """Pages for all of its answer, so that steps need not ask for any."""
+        # A step that is read late may have been followed by one too many.
+        last = generation.prompt_positions + generation.options.max_steps + 1
+        caches = (self.thinker_cache, self.talker_cache) if generation.options.speech else (self.thinker_cache,)
+        for cache in caches:
+            cache.reserve(generation.slot, min(last, cache.max_positions))
 
     @torch.inference_mode()
     def step(self, generations: Sequence[Generation]) -> list[Step]:

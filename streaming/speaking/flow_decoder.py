@@ -71,13 +71,14 @@ class CodeFrames:
     """One session's codes on their way into chunks; behind them is room for the network's `look_ahead_frames`.
 
     Where `hurried`, it takes the chunks that are complete instead of waiting for as many as the plan takes together;
-    never more than `most_chunks`.
+    never more than `most_chunks`, and at first no fewer than `first_chunks`.
     """
 
     def __init__(self, plan: ChunkPlan, look_ahead_frames: int, codebook_size: int) -> None:
         self.plan, self.look_ahead_frames, self.codebook_size = plan, look_ahead_frames, codebook_size
         self.hurried = False
         self.most_chunks = max(plan.together)
+        self.first_chunks = 1
         self._waiting: deque[tuple[int, int, int]] = deque()
         self._chunks = self._calls = 0
         self._ended = False
@@ -131,8 +132,11 @@ class CodeFrames:
     def _lengths(self) -> list[int]:
         """12.5 Hz frames of each chunk of the next call."""
         chunks = min(self.plan.chunks(self._calls), self.most_chunks)
+        if not self._calls:
+            chunks = max(chunks, self.first_chunks)
         lengths = [self.plan.length(self._chunks + index) for index in range(chunks)]
-        while self.hurried and not self._ended and len(lengths) > 1 and not self._complete(lengths):
+        fewest = 1 if self._calls else self.first_chunks
+        while self.hurried and not self._ended and len(lengths) > fewest and not self._complete(lengths):
             lengths.pop()
         return lengths
 

@@ -239,7 +239,7 @@ class ReadyPool(WorkerPool):
     """Its workers are there; nobody asks them for anything."""
 
     ready = True
-    slots = 8
+    slots = capacity = 8
 
     def __init__(self) -> None:
         super().__init__([], 0, 1.0)

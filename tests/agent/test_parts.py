@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from agent import audio, wire
 from agent.config import ConfigError, ServerConfig, check_exposure, load_config, parse_config
 from agent.dialogue.playout import Playout
-from agent.dialogue.rates import RatePolicy
 from agent.server.link import LinkError, SlotRefused, WorkerLink
 from agent.turn.detector import LikelyStopped, Resumed, SpeechStarted, SpeechStopped, TurnDetector, TurnTiming
 from agent.turn.silero import WINDOW_SAMPLES, SileroVad
@@ -232,26 +231,6 @@ def test_late_words_are_left_over() -> None:
     assert len(piece.tokens) + len(tokens) == 1
 
 
-# --- rates ---
-
-
-@pytest.mark.parametrize(
-    ("wishes", "hz", "reason"),
-    [
-        (("auto",), 12.5, "auto"),
-        ((None, "auto"), 12.5, "auto"),
-        ((6.25, "auto"), 6.25, "as requested"),
-        (("auto", 6.25), 12.5, "auto"),
-        ((None, 5.0), 5.0, "as requested"),
-        ((4.0,), 5.0, "limited"),
-    ],
-)
-def test_rate_policy(wishes: tuple[object, ...], hz: float, reason: str) -> None:
-    decision = RatePolicy(5.0, 12.5).choose(*wishes)  # type: ignore[arg-type]
-    assert decision.hz == hz
-    assert reason in decision.reason
-
-
 # --- the link ---
 
 
@@ -261,6 +240,7 @@ class Holder:
         self.lost = asyncio.Event()
         self.got = asyncio.Event()
         self.idle_since_s: float | None = None
+        self.coarsest_hz = 4.0
         self.gave_way = False
 
     def give_way(self) -> None:

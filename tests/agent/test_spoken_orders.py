@@ -31,9 +31,9 @@ def service() -> Iterator[ServiceProcess]:
         yield process
 
 
-def test_worker_of_the_embedded_model_takes_eight_callers(service: ServiceProcess) -> None:
+def test_worker_of_the_embedded_model_has_32_places(service: ServiceProcess) -> None:
     ready = json.loads(service.get("/readyz")[1])
-    assert ready["ready"] and ready["model"] == "embedded" and ready["slots"] == 8
+    assert ready["ready"] and ready["model"] == "embedded" and ready["slots"] == 32
 
 
 def clip(path: Path) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -22,8 +23,10 @@ from worker.parts import (
     TextPiece,
     Unit,
 )
+from worker.step_times import Cost, Kind, UnitSize
 
 SOUND_SAMPLES = 1920
+Given = TypeVar("Given")
 
 
 class ScriptedListener:
@@ -34,6 +37,7 @@ class ScriptedListener:
         self.conversation = conversation
         self.input_hz = input_hz
         self.samples = 0
+        self.opened = False
         self.prepared: list[int] = []
         self.closed = False
 
@@ -42,8 +46,6 @@ class ScriptedListener:
         return " ".join(["word"] * (self.samples // 1600)) if self.transcribes else ""
 
     def feed(self, pcm: Pcm) -> None:
-        if (pcm == 0.5).any():
-            raise ValueError("a fault in the encoder")
         self.samples += len(pcm)
 
     def prepare(self) -> None:
@@ -66,15 +68,25 @@ class ScriptedSpeaker:
     units: list[str] = field(default_factory=list)
     name: str = ""
     closed: bool = False
+    begun: bool = False
     joins: bool = False
     unit_samples: int = 0
+    made_samples: int = 0
     pace_set: tuple[bool, bool] | None = None
 
     @property
     def unit(self) -> Unit:
-        return "token" if self.joins else "end"
+        if not self.begun:
+            return "beginning"
+        if not self.joins:
+            return "end"
+        return "sound" if self.unit_samples else "token"
 
-    def pace(self, *, hurried: bool, alone: bool) -> None:
+    @property
+    def talks(self) -> bool:
+        return self.unit == "token"
+
+    def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
         self.pace_set = (hurried, alone)
 
     def step(self) -> list[Spoken]:
@@ -116,6 +128,8 @@ class ScriptedModel:
     speakers: list[ScriptedSpeaker] = field(default_factory=list)
     joint_steps: list[str] = field(default_factory=list)
     heard_together: list[list[int]] = field(default_factory=list)
+    opened_together: list[int] = field(default_factory=list)
+    prepared_together: list[int] = field(default_factory=list)
     name: str = "scripted"
     output_sample_rate: int = 24_000
     codec_frame_rate_hz: float = 12.5
@@ -128,11 +142,31 @@ class ScriptedModel:
         return ScriptedListener(conversation, input_hz, self.transcribes)
 
     def feed(self, listeners: Sequence[Listener], pieces: Sequence[Pcm]) -> None:
+        if any((pcm == 0.5).any() for pcm in pieces):
+            raise ValueError("a fault in the encoder")
         self.heard_together.append([len(pcm) for pcm in pieces])
         for listener, pcm in zip(listeners, pieces, strict=True):
             listener.feed(pcm)
 
-    def step(self, speakers: Sequence[Speaker]) -> list[list[Spoken]]:
+    def open(self, listeners: Sequence[Listener]) -> None:
+        self.opened_together.append(len(listeners))
+        for listener in listeners:
+            assert isinstance(listener, ScriptedListener)
+            listener.opened = True
+
+    def prepare(self, listeners: Sequence[Listener]) -> None:
+        self.prepared_together.append(len(listeners))
+        for listener in listeners:
+            listener.prepare()
+
+    def step(self, speakers: Sequence[Speaker], unit: Unit) -> list[list[Spoken]]:
+        scripted = [speaker for speaker in speakers if isinstance(speaker, ScriptedSpeaker)]
+        if not scripted[0].begun:
+            for speaker in scripted:
+                speaker.begun = True
+            return [[] for _ in scripted]
+        if any(speaker.said == speaker.fail_at for speaker in scripted):
+            raise ValueError("a fault in the decoder")
         self.joint_steps.append("".join(speaker.name for speaker in speakers if isinstance(speaker, ScriptedSpeaker)))
         return [speaker.step() for speaker in speakers]
 
@@ -169,8 +203,18 @@ class Ear:
 
 
 class HandClock:
+    """A device whose time stands still; `units` are those it did."""
+
+    name = "hand"
+    expected: ClassVar[Mapping[Kind, Cost]] = {}
+
     def __init__(self) -> None:
         self.now = 100.0
+        self.units: list[UnitSize] = []
 
-    def __call__(self) -> float:
+    def clock(self) -> float:
         return self.now
+
+    def run(self, unit: UnitSize, work: Callable[[], Given]) -> Given:
+        self.units.append(unit)
+        return work()

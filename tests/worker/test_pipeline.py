@@ -216,7 +216,7 @@ def test_units_done_together_give_what_they_give_alone(begin_apart: int) -> None
         for unit in ("token", "sound"):
             together = [row for row in started if row not in given and speakers[row].unit == unit]
             if together:
-                events = model.step([speakers[row] for row in together])
+                events = model.step([speakers[row] for row in together], unit)
                 given |= dict(zip(together, events, strict=True))
                 joint_sounds += unit == "sound" and len(together) > 1
         for row in set(started) - set(given):

@@ -16,6 +16,7 @@ from models.checkpoints.voice_files import load_flow, load_vocoder
 from streaming.layers.module import join_rows, split_rows
 from streaming.speaking.chunk_plan import ChunkPlan
 from streaming.speaking.flow_decoder import FlowChunk, FlowDecoder, FlowDials
+from streaming.speaking.mel24k import SAMPLE_RATE_HZ
 from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES, UPSAMPLING
 from streaming.speaking.vocos import Vocos
 from worker.parts import Pcm
@@ -95,8 +96,10 @@ class EmbeddedVoiceStream:
         self.finished = False
         self._ended = False
 
-    def pace(self, *, hurried: bool, alone: bool) -> None:
+    def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
         self.frames.hurried = hurried
+        first = self.frames.plan.length(0) * OUTPUT_FRAME_SAMPLES - self._networks.vocoder.delay_samples
+        self.frames.first_chunks = 1 if next_in_s * SAMPLE_RATE_HZ <= first else 2
         self.frames.most_chunks = max(self.frames.plan.together) if alone else CHUNKS_AMONG_OTHERS
 
     @property

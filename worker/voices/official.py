@@ -119,7 +119,7 @@ class OfficialVoiceStream:
     def next_samples(self) -> int:
         return self.flow.next_frames * OUTPUT_FRAME_SAMPLES
 
-    def pace(self, *, hurried: bool, alone: bool) -> None:
+    def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
         """Changes nothing: how a chunk sounds depends on its length."""
 
     def push(self, code: int, duration_frames: int) -> None:

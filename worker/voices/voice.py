@@ -39,7 +39,7 @@ class VoiceStream(Protocol):
     def next_samples(self) -> int:
         """How many samples the next chunks have, about."""
 
-    def pace(self, *, hurried: bool, alone: bool) -> None:
+    def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
         """As `Speaker.pace`, as far as that does not change the sound."""
 
 
