@@ -164,6 +164,10 @@ class Augmenter:
             x = self._pause(x)
         pad = torch.full((self.rng.randrange(5, 60), MEL_BINS), -9.0)
         x = torch.cat((pad, x, torch.full((self.rng.randrange(5, 80), MEL_BINS), -9.0)))
+        return self.colour(x, mild)
+
+    def colour(self, x: Tensor, mild: bool) -> Tensor:
+        """Encoder input of log10 power [frames, 80] in another room, noise, microphone and level; no frame moves."""
         x = self._equalise(x)
         if not mild:
             power = torch.pow(10.0, x)
