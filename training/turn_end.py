@@ -1,8 +1,11 @@
 """Training of the end-of-turn head on a finished audio encoder.
 
-Examples are moments of silence behind speech: the end of a turn, and places inside turns at which people pause (the
-quiet gaps between words), both followed by the clip's own background for 0.1 to 1.5 s. The encoder is not trained, so
-its frames are computed once.
+Examples are moments of silence behind speech, as the turn detector asks about them: the end of a turn, and places
+inside turns at which people pause (the quiet gaps between words), both followed by 0.1 to 0.45 s of the clip's own
+background. The encoder is not trained, so its frames are computed once.
+
+A part of the recordings is kept aside: what the head makes of their pauses is stored with it, so that it can say how
+many pauses look less finished than the one at hand. That means the same for every head, whatever its encoder.
 """
 
 from __future__ import annotations
@@ -23,50 +26,68 @@ from models.checkpoints.packing import load_packed
 from models.checkpoints.voice_files import save_network
 from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig
 from streaming.hearing.turn_end import TurnEnd, TurnEndConfig
-from training.features import Augmenter, held_out, load_recordings, load_store, noise_bank, scale
+from training.features import Augmenter, Clip, held_out, load_recordings, load_store, noise_bank, scale
 from training.toml_config import load_config
 
-FRAMES_KEPT = 100
-"""25 Hz frames before the moment that an example keeps: 4 s."""
+FRAMES_KEPT = 150
+"""25 Hz frames before the moment that an example keeps: 6 s."""
 GAP_FRAMES = 5
 EDGE_FRAMES = 40
 """A gap is this many quiet mel frames (10 ms) at least, and this far from either end of the speech."""
-LONGEST_SILENCE_FRAMES, SHORTEST_SILENCE_FRAMES = 150, 10
+SILENCE_FRAMES = (10, 45)
+"""Of mel: the detector asks after 160 ms without voice, and a voice fades before or after the detector says so."""
+LEAD_FRAMES = 30
+"""What is heard before a turn begins."""
+STEPS_OF_PAUSES = 200
 
 
 class TurnEndTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """speech: store of synthesised turns; clips, labels: recorded orders; encoder: directory whose `config.json` and
-    `encoder.safetensors` are listened with; weights: file to write."""
+    """speech: store of synthesised turns; clips, labels: recorded orders; model: directory whose `config.json` and
+    `encoder.safetensors` are listened with; encoder: other weights for it, where not empty; weights: file to write."""
 
     speech: str
     clips: str
     labels: str
-    encoder: str
+    model: str
     weights: str
-    recorded_rounds: int = 12
-    synthetic_clips: int = 2500
-    minutes: float = 4.0
+    encoder: str = ""
+    recorded_rounds: int = 6
+    synthetic_clips: int = 1800
+    minutes: float = 3.0
     learning_rate: float = 2e-3
     batch: int = 128
     seed: int = 21
 
 
 @dataclass(frozen=True)
+class Example:
+    """mel [frames, 80], the encoder's input up to the moment; done: whether the turn ends there."""
+
+    mel: Tensor
+    done: bool
+
+
+@dataclass(frozen=True)
 class Moments:
-    """frames float16 [n, FRAMES_KEPT, width], older ones zero; done float32 [n]; silence_frames int64 [n] of mel."""
+    """frames float16 [n, FRAMES_KEPT, width], zero from `lengths` int64 [n] on; done float32 [n]."""
 
     frames: Tensor
+    lengths: Tensor
     done: Tensor
-    silence_frames: Tensor
 
 
-def load_encoder(directory: Path) -> BlockCausalEncoder:
-    """The audio encoder of a directory laid out like `models/embedded`."""
+def load_encoder(directory: Path, weights: Path) -> BlockCausalEncoder:
+    """The audio encoder of a directory laid out like `models/embedded`, with these weights."""
     raw = msgspec.json.decode((directory / "config.json").read_bytes(), type=dict[str, msgspec.Raw])
     agogic = msgspec.json.decode(raw["agogic"], type=dict[str, msgspec.Raw])
     encoder = BlockCausalEncoder(msgspec.json.decode(agogic["encoder"], type=EncoderConfig))
-    encoder.load_state_dict(load_packed(directory / "encoder.safetensors"))
+    encoder.load_state_dict(load_packed(weights))
     return encoder.requires_grad_(False).eval()
+
+
+def kept_aside(name: str) -> bool:
+    """The fifth of the recordings that tells how pauses look to a head that was not trained on them."""
+    return int(name[:4], 16) % 5 == 1
 
 
 def speech_bounds(mel: np.ndarray) -> tuple[int, int, np.ndarray]:
@@ -99,45 +120,65 @@ def background(mel: np.ndarray, quiet: np.ndarray, frames: int, rng: random.Rand
     return mel[[quietest[rng.randrange(len(quietest))] for _ in range(frames)]].astype(np.float32)
 
 
-def silence_frames(rng: random.Random) -> int:
-    """How long it has been quiet: short silences, which decide, are as frequent as all longer ones."""
-    return round(math.exp(rng.uniform(math.log(SHORTEST_SILENCE_FRAMES), math.log(LONGEST_SILENCE_FRAMES))))
+class Disguise(Augmenter):
+    """The same turn by another voice, at another speed, in another room."""
+
+    def warp(self, x: Tensor) -> Tensor:
+        """[frames, 80] log10 power, of other length."""
+        return self._warp(x)
 
 
-def moments_of(
-    mel: np.ndarray, rng: random.Random, augment: Augmenter, most_gaps: int = 2
-) -> list[tuple[Tensor, bool, int]]:
-    """(encoder input [frames, 80], done, silent mel frames) of a clip's end and of some of its gaps."""
+class Plain(Disguise):
+    """Changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__([], random.Random(0))
+
+    def warp(self, x: Tensor) -> Tensor:
+        return x
+
+    def colour(self, x: Tensor, mild: bool) -> Tensor:
+        return scale(x)
+
+
+def moments_of(clip: Clip, rng: random.Random, augment: Disguise, most_gaps: int = 2) -> list[Example]:
+    """A clip's end and some of its gaps."""
+    mel = augment.warp(torch.from_numpy(clip.mel.astype(np.float32))).numpy()
     start, end, quiet = speech_bounds(mel)
     inner = gaps(quiet, start, end)
     places = [(end, True)] + [(place, False) for place in rng.sample(inner, min(most_gaps, len(inner)))]
     found = []
     for place, done in places:
-        silent = silence_frames(rng)
-        heard = np.concatenate((mel[max(0, start - 20) : place].astype(np.float32), background(mel, quiet, silent, rng)))
-        found.append((augment.colour(torch.from_numpy(heard), rng.random() < 0.5), done, silent))
+        silence = background(mel, quiet, rng.randint(*SILENCE_FRAMES), rng)
+        heard = np.concatenate((mel[max(0, start - rng.randint(10, LEAD_FRAMES)) : place], silence))
+        found.append(Example(augment.colour(torch.from_numpy(heard), rng.random() < 0.5), done))
     return found
 
 
 @torch.inference_mode()
-def encode(encoder: BlockCausalEncoder, examples: list[tuple[Tensor, bool, int]], batch: int = 24) -> Moments:
+def encode(encoder: BlockCausalEncoder, examples: list[Example], batch: int = 24) -> Moments:
     """The encoder's last frames of each example, the open block as if the clip ended there."""
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index][0]))
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].mel))
     frames = torch.zeros(len(examples), FRAMES_KEPT, encoder.config.hidden_size, dtype=torch.float16)
+    kept = torch.zeros(len(examples), dtype=torch.int64)
     for begin in range(0, len(order), batch):
         rows = order[begin : begin + batch]
-        mels = [examples[index][0] for index in rows]
+        mels = [examples[index].mel for index in rows]
         lengths = torch.tensor([len(mel) for mel in mels])
         padded = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True)
         with torch.autocast("cpu", torch.bfloat16):
             encoded = encoder(padded, lengths)
         for index, row, length in zip(rows, encoded, (-(-lengths // 4)).tolist(), strict=True):
-            kept = row[max(0, length - FRAMES_KEPT) : length]
-            frames[index, FRAMES_KEPT - len(kept) :] = kept.half()
+            kept[index] = min(length, FRAMES_KEPT)
+            frames[index, : kept[index]] = row[max(0, length - FRAMES_KEPT) : length].half()
         if begin // batch % 50 == 0:
             print(f"encoded {begin + len(rows)} of {len(order)} moments", flush=True)
-    done = torch.tensor([float(done) for _, done, _ in examples])
-    return Moments(frames, done, torch.tensor([silent for _, _, silent in examples]))
+    return Moments(frames, kept, torch.tensor([float(example.done) for example in examples]))
+
+
+def logits(head: TurnEnd, frames: Tensor, lengths: Tensor) -> Tensor:
+    """[n] at the last frame of each of `frames` [n, FRAMES_KEPT, width]."""
+    return head(frames)[torch.arange(len(lengths)), lengths - 1]
 
 
 def train(moments: Moments, config: TurnEndTraining) -> TurnEnd:
@@ -153,7 +194,8 @@ def train(moments: Moments, config: TurnEndTraining) -> TurnEnd:
         rows = torch.randint(len(moments.done), (config.batch,))
         frames = moments.frames[rows].float()
         frames = F.dropout(frames, 0.1) + 0.1 * torch.randn_like(frames)
-        loss = F.binary_cross_entropy_with_logits(head(frames)[:, -1], moments.done[rows], weight[rows])
+        guess = logits(head, frames, moments.lengths[rows])
+        loss = F.binary_cross_entropy_with_logits(guess, moments.done[rows], weight[rows])
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -165,43 +207,48 @@ def train(moments: Moments, config: TurnEndTraining) -> TurnEnd:
     return head.requires_grad_(False).eval()
 
 
+@torch.inference_mode()
+def calibrated(head: TurnEnd, moments: Moments) -> TurnEnd:
+    """The same head, which knows how the pauses among `moments` look to it."""
+    paused = moments.done < 0.5
+    pauses = logits(head, moments.frames[paused].float(), moments.lengths[paused])
+    steps = torch.linspace(0, 1, STEPS_OF_PAUSES + 1)
+    quantiles = tuple(round(float(q), 4) for q in torch.quantile(pauses, steps))
+    knowing = TurnEnd(msgspec.structs.replace(head.config, pauses=quantiles))
+    knowing.load_state_dict(head.state_dict())
+    return knowing.requires_grad_(False).eval()
+
+
+def plain_moments(clips: list[Clip], seed: int = 1) -> list[Example]:
+    """All that these recordings have to ask about, as they are."""
+    rng = random.Random(seed)
+    return [moment for clip in clips for moment in moments_of(clip, rng, Plain(), most_gaps=8)]
+
+
 def main(config_path: Path) -> None:
     """Stage `turn_end`: examples, frames, head, and how it does on the held-out recordings."""
     config = load_config(config_path, TurnEndTraining)
     rng = random.Random(config.seed)
     torch.manual_seed(config.seed)
-    encoder = load_encoder(Path(config.encoder))
-    store = [clip for clip in load_store(Path(config.speech)) if clip.seed is not None]
+    model = Path(config.model)
+    encoder = load_encoder(model, Path(config.encoder) if config.encoder else model / "encoder.safetensors")
+    store = load_store(Path(config.speech))
     recordings = [clip for clip, _ in load_recordings(Path(config.clips), Path(config.labels))]
-    augment = Augmenter(noise_bank(store, rng), rng)
-    known = [clip for clip in recordings if not held_out(clip.name)]
+    augment = Disguise(noise_bank(store, rng), rng)
+    known = [clip for clip in recordings if not held_out(clip.name) and not kept_aside(clip.name)]
     chosen = rng.sample(store, min(config.synthetic_clips, len(store))) + known * config.recorded_rounds
-    examples = [moment for clip in chosen for moment in moments_of(clip.mel, rng, augment)]
+    examples = [moment for clip in chosen for moment in moments_of(clip, rng, augment)]
     head = train(encode(encoder, examples), config)
+    aside = plain_moments([clip for clip in recordings if kept_aside(clip.name)])
+    head = calibrated(head, encode(encoder, aside))
     save_network(head, head.config, Path(config.weights))
-    plain = [
-        moment
-        for clip in recordings
-        if held_out(clip.name)
-        for moment in moments_of(clip.mel, random.Random(1), Plain(), most_gaps=4)
-    ]
-    report(head, encode(encoder, plain))
-
-
-class Plain(Augmenter):
-    """Changes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__([], random.Random(0))
-
-    def colour(self, x: Tensor, mild: bool) -> Tensor:
-        return scale(x)
+    report(head, encode(encoder, plain_moments([clip for clip in recordings if held_out(clip.name)])))
 
 
 @torch.inference_mode()
 def report(head: TurnEnd, moments: Moments) -> None:
-    probability = head(moments.frames.float())[:, -1].sigmoid()
-    for threshold in (0.3, 0.5, 0.7, 0.9):
-        cut = (probability > threshold)[moments.done < 0.5].float().mean()
-        ended = (probability > threshold)[moments.done > 0.5].float().mean()
-        print(f"threshold {threshold}: {ended:.1%} of the ends, {cut:.1%} of the pauses")
+    certainty = head.certainty(logits(head, moments.frames.float(), moments.lengths))
+    for threshold in (0.5, 0.8, 0.9, 0.95, 0.98):
+        cut = (certainty > threshold)[moments.done < 0.5].float().mean()
+        ended = (certainty > threshold)[moments.done > 0.5].float().mean()
+        print(f"certainty over {threshold}: {ended:.1%} of the ends, {cut:.1%} of the pauses", flush=True)

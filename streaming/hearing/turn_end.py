@@ -16,10 +16,12 @@ from streaming.layers.module import StreamingModule, keep_inactive
 
 
 class TurnEndConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """frame_size: width of the encoder's frames; hidden: of the recurrent state."""
+    """frame_size: width of the encoder's frames; hidden: of the recurrent state; pauses: logits that pauses inside turns
+    get, rising, as evenly spaced quantiles."""
 
     frame_size: int = 256
     hidden: int = 96
+    pauses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,12 @@ class TurnEnd(StreamingModule[TurnEndState]):
             return x.new_zeros(x.shape[0], 0), state
         out, last = self.recurrent(torch.tanh(self.narrow(x)), state.hidden[None].contiguous())
         return self.done(out)[..., 0], keep_inactive(TurnEndState(last[0]), state, active)
+
+    def certainty(self, logits: Tensor) -> Tensor:
+        """logits -> 0..1, the share of pauses inside turns that look less finished: who ends a turn above c cuts in on
+        1 - c of them."""
+        pauses = logits.new_tensor(self.config.pauses)
+        above = torch.bucketize(logits, pauses, right=True)
+        low, high = pauses[(above - 1).clamp_min(0)], pauses[above.clamp_max(len(pauses) - 1)]
+        part = ((logits - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+        return ((above - 1 + part) / (len(pauses) - 1)).clamp(0, 1)
