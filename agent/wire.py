@@ -108,7 +108,8 @@ class AudioIn(Message, frozen=True):
 
 
 class LikelyEnd(Message, frozen=True):
-    """The utterance probably ends with what was sent so far: make ready what its end needs. More audio undoes it."""
+    """The utterance probably ends with what was sent so far: make ready what its end needs, and say how finished it
+    sounds (`EndJudged`, where `Ready.judges_ends`). More audio undoes it."""
 
     session: int
     utterance: int
@@ -128,7 +129,8 @@ class DropUtterance(Message, frozen=True):
 
 
 class Respond(Message, frozen=True):
-    """Answer `context`, whose last item is what to answer. Cancels any older generation of the session."""
+    """Answer `context`, whose last item is what to answer: an utterance that has ended, or probably has; if it goes on
+    after all, the answer must be cancelled before it gets more audio. Cancels any older generation of the session."""
 
     session: int
     generation: int
@@ -164,6 +166,7 @@ class Ready(Message, frozen=True):
     codec_frame_rate_hz: float
     min_rate_hz: float = 4.0
     max_rate_hz: float = 12.5
+    judges_ends: bool = False
 
 
 class SessionOpened(Message, frozen=True):
@@ -198,6 +201,16 @@ class Transcript(Message, frozen=True):
     utterance: int
     text: str
     final: bool
+
+
+class EndJudged(Message, frozen=True):
+    """How finished the utterance sounds where it has probably ended, after so many samples: `certainty` is the share of
+    pauses inside turns that sound less finished."""
+
+    session: int
+    utterance: int
+    samples: int
+    certainty: float
 
 
 class UtteranceEncoded(Message, frozen=True):
@@ -268,6 +281,7 @@ FromWorker = (
     | Refused
     | WorkerLoad
     | Transcript
+    | EndJudged
     | UtteranceEncoded
     | TextDelta
     | AudioOut

@@ -31,7 +31,7 @@ from training.toml_config import load_config
 
 FRAMES_KEPT = 150
 """25 Hz frames before the moment that an example keeps: 6 s."""
-GAP_FRAMES = 5
+GAP_FRAMES = 4
 EDGE_FRAMES = 40
 """A gap is this many quiet mel frames (10 ms) at least, and this far from either end of the speech."""
 SILENCE_FRAMES = (10, 45)
@@ -53,7 +53,7 @@ class TurnEndTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoder: str = ""
     recorded_rounds: int = 6
     synthetic_clips: int = 1800
-    minutes: float = 3.0
+    minutes: float = 2.0
     learning_rate: float = 2e-3
     batch: int = 128
     seed: int = 21
@@ -113,9 +113,9 @@ def background(mel: np.ndarray, quiet: np.ndarray, frames: int, rng: random.Rand
     """So many frames like the clip's quiet ones, or silence where it has none."""
     places = np.flatnonzero(quiet)
     if len(places) < 10:
-        return np.full((frames, mel.shape[1]), -8.0, np.float32) + np.random.default_rng(
-            rng.randrange(1 << 30)
-        ).normal(0, 0.2, (frames, mel.shape[1])).astype(np.float32)
+        return np.full((frames, mel.shape[1]), -8.0, np.float32) + np.random.default_rng(rng.randrange(1 << 30)).normal(
+            0, 0.2, (frames, mel.shape[1])
+        ).astype(np.float32)
     quietest = places[np.argsort(mel[places].astype(np.float32).mean(1))[: max(10, len(places) // 2)]]
     return mel[[quietest[rng.randrange(len(quietest))] for _ in range(frames)]].astype(np.float32)
 
@@ -141,7 +141,7 @@ class Plain(Disguise):
         return scale(x)
 
 
-def moments_of(clip: Clip, rng: random.Random, augment: Disguise, most_gaps: int = 2) -> list[Example]:
+def moments_of(clip: Clip, rng: random.Random, augment: Disguise, most_gaps: int = 4) -> list[Example]:
     """A clip's end and some of its gaps."""
     mel = augment.warp(torch.from_numpy(clip.mel.astype(np.float32))).numpy()
     start, end, quiet = speech_bounds(mel)
@@ -176,11 +176,6 @@ def encode(encoder: BlockCausalEncoder, examples: list[Example], batch: int = 24
     return Moments(frames, kept, torch.tensor([float(example.done) for example in examples]))
 
 
-def logits(head: TurnEnd, frames: Tensor, lengths: Tensor) -> Tensor:
-    """[n] at the last frame of each of `frames` [n, FRAMES_KEPT, width]."""
-    return head(frames)[torch.arange(len(lengths)), lengths - 1]
-
-
 def train(moments: Moments, config: TurnEndTraining) -> TurnEnd:
     """Fits a head; wrongly ending a turn costs as much as waiting: both kinds weigh the same."""
     torch.manual_seed(config.seed)
@@ -194,7 +189,7 @@ def train(moments: Moments, config: TurnEndTraining) -> TurnEnd:
         rows = torch.randint(len(moments.done), (config.batch,))
         frames = moments.frames[rows].float()
         frames = F.dropout(frames, 0.1) + 0.1 * torch.randn_like(frames)
-        guess = logits(head, frames, moments.lengths[rows])
+        guess = head.last(frames, moments.lengths[rows])
         loss = F.binary_cross_entropy_with_logits(guess, moments.done[rows], weight[rows])
         optimiser.zero_grad()
         loss.backward()
@@ -211,7 +206,7 @@ def train(moments: Moments, config: TurnEndTraining) -> TurnEnd:
 def calibrated(head: TurnEnd, moments: Moments) -> TurnEnd:
     """The same head, which knows how the pauses among `moments` look to it."""
     paused = moments.done < 0.5
-    pauses = logits(head, moments.frames[paused].float(), moments.lengths[paused])
+    pauses = head.last(moments.frames[paused].float(), moments.lengths[paused])
     steps = torch.linspace(0, 1, STEPS_OF_PAUSES + 1)
     quantiles = tuple(round(float(q), 4) for q in torch.quantile(pauses, steps))
     knowing = TurnEnd(msgspec.structs.replace(head.config, pauses=quantiles))
@@ -247,7 +242,7 @@ def main(config_path: Path) -> None:
 
 @torch.inference_mode()
 def report(head: TurnEnd, moments: Moments) -> None:
-    certainty = head.certainty(logits(head, moments.frames.float(), moments.lengths))
+    certainty = head.certainty(head.last(moments.frames.float(), moments.lengths))
     for threshold in (0.5, 0.8, 0.9, 0.95, 0.98):
         cut = (certainty > threshold)[moments.done < 0.5].float().mean()
         ended = (certainty > threshold)[moments.done > 0.5].float().mean()

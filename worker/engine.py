@@ -110,7 +110,14 @@ class Engine:
 
     def ready(self) -> Ready:
         model = self._model
-        return Ready(WIRE_VERSION, model.name, self._slots, model.output_sample_rate, model.codec_frame_rate_hz)
+        return Ready(
+            WIRE_VERSION,
+            model.name,
+            self._slots,
+            model.output_sample_rate,
+            model.codec_frame_rate_hz,
+            judges_ends=model.judges_ends,
+        )
 
     def submit(self, client: Client, message: ToEngine) -> None:
         self._inbox.append((client, message))

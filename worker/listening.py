@@ -18,6 +18,7 @@ import numpy as np
 from agent.wire import (
     INPUT_SAMPLE_RATE,
     AudioIn,
+    EndJudged,
     Message,
     StartUtterance,
     Transcript,
@@ -86,6 +87,11 @@ class Utterance:
     def size(self) -> int:
         """Of that unit."""
         return {"opening": self.opening_size, "hearing": self.waiting_samples}.get(self.stage, 0)
+
+    @property
+    def answerable(self) -> bool:
+        """Whether it can be answered as it is: it has ended, or is ready for it."""
+        return self.heard or self.prepared
 
     @property
     def deadline(self) -> float:
@@ -191,9 +197,9 @@ class Utterances:
     def get(self, number: int | None) -> Utterance | None:
         return self._all.get(number) if number is not None else None
 
-    def heard(self) -> dict[int, Listener]:
-        """The finished ones."""
-        return {utterance.number: utterance.listener for utterance in self._all.values() if utterance.heard}
+    def answerable(self) -> dict[int, Listener]:
+        """The finished ones, and those that are ready to be."""
+        return {utterance.number: utterance.listener for utterance in self._all.values() if utterance.answerable}
 
     @property
     def all_heard(self) -> bool:
@@ -235,6 +241,7 @@ class Utterances:
             else:
                 utterance.prepared = True
                 self._report(utterance, final=False)
+                self._judge(utterance)
         except Exception as error:
             log.exception("session %d: utterance %d failed", self._number, utterance.number)
             self.fail(error)
@@ -252,6 +259,11 @@ class Utterances:
         assert self._working is not None
         self._stage = self._working.stage
         return self._working
+
+    def _judge(self, utterance: Utterance) -> None:
+        certainty = utterance.listener.certainty
+        if certainty is not None:
+            self._send(EndJudged(self._number, utterance.number, utterance.samples, certainty))
 
     def _finish(self, utterance: Utterance) -> None:
         encoded = utterance.listener.finish()

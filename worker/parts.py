@@ -90,8 +90,14 @@ class Listener(Protocol):
     def feed(self, pcm: Pcm) -> None:
         """Takes the next [samples] of 16 kHz audio in [-1, 1]."""
 
+    @property
+    def certainty(self) -> float | None:
+        """How finished what is `prepare`d sounds: the share of pauses inside turns that sound less so; None where that
+        is not known."""
+
     def prepare(self) -> None:
-        """The utterance may end here: makes ready what its end needs. More audio takes that back."""
+        """The utterance may end here: makes ready what its end needs, and it can be answered. More audio takes that
+        back, once the answer is closed."""
 
     def finish(self) -> Encoded:
         """No more audio: closes the open block and group. To be called once."""
@@ -176,6 +182,10 @@ class SpeechModel(Protocol):
 
     @property
     def codec_frame_rate_hz(self) -> float: ...
+
+    @property
+    def judges_ends(self) -> bool:
+        """Whether listeners know how finished an utterance sounds."""
 
     def listen(
         self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None

@@ -102,6 +102,10 @@ class Pipeline:
     def name(self) -> str:
         return self.networks.name
 
+    @property
+    def judges_ends(self) -> bool:
+        return self.networks.ear.judges_ends
+
     def warm_up(self) -> None:
         """A short turn of nobody's, so that the first caller waits for no kernel to be chosen and no graph recorded."""
         self.runner.warm_up()
@@ -300,8 +304,13 @@ class PipelineListener:
         return self.hearing.transcribes
 
     @property
+    def certainty(self) -> float | None:
+        return self.hearing.certainty
+
+    @property
     def groups(self) -> int:
-        return self.hearing.groups
+        """Those at hand, with what is prepared."""
+        return sum(map(len, self._embeddings))
 
     @property
     def embeddings(self) -> Tensor:
@@ -328,7 +337,7 @@ class PipelineListener:
     def finish(self) -> Encoded:
         self.prepare()
         self.hearing.finish()
-        self.prefill.busy = False
+        self.prefill.complete()
         hearing = self.hearing
         return Encoded(hearing.samples, hearing.frames, hearing.groups, realised_hz(hearing), self.encode_ms)
 
@@ -350,6 +359,7 @@ class PipelineListener:
             parts, mark = self._before_end
             del self._embeddings[parts:]
             self.prefill.back_to(mark)
+            self.prefill.busy = True  # an answer to what was prepared may have laid it down
             self._before_end = None
 
     def take(self, embeddings: Tensor, encode_ms: float) -> None:

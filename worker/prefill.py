@@ -74,6 +74,10 @@ class Prefill:
         if not self._answering:
             self.lose_slot()
 
+    def complete(self) -> None:
+        """All audio is there: from now on only an answer keeps it busy."""
+        self.busy = self._answering
+
     def answered(self) -> None:
         """The answer has ended or was given up; the prompt stays for another one."""
         self._answering = self.busy = False

@@ -1,6 +1,8 @@
 """One leased slot: the utterances a caller is speaking and the answer being spoken back.
 
-    Respond ─► waiting (until its utterance is heard) ─► speaking ─► done | cancelled | failed
+    Respond ─► waiting (until its utterance is ready) ─► speaking ─► done | cancelled | failed
+
+An utterance that has probably ended may be answered before that is certain; where it goes on, the answer is over.
 
 A session does nothing by itself: `handle` takes a message, `works` says what could be done for it and by when, and the
 engine does that for several sessions at once. Whatever goes wrong stays within it. What was heard by a listener that
@@ -113,6 +115,9 @@ class Session:
                 case StartUtterance():
                     self.utterances.start(message)
                 case AudioIn():
+                    answered = self._answered()
+                    if answered is not None and answered.number == message.utterance:
+                        self._finish("cancelled")
                     self.utterances.audio(message)
                 case LikelyEnd():
                     self.utterances.end(message.utterance, certain=False)
@@ -228,13 +233,18 @@ class Session:
         self._response = None
         self.utterances.close()
 
+    def _answered(self) -> Utterance | None:
+        """The utterance that is answered, if it is open still."""
+        if self._response is None or not self._response.request.context:
+            return None
+        utterance = self.utterances.get(self._response.request.context[-1].utterance)
+        return utterance if utterance and not utterance.heard else None
+
     def _awaited(self) -> Utterance | None:
         """The utterance that the answer at hand still waits for."""
-        if self._response is None or self._response.speaker is not None:
-            return None
-        last = self._response.request.context[-1] if self._response.request.context else None
-        utterance = self.utterances.get(last.utterance) if last else None
-        return utterance if utterance and not utterance.heard else None
+        utterance = self._answered()
+        begun = self._response is not None and self._response.speaker is not None
+        return utterance if utterance and not begun and not utterance.answerable else None
 
     def _first_sound_due(self, response: Response) -> float:
         """Of those who wait too long already, who came first goes first, and all before what nobody waits for."""
@@ -245,7 +255,7 @@ class Session:
         """The next unit of the answer, and steps of talking where it is the sound of earlier ones: by the time the
         caller's buffer runs dry, soon after the request before that."""
         awaited = self._awaited()
-        if awaited is not None and awaited.ended:
+        if awaited is not None and awaited.likely:
             return
         now, rate = self._clock(), self._model.output_sample_rate
         dry_at = self.dry_at
@@ -281,11 +291,11 @@ class Session:
             raise RequestError("empty_context", "there is nothing to answer: the context is empty")
         last = request.context[-1].utterance
         utterance = self.utterances.get(last)
-        if utterance is not None and not utterance.heard:
+        if utterance is not None and not utterance.answerable:
             raise RequestError("utterance_open", f"utterance {last} has not ended; end it before asking for an answer")
         return Question(
             Conversation(request.instructions, tuple(request.context)),
-            self.utterances.heard(),
+            self.utterances.answerable(),
             request.input_hz,
             request.output_hz,
             request.speech,

@@ -12,7 +12,7 @@ from agent.dialogue.effects import Outbox
 from agent.dialogue.level import amplified, gain_for, peak_of
 from agent.dialogue.listening import Listening, Utterance
 from agent.dialogue.rates import RatePolicy, Side
-from agent.dialogue.response import Response
+from agent.dialogue.response import Response, ResponsePlan
 from agent.dialogue.speaking import WorkerSlot
 from agent.protocol.session_object import SessionSettings
 from agent.wire import ContextItem, DropUtterance, Respond, StartUtterance
@@ -50,6 +50,7 @@ class Briefing:
         self._slot = slot
         self.policy.limits(slot.ready.min_rate_hz, slot.ready.max_rate_hz)
         self._listening.worker_session = slot.session
+        self._listening.worker_judges = slot.ready.judges_ends
         if self._listening.open is not None:
             self.start_utterance(self._listening.open)
             self._listening.replay()
@@ -63,9 +64,14 @@ class Briefing:
 
     def start_utterance(self, utterance: Utterance) -> None:
         """The user began to speak, after everything the conversation holds, or goes on with the turn before."""
-        continued = self._conversation.find(utterance.continues) if utterance.continues is not None else None
-        items = self._conversation.items if continued is None else self._before(continued)
-        self._start(utterance.number, context_of(items))
+        self._start(utterance.number, context_of(self._items_before(utterance)))
+
+    def foretold(self, plan: ResponsePlan, utterance: Utterance, generation: int, slot: WorkerSlot) -> Respond:
+        """What `question` will be if the open utterance ends here and nothing else happens."""
+        item = UserMessage(
+            utterance.item_id, spoken=True, utterance=utterance.number, transcript=utterance.transcript or None
+        )
+        return self._respond(plan, context_of([*self._items_before(utterance), item]), generation, slot)
 
     def drop_utterance(self, number: int | None) -> None:
         if self._slot is not None and number in self._held:
@@ -78,16 +84,19 @@ class Briefing:
         items = plan.items if plan.items is not None else self._conversation.items
         if items and isinstance(items[-1], UserMessage):
             self._hand_over(items[-1], context_of(items[:-1]))
-        limit = plan.max_output_tokens
         context = context_of(items)
         last = items[-1] if items else None
         if not context or (isinstance(last, UserMessage) and last.silent):
             context.append(ContextItem("user", self._opening))
             response.item.aside = isinstance(last, UserMessage) and last.by_mistake
         response.utterance = context[-1].utterance
+        return self._respond(plan, context, response.generation, slot)
+
+    def _respond(self, plan: ResponsePlan, context: list[ContextItem], generation: int, slot: WorkerSlot) -> Respond:
+        limit = plan.max_output_tokens
         return Respond(
             session=slot.session,
-            generation=response.generation,
+            generation=generation,
             context=context,
             output_hz=plan.output_rate.hz,
             instructions=plan.instructions,
@@ -128,6 +137,10 @@ class Briefing:
                 output_hz=self.policy.expect("output", settings.x_agogic.output_frame_rate).hz,
             )
         )
+
+    def _items_before(self, utterance: Utterance) -> list[Item]:
+        continued = self._conversation.find(utterance.continues) if utterance.continues is not None else None
+        return self._conversation.items if continued is None else self._before(continued)
 
     def _before(self, item: Item) -> list[Item]:
         items = self._conversation.items

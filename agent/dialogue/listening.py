@@ -12,7 +12,8 @@ silence.
 
 Most of the silence that ends an utterance is not news: where speech has paused for so long that this is probably the
 end, the worker is told to make ready for it and gets no more sound. It gets what was held back when the voice goes on,
-and otherwise never: what was made ready is then the end. The item keeps all of the sound.
+and otherwise never: what was made ready is then the end. The item keeps all of the sound. A worker that can tell how
+finished the turn sounds says so then, and that decides how long the silence must be.
 
 The worker also gets nothing until it is known how loud the voice is (`agent.dialogue.level`), for at most
 `_UNKNOWN_LEVEL_SAMPLES`.
@@ -30,7 +31,7 @@ from agent.dialogue.input_buffer import InputBuffer
 from agent.dialogue.level import Level, amplified
 from agent.ids import Ids
 from agent.protocol.errors import ProtocolError
-from agent.protocol.session_object import ServerVad, TurnDetection, silence_ms
+from agent.protocol.session_object import SemanticVad, ServerVad, TurnDetection, silence_ms
 from agent.turn.detector import (
     LikelyStopped,
     Phase,
@@ -41,8 +42,9 @@ from agent.turn.detector import (
     TurnEvent,
     TurnTiming,
 )
+from agent.turn.patience import PATIENCE, SPECULATE_FROM
 from agent.turn.silero import SAMPLE_RATE_HZ, WINDOW_SAMPLES, VoiceActivity
-from agent.wire import AudioIn, EndUtterance, LikelyEnd
+from agent.wire import AudioIn, EndJudged, EndUtterance, LikelyEnd
 
 MIN_COMMIT_SAMPLES = SAMPLE_RATE_HZ // 10
 # What a manual commit finds when the detector heard no speech.
@@ -104,13 +106,27 @@ class TurnEnded:
 
 
 @dataclass(frozen=True)
+class EndLikely:
+    """So finished does it sound that an answer may be begun; `TurnEnded` or `EndDoubted` follows."""
+
+    utterance: Utterance
+
+
+@dataclass(frozen=True)
+class EndDoubted:
+    """It goes on."""
+
+    utterance: Utterance
+
+
+@dataclass(frozen=True)
 class TurnForgotten:
     """Nobody committed it on an open line, and it grew old or too long."""
 
     utterance: Utterance
 
 
-Happening = TurnOpened | TurnEnded | TurnForgotten
+Happening = TurnOpened | EndLikely | EndDoubted | TurnEnded | TurnForgotten
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,7 @@ class Listening:
     ) -> None:
         self.open: Utterance | None = None
         self.worker_session: int | None = None
+        self.worker_judges = False
         self._outbox = outbox
         self._ids = ids
         self._vad = vad
@@ -179,6 +196,7 @@ class Listening:
             threshold=detection.threshold if isinstance(detection, ServerVad) else 0.5,
             prefix_padding_samples=padding_ms * SAMPLE_RATE_HZ // 1000,
             silence_samples=silence_ms(detection) * SAMPLE_RATE_HZ // 1000,
+            patience=PATIENCE[detection.eagerness] if isinstance(detection, SemanticVad) else None,
         )
 
     # --- sound ---
@@ -247,6 +265,10 @@ class Listening:
             self._weigh(event, detector.position)
             if isinstance(event, SpeechStarted) and self.open is None:
                 yield TurnOpened(self._start(event.start_sample, detected=True, spoken=True))
+            elif isinstance(event, LikelyStopped) and self.open is not None and not self.worker_judges:
+                yield EndLikely(self.open)
+            elif isinstance(event, Resumed) and self.open is not None:
+                yield EndDoubted(self.open)
             elif isinstance(event, SpeechStopped) and self.open is not None:
                 self.open.spoken_end = event.speech_end_sample
                 yield self._end(event.end_sample, by_client=False)
@@ -287,6 +309,20 @@ class Listening:
         elif isinstance(event, SpeechStarted | Resumed):
             self.open.spoken = True
             self.open.likely_end = None
+
+    def judged(self, message: EndJudged) -> Iterator[Happening]:
+        """How finished the open utterance sounds, if it still pauses where the worker was asked."""
+        utterance = self.open
+        if utterance is None or self._detection is None or utterance.likely_end is None:
+            return
+        if (utterance.number, utterance.likely_end - utterance.start) != (message.utterance, message.samples):
+            return
+        if message.certainty >= SPECULATE_FROM:
+            yield EndLikely(utterance)
+        ended = self._detector.judged(message.certainty)
+        if isinstance(ended, SpeechStopped):
+            utterance.spoken_end = ended.speech_end_sample
+            yield self._end(ended.end_sample, by_client=False)
 
     def _is_stale(self, utterance: Utterance, position: int) -> bool:
         silent_for = position - max(self._voiced_until, utterance.start)

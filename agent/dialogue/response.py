@@ -45,6 +45,18 @@ class ResponsePlan:
     answers: str | None = None
 
 
+@dataclass(frozen=True)
+class SpeculationReport:
+    """`saved_ms`: of the time to its first sound, what had passed when the answer was asked for, because it had been
+    begun before; `wasted_ms`: work since the last answer on answers that were begun and not given."""
+
+    saved_ms: float
+    wasted_ms: float
+
+    def as_dict(self) -> JsonObject:
+        return {"saved_ms": round(self.saved_ms, 1), "wasted_ms": round(self.wasted_ms, 1)}
+
+
 @dataclass
 class Clocked:
     """Moments of one response on the session's clock; `as_dict` gives them in ms since the decision to answer."""
@@ -82,6 +94,7 @@ class Response:
     status: Literal["in_progress"] | FinalStatus = "in_progress"
     previous_item_id: str | None = None
     utterance: int | None = None
+    speculation: SpeculationReport = SpeculationReport(0.0, 0.0)
     started: bool = False
     tokens: list[TokenSpan] = field(default_factory=list)
     _unsent_tokens: list[TokenSpan] = field(default_factory=list)
@@ -287,6 +300,7 @@ class Response:
                 for word in self.item.words
             ],
             "timing": timing,
+            "speculation": self.speculation.as_dict(),
         }
 
 

@@ -48,6 +48,7 @@ from agent.protocol.session_object import SessionSettings, render, updated
 from agent.turn.silero import VoiceActivity
 from agent.wire import (
     AudioOut,
+    EndJudged,
     FromWorker,
     ResponseDone,
     TextDelta,
@@ -261,12 +262,11 @@ class Session:
 
     def worker_message(self, message: FromWorker) -> list[Effect]:
         match message:
-            case TextDelta():
-                self._speaking.on_text(message)
-            case AudioOut():
-                self._speaking.on_audio(message)
-            case ResponseDone():
-                self._speaking.on_done(message)
+            case TextDelta() | AudioOut() | ResponseDone():
+                self._speaking.on_message(message)
+            case EndJudged():
+                for happening in self._listening.judged(message):
+                    self._turns.take(happening)
             case Transcript():
                 self._heard(message)
             case UtteranceEncoded():
@@ -359,6 +359,7 @@ class Session:
         if self.settings.audio.input.format != before.audio.input.format:
             self._half_sample = b""
         self._turns.configured(before)
+        self._speaking.speculation.roll_back()
         self._listening.configure(self.settings.audio.input.turn_detection, self._microphone_hz())
         self._outbox.send(events.SessionUpdated(session=self._render()))
 
@@ -366,6 +367,7 @@ class Session:
         self._half_sample = b""
         dropped = self._listening.clear()
         if dropped is not None:
+            self._speaking.speculation.roll_back()
             self._briefing.drop_utterance(dropped.number)
         self._outbox.send(events.InputCleared())
 
@@ -443,6 +445,7 @@ class Session:
         utterance, answer = self._listening.open, self._speaking.active
         if utterance is not None and utterance.number == message.utterance:
             utterance.lost = True
+            self._speaking.speculation.roll_back()
             return
         for event in self._captions.failed(message.utterance, message.message):
             self._outbox.send(event)

@@ -17,6 +17,7 @@ from agent.dialogue.conversation import AssistantMessage, Conversation
 from agent.dialogue.effects import Outbox
 from agent.dialogue.playout import Playout, Slice
 from agent.dialogue.response import Clocked, FinalStatus, Response, ResponsePlan
+from agent.dialogue.speculation import Speculation
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.wire import AudioOut, Cancel, Ready, Respond, ResponseDone, ResponseStats, TextDelta
@@ -58,6 +59,7 @@ class Speaking:
         self.active: Response | None = None
         self.last_response_id = ""
         self.quiet_since_s: float | None = None
+        self.speculation = Speculation(outbox, clock)
         self._outbox = outbox
         self._clock = clock
         self._conversation = conversation
@@ -103,6 +105,14 @@ class Speaking:
         elif all(not waiting.in_conversation for waiting in self._waiting):
             self._waiting.appendleft(plan)
 
+    def begin_speculation(self, plan: ResponsePlan, foretold: Callable[[int, WorkerSlot], Respond]) -> None:
+        """Lets the worker begin an answer that will probably be asked for; nothing may be active. `foretold` makes the
+        message for the worker of a generation."""
+        if self._slot is None:
+            return
+        self._generation += 1
+        self.speculation.begin(plan, foretold(self._generation, self._slot))
+
     def _start(self, plan: ResponsePlan) -> None:
         self._generation += 1
         sample_rate_hz = self._slot.ready.output_sample_rate if self._slot is not None else 24_000
@@ -132,7 +142,15 @@ class Speaking:
         if self.active is None or self._slot is None or self._asked:
             return
         self._asked = True
-        self._outbox.worker(self._ask(self.active, self._slot))
+        response, question = self.active, self._ask(self.active, self._slot)
+        begun = self.speculation.take_over(question)
+        response.speculation = self.speculation.report(begun)
+        if begun is None:
+            self._outbox.worker(question)
+            return
+        response.generation = begun.asked.generation
+        for message in begun.given:
+            self._take(message)
 
     # --- the worker ---
 
@@ -146,6 +164,7 @@ class Speaking:
         One of which nothing was shown yet is asked again of the next worker, once: it may be what killed this one.
         """
         self._slot = None
+        self.speculation.worker_lost()
         response = self.active
         if response is None or not self._asked or response.done is not None:
             return False
@@ -159,7 +178,21 @@ class Speaking:
     def fail(self, code: str, message: str) -> None:
         self._close("failed", None, error={"type": "server_error", "code": code, "message": message})
 
-    def on_text(self, message: TextDelta) -> None:
+    def on_message(self, message: TextDelta | AudioOut | ResponseDone) -> None:
+        """What the worker makes of an answer, asked for or only begun."""
+        if not self.speculation.take(message):
+            self._take(message)
+
+    def _take(self, message: TextDelta | AudioOut | ResponseDone) -> None:
+        match message:
+            case TextDelta():
+                self._on_text(message)
+            case AudioOut():
+                self._on_audio(message)
+            case ResponseDone():
+                self._on_done(message)
+
+    def _on_text(self, message: TextDelta) -> None:
         response = self._current(message.generation)
         if response is None:
             return
@@ -170,7 +203,7 @@ class Speaking:
         for event in response.text(message.text):
             self._outbox.send(event)
 
-    def on_audio(self, message: AudioOut) -> None:
+    def _on_audio(self, message: AudioOut) -> None:
         response = self._current(message.generation)
         if response is None or response.done is not None:
             return
@@ -189,7 +222,7 @@ class Speaking:
             response.playout.end()
         self.on_tick()
 
-    def on_done(self, message: ResponseDone) -> None:
+    def _on_done(self, message: ResponseDone) -> None:
         response = self._current(message.generation)
         if response is None:
             return
@@ -269,14 +302,14 @@ class Speaking:
 
     def close(self) -> None:
         """Drops the answer at hand and those that wait, without a word."""
-        self.active = None
+        self.active = self.speculation.begun = None
         self._waiting.clear()
         self._finished.clear()
 
     def held_bytes(self) -> int:
         """The sound that waits to be played, and what waiting responses bring along."""
         queued = 2 * self.active.playout.queued_samples if self.active is not None else 0
-        return queued + sum(len(plan.instructions) for plan in self._waiting)
+        return queued + self.speculation.held_bytes() + sum(len(plan.instructions) for plan in self._waiting)
 
     def heard_ms(self, response: Response) -> float:
         """How much of its sound has been heard."""

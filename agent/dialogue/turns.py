@@ -4,6 +4,9 @@ A pause longer than the detector's silence ends a turn although the user was not
 could have reacted to the answer, the turn goes on too: the answer in preparation is withdrawn, and what he says is
 heard together with what he had said, as one utterance, one item and one question.
 
+From where the turn has probably ended, an answer is begun that nobody hears of before that is certain: it becomes the
+answer then, or never was.
+
     U1 ended ─► answer asked ─(speech, at most REACTION_MS of it heard)─► U1 + U2 open ─(silence)─► U1 deleted, U2 added
 
 Where nobody speaks after an answer, and the client wants it, the agent speaks again by itself.
@@ -13,13 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from agent.clock import Clock
 from agent.dialogue.briefing import Briefing
 from agent.dialogue.captions import Captions
 from agent.dialogue.conversation import Conversation, UserMessage
 from agent.dialogue.effects import Outbox
-from agent.dialogue.listening import Happening, Listening, TurnEnded, TurnOpened, Utterance, milliseconds
+from agent.dialogue.listening import (
+    EndDoubted,
+    EndLikely,
+    Happening,
+    Listening,
+    TurnEnded,
+    TurnOpened,
+    Utterance,
+    milliseconds,
+)
 from agent.dialogue.response import ResponsePlan
 from agent.dialogue.speaking import Speaking
 from agent.protocol import server_events as events
@@ -65,6 +78,10 @@ class Turns:
         self.changed_s = self._clock.now_s()
         if isinstance(happening, TurnOpened):
             self._opened(happening.utterance)
+        elif isinstance(happening, EndLikely):
+            self._speculate(happening.utterance)
+        elif isinstance(happening, EndDoubted):
+            self._speaking.speculation.roll_back()
         elif isinstance(happening, TurnEnded):
             self._ended(happening)
         else:
@@ -77,6 +94,13 @@ class Turns:
         if utterance.detected:
             self._speech_started(utterance)
         self._briefing.start_utterance(utterance)
+
+    def _speculate(self, utterance: Utterance) -> None:
+        detection = self._settings().audio.input.turn_detection
+        if detection is None or not detection.create_response or utterance.lost or not self._speaking.idle:
+            return
+        plan = self._plan()
+        self._speaking.begin_speculation(plan, partial(self._briefing.foretold, plan, utterance))
 
     def _speech_started(self, utterance: Utterance) -> None:
         started = events.SpeechStarted(item_id=utterance.item_id, audio_start_ms=milliseconds(utterance.start))
@@ -128,8 +152,11 @@ class Turns:
             self._outbox.send(event)
         if utterance.lost:
             self._briefing.hand_over(item)
-        if not turn.by_client and source.turn_detection is not None and source.turn_detection.create_response:
-            self._speaking.request_turn(replace(self._plan(), turn_detection_ms=turn.waited_ms, answers=item.id))
+        if turn.by_client:
+            self._speaking.speculation.roll_back()
+        elif source.turn_detection is not None and source.turn_detection.create_response:
+            plan = self._speaking.speculation.plan or self._plan()
+            self._speaking.request_turn(replace(plan, turn_detection_ms=turn.waited_ms, answers=item.id))
 
     def _committed_silence(self, item: UserMessage) -> None:
         """The client says that its user spoke, and nobody did: whoever asks for an answer is asked back."""

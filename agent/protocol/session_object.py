@@ -24,9 +24,10 @@ TRANSCRIPTION_MODEL = "agogic-ctc"
 MAX_TOOLS = 128
 OPT_IN_EVENTS = ("input_transcript",)
 
-# Silence that each eagerness of semantic_vad waits for. The published upper waits are 2, 4 and 8 s; with silence as the
-# only evidence of an ended turn those would be unbearable, so these are what `server_vad` would be set to.
-EAGERNESS_SILENCE_MS = {"low": 1200, "medium": 700, "auto": 700, "high": 400}
+# Silence that each eagerness of semantic_vad waits for where nobody can tell how finished a turn sounds (where somebody
+# can, `agent.turn.patience` has the numbers). The published upper waits are 2, 4 and 8 s; with silence as the only
+# evidence of an ended turn those would be unbearable, so these are what `server_vad` would be set to.
+EAGERNESS_SILENCE_MS = {"low": 1200, "medium": 500, "auto": 500, "high": 400}
 
 
 class Transcription(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -130,11 +131,13 @@ _NULLABLE = {
 
 
 def default_settings(config: ServerConfig) -> SessionSettings:
-    vad = ServerVad(
-        threshold=config.turn.threshold,
-        prefix_padding_ms=config.turn.prefix_padding_ms,
-        silence_duration_ms=config.turn.silence_duration_ms,
-    )
+    vad: TurnDetection = SemanticVad()
+    if config.turn.detection == "server_vad":
+        vad = ServerVad(
+            threshold=config.turn.threshold,
+            prefix_padding_ms=config.turn.prefix_padding_ms,
+            silence_duration_ms=config.turn.silence_duration_ms,
+        )
     return SessionSettings(
         instructions=config.session.instructions,
         audio=SessionAudio(
@@ -179,10 +182,22 @@ def _merge(base: JsonObject, update: JsonObject, path: str) -> JsonObject:
             if here in _NULLABLE and key in merged:
                 merged[key] = None
         elif isinstance(value, dict):
+            if here == "audio.input.turn_detection":
+                value = _typed(value)
             merged[key] = _merge(old if isinstance(old, dict) and _same_kind(old, value) else {}, value, here)
         else:
             merged[key] = value
     return merged
+
+
+def _typed(detection: JsonObject) -> JsonObject:
+    """With its type, where only one kind of turn detection has such a setting."""
+    if "type" in detection:
+        return detection
+    if "eagerness" in detection:
+        return {"type": "semantic_vad", **detection}
+    is_silence = detection.keys() & {"threshold", "prefix_padding_ms", "silence_duration_ms", "idle_timeout_ms"}
+    return {"type": "server_vad", **detection} if is_silence else detection
 
 
 def _same_kind(old: JsonObject, new: JsonObject) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from agent.dialogue.response import Response
+from agent.dialogue.speculation import work_ms
 
 _LATENCY_S = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 2.0, 4.0)
 _RATES_HZ = (4.5, 5.5, 6.5, 8.5, 10.5, 12.5)
@@ -33,6 +34,20 @@ class Metrics:
             buckets=_LATENCY_S,
             registry=self.registry,
         )
+        self._saved = Histogram(
+            "agogic_speculation_saved_seconds",
+            "Of the time to the first sound, what had passed when an answer that was begun before was asked for",
+            buckets=_LATENCY_S,
+            registry=self.registry,
+        )
+        self._wasted = Counter(
+            "agogic_speculation_wasted_seconds_total",
+            "Work on answers that were begun and not given",
+            registry=self.registry,
+        )
+        self._work = Counter(
+            "agogic_answer_work_seconds_total", "Work on answers that were given", registry=self.registry
+        )
         self._output_hz = Histogram(
             "agogic_output_frame_rate_hz",
             "Speech token rate that was realised",
@@ -49,6 +64,11 @@ class Metrics:
         clocked = response.clocked
         if clocked.first_audio_s is not None:
             self._first_audio.observe(clocked.first_audio_s - clocked.decided_s)
+        if response.speculation.saved_ms:
+            self._saved.observe(response.speculation.saved_ms / 1000)
+        self._wasted.inc(response.speculation.wasted_ms / 1000)
+        if response.done is not None:
+            self._work.inc(work_ms(response.done.stats) / 1000)
         if response.done is not None and response.done.stats.realised_output_hz:
             self._output_hz.observe(response.done.stats.realised_output_hz)
 

@@ -1,9 +1,12 @@
 """Speech probabilities in, starts and ends of the user's turns out. Time is counted in samples of the 16 kHz input.
 
-quiet ──(speech for `onset_windows`)──► speaking ──(silence for `silence_samples`)──► quiet
+quiet ──(speech for `onset_windows`)──► speaking ──(silence that is long enough)──► quiet
               SpeechStarted                 │  ▲              SpeechStopped
                               LikelyStopped ▼  │ speech again: Resumed
                                           pausing
+
+How long is long enough: `TurnTiming.silence_samples`, unless somebody who understands what was said tells how finished
+it sounds (`judged`).
 """
 
 from __future__ import annotations
@@ -11,15 +14,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from agent.turn.patience import Patience
 from agent.turn.silero import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 # The network wavers around the threshold at the edges of words: a pause begins this much below it.
 _HYSTERESIS = 0.15
 # One loud window is a click; two in a row (64 ms) are a voice.
 _ONSET_WINDOWS = 2
-# Silence after which an answer is prepared, though not yet given. In 210 recorded orders the voice went on after 8
-# pauses of this length (after 21 of 192 ms); of the usual half second it leaves half to prepare in.
-LIKELY_END_SAMPLES = SAMPLE_RATE_HZ * 256 // 1000
+# Silence after which an answer is prepared, though not yet given: no longer than it takes to tell a pause from a stop
+# consonant, because a turn that sounds finished ends right after it.
+LIKELY_END_SAMPLES = SAMPLE_RATE_HZ * 160 // 1000
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,12 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class TurnTiming:
+    """`silence_samples` ends a turn of which nothing else is known; with `patience` what is known decides."""
+
     threshold: float
     prefix_padding_samples: int
     silence_samples: int
+    patience: Patience | None = None
 
 
 class TurnDetector:
@@ -78,6 +85,7 @@ class TurnDetector:
         self._loud_windows = 0
         self._speech_end = first_sample
         self._announced_likely = False
+        self._judged_samples: int | None = None
 
     def push(self, probability: float) -> TurnEvent | None:
         """At most one event per window."""
@@ -86,6 +94,13 @@ class TurnDetector:
         if self.phase is Phase.QUIET:
             return self._while_quiet(probability, window_start)
         return self._while_speaking(probability)
+
+    def judged(self, certainty: float) -> TurnEvent | None:
+        """How finished the turn at hand sounds, after `LikelyStopped`. It may end at once."""
+        if self.phase is not Phase.PAUSING or self.timing.patience is None:
+            return None
+        self._judged_samples = self.timing.patience.silence_ms(certainty) * SAMPLE_RATE_HZ // 1000
+        return self._ended()
 
     def stop(self) -> None:
         """The turn was ended from outside (commit, clear): be quiet, and start no turn before this point."""
@@ -117,11 +132,18 @@ class TurnDetector:
                 return None
             self.phase = Phase.PAUSING
             self._announced_likely = False
+            self._judged_samples = None
+        if (ended := self._ended()) is not None:
+            return ended
         silence = self.position - self._speech_end
-        if silence >= self.timing.silence_samples:
-            self.stop()
-            return SpeechStopped(self._speech_end, self.position)
         if silence >= LIKELY_END_SAMPLES and not self._announced_likely:
             self._announced_likely = True
             return LikelyStopped(self._speech_end)
         return None
+
+    def _ended(self) -> SpeechStopped | None:
+        enough = self.timing.silence_samples if self._judged_samples is None else self._judged_samples
+        if self.position - self._speech_end < enough:
+            return None
+        self.stop()
+        return SpeechStopped(self._speech_end, self.position)

@@ -1,4 +1,5 @@
-"""The three files of a voice: codec, flow decoder and vocoder; safetensors whose metadata holds the configuration."""
+"""Files of one small network each: those of a voice (codec, flow decoder, vocoder) and the end-of-turn head;
+safetensors whose metadata holds the configuration."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from streaming.flexicodec.codec import CodecConfig, SpeechCodec
+from streaming.hearing.turn_end import TurnEnd, TurnEndConfig
 from streaming.layers.compact import compact, expand
 from streaming.speaking.flow import FlowConfig, Voicebox
 from streaming.speaking.vocos import Vocos, VocosConfig
@@ -40,6 +42,10 @@ def load_flow(path: Path) -> Voicebox:
 
 def load_vocoder(path: Path) -> Vocos:
     return _load(path, VocosConfig, Vocos)
+
+
+def load_turn_end(path: Path) -> TurnEnd:
+    return _load(path, TurnEndConfig, TurnEnd).requires_grad_(False)
 
 
 def _load(path: Path, kind: type[Config], network_class: type[Network]) -> Network:

@@ -1,34 +1,38 @@
-"""Has the speaker finished? A small recurrent network over the audio encoder's frames, read where the voice pauses.
+"""Has the speaker finished? A small network over the audio encoder's frames, read where the voice pauses.
 
 It hears what was said (the frames carry it, they are what the transcript is read from), how it was said and for how
-long it has been quiet. Its answer is only meant for moments of silence.
+long it has been quiet: as means of the frames that forget the past sooner or later. Its answer is only meant for
+moments of silence.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import msgspec
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streaming.layers.module import StreamingModule, keep_inactive
 
 
 class TurnEndConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """frame_size: width of the encoder's frames; hidden: of the recurrent state; pauses: logits that pauses inside turns
-    get, rising, as evenly spaced quantiles."""
+    """frame_size: width of the encoder's frames; hidden: of what is kept of one; spans_frames: after so many the means
+    have forgotten about two thirds; pauses: logits that pauses inside turns get, rising, as evenly spaced quantiles."""
 
     frame_size: int = 256
     hidden: int = 96
+    spans_frames: tuple[float, ...] = (2.0, 6.0, 18.0, 60.0)
     pauses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class TurnEndState:
-    """hidden [rows, hidden]."""
+    """means [rows, spans, hidden]."""
 
-    hidden: Tensor
+    means: Tensor
 
 
 class TurnEnd(StreamingModule[TurnEndState]):
@@ -37,21 +41,39 @@ class TurnEnd(StreamingModule[TurnEndState]):
     def __init__(self, config: TurnEndConfig) -> None:
         super().__init__()
         self.config = config
+        self.keep = tuple(math.exp(-1 / span) for span in config.spans_frames)
         self.narrow = nn.Linear(config.frame_size, config.hidden)
-        self.recurrent = nn.GRU(config.hidden, config.hidden, batch_first=True)
+        self.mix = nn.Linear(len(self.keep) * config.hidden, config.hidden)
         self.done = nn.Linear(config.hidden, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.step(frames, self.initial_state(frames.shape[0]))[0]
 
     def initial_state(self, batch: int) -> TurnEndState:
-        return TurnEndState(self.done.weight.new_zeros(batch, self.config.hidden))
+        return TurnEndState(self.done.weight.new_zeros(batch, len(self.keep), self.config.hidden))
 
     def step(self, x: Tensor, state: TurnEndState, active: Tensor | None = None) -> tuple[Tensor, TurnEndState]:
-        if not x.shape[1]:
-            return x.new_zeros(x.shape[0], 0), state
-        out, last = self.recurrent(torch.tanh(self.narrow(x)), state.hidden[None].contiguous())
-        return self.done(out)[..., 0], keep_inactive(TurnEndState(last[0]), state, active)
+        rows, n, _ = x.shape
+        if not n:
+            return x.new_zeros(rows, 0), state
+        keep = x.new_tensor(self.keep)[:, None, None]
+        age = torch.arange(n, device=x.device)[:, None] - torch.arange(n, device=x.device)
+        weights = torch.where(age >= 0, (1 - keep) * keep ** age.clamp_min(0), 0.0)
+        new = torch.einsum("sij,rjh->rish", weights, torch.tanh(self.narrow(x)))
+        old = keep[:, 0] ** torch.arange(1, n + 1, device=x.device)
+        means = new + old.T[None, :, :, None] * state.means[:, None]
+        return self._judge(means), keep_inactive(TurnEndState(means[:, -1]), state, active)
+
+    def last(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """What `forward` says at the last frame of each row, [rows], for less: frames [rows, n, frame_size], of which
+        the first `lengths` [rows] count."""
+        age = lengths[:, None] - 1 - torch.arange(frames.shape[1], device=frames.device)
+        keep = frames.new_tensor(self.keep)[:, None, None]
+        weights = torch.where(age >= 0, (1 - keep) * keep ** age.clamp_min(0), 0.0)
+        return self._judge(torch.einsum("srj,rjh->rsh", weights, torch.tanh(self.narrow(frames))))
+
+    def _judge(self, means: Tensor) -> Tensor:
+        return self.done(F.gelu(self.mix(means.flatten(-2))))[..., 0]  # type: ignore[no-any-return]
 
     def certainty(self, logits: Tensor) -> Tensor:
         """logits -> 0..1, the share of pauses inside turns that look less finished: who ends a turn above c cuts in on

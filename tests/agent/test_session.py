@@ -87,7 +87,7 @@ def test_what_is_no_event_gets_one_error(garbage: bytes) -> None:
 
 def test_worker_hears_the_padding_and_the_whole_turn() -> None:
     """Here the silence that ends a turn is too short to make its end likely before."""
-    driver = SessionDriver(settings={"audio": {"input": {"turn_detection": {"silence_duration_ms": 200}}}})
+    driver = SessionDriver(settings={"audio": {"input": {"turn_detection": {"silence_duration_ms": 150}}}})
     driver.hush(1.0)
     driver.speak(1.0)
     driver.hush(0.4)

@@ -1,6 +1,7 @@
 """The ear of the embedded weights: samples in, merged embeddings out as the user speaks.
 
     BlockEar   16 kHz ─► log-mel ─► block-causal encoder (25 Hz) ─► CTC head ─► live transcript
+                                                  ├─► end-of-turn head: how finished it sounds where it pauses
                                                   └─► causal merger at the requested Hz ─► embeddings [groups, H]
 
 It runs in blocks of 320 ms as they fill, those of several callers together, and what it gave out never changes but for
@@ -18,12 +19,14 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.packing import load_packed
+from models.checkpoints.voice_files import VoiceFileError, load_turn_end
 from models.errors import CheckpointError
 from models.networks.config import ENCODER_RATE_HZ
 from models.networks.flexislm import FlexiSLM
 from models.networks.tokenizer import TextTokenizer
 from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig, EncoderState
 from streaming.hearing.speech_mel import SpeechMel, SpeechMelState
+from streaming.hearing.turn_end import TurnEnd, TurnEndState
 from streaming.layers.module import join_rows, split_rows
 from streaming.merging.causal_merger import CausalMerger, StreamState
 from streaming.merging.merger import InterleavedMergingTransformer
@@ -40,13 +43,23 @@ class BlockEar:
     transcript go on in blocks."""
 
     def __init__(
-        self, encoder: BlockCausalEncoder, merger: CausalMerger, spelling: Spelling, exact_at_end: bool = False
+        self,
+        encoder: BlockCausalEncoder,
+        merger: CausalMerger,
+        spelling: Spelling,
+        exact_at_end: bool = False,
+        turn_end: TurnEnd | None = None,
     ) -> None:
         self.exact_at_end = exact_at_end
+        self.turn_end = turn_end
         self.mel = SpeechMel(encoder.config.mel_bins)
         self.encoder = encoder
         self.merger = merger
         self.spelling = spelling
+
+    @property
+    def judges_ends(self) -> bool:
+        return self.turn_end is not None
 
     def begin(self, target_hz: float, previous: Hearing | None = None) -> BlockHearing:
         return BlockHearing(self, target_hz, previous if isinstance(previous, BlockHearing) else None)
@@ -62,6 +75,7 @@ class BlockEar:
             for index, (row, state) in enumerate(zip(chosen, split_rows(states, len(chosen)), strict=True)):
                 frames[row] = encoded.frames[index]
                 rows[row].read(encoded.pieces[index], state)
+                rows[row].attend(encoded.frames[index])
         if self.exact_at_end:
             return [hearing.collect(new) for hearing, new in zip(rows, frames, strict=True)]
         mergers, rates = [hearing.heard.merger for hearing in rows], [hearing.target_hz for hearing in rows]
@@ -76,7 +90,7 @@ class Heard:
     """What one utterance has come to. A value: keeping an old one undoes what came after it.
 
     pending [p, mel_bins]: features short of a block; path: the recogniser's classes so far; whole: all frames, where
-    groups are only made at the end.
+    groups are only made at the end; turn_end: the head's state, judged: its last logit, where there is one.
     """
 
     samples: int
@@ -89,6 +103,8 @@ class Heard:
     encoder: EncoderState
     merger: StreamState
     whole: tuple[Tensor, ...] = ()
+    turn_end: TurnEndState | None = None
+    judged: Tensor | None = None
 
 
 class BlockHearing:
@@ -114,6 +130,7 @@ class BlockHearing:
                 if previous is None
                 else ear.merger.next_utterance(previous.heard.merger)
             ),
+            turn_end=ear.turn_end.initial_state(1) if ear.turn_end is not None else None,
         )
 
     @property
@@ -131,6 +148,13 @@ class BlockHearing:
     @property
     def transcript(self) -> str:
         return self._ear.spelling(list(self.heard.path))
+
+    @property
+    def certainty(self) -> float | None:
+        head, judged = self._ear.turn_end, self.heard.judged
+        if head is None or judged is None or self._tail is None:
+            return None
+        return float(head.certainty(judged))
 
     def hear(self, pcm: Pcm) -> Tensor:
         return self._ear.hear([self], [pcm])[0]
@@ -165,6 +189,14 @@ class BlockHearing:
             last = value
         self.heard = replace(self.heard, path=tuple(path), last_class=last, encoder=encoder)
 
+    def attend(self, frames: Tensor) -> None:
+        """Lets the end-of-turn head hear new frames [n, width]."""
+        head, state = self._ear.turn_end, self.heard.turn_end
+        if head is None or state is None or not len(frames):
+            return
+        logits, state = head.step(frames[None], state)
+        self.heard = replace(self.heard, turn_end=state, judged=logits[0, -1])
+
     def count(self, frames: int, groups: int, merger: StreamState) -> None:
         """Takes the merger's state after so many new frames, of which it made so many groups."""
         heard = self.heard
@@ -185,6 +217,7 @@ class BlockHearing:
         frames = torch.cat((encoded.frames[0], tail.frames[0]))
         self.heard = replace(heard, mel=mel_state, pending=heard.pending[:0])
         self.read(torch.cat((encoded.pieces[0], tail.pieces[0])), state)
+        self.attend(frames)
         if ear.exact_at_end:
             return self._merge_whole(self.collect(frames))
         merged, merger = ear.merger.step(frames, heard.merger, self.target_hz)
@@ -202,8 +235,8 @@ class BlockHearing:
 
 
 def load_block_ear(directory: Path, slm: FlexiSLM, tokenizer: TextTokenizer, exact_at_end: bool = False) -> BlockEar:
-    """The encoder of a directory laid out like `models/embedded`, with the merger of its `slm`. Raises
-    `CheckpointError`."""
+    """The encoder of a directory laid out like `models/embedded`, and its end-of-turn head where it has one, with the
+    merger of its `slm`. Raises `CheckpointError`."""
     config, merging = slm.config, slm.input_merging_transformer
     if not isinstance(merging, InterleavedMergingTransformer) or not config.input_merging_transformer_causal:
         raise CheckpointError(f"{directory}/config.json lacks a causal merger, which an embedded model must have")
@@ -213,7 +246,19 @@ def load_block_ear(directory: Path, slm: FlexiSLM, tokenizer: TextTokenizer, exa
     def spelling(path: list[int]) -> str:
         return tokenizer.decode(path).strip()
 
-    return BlockEar(_encoder(directory, config.agogic.encoder), merger, spelling, exact_at_end)
+    encoder = _encoder(directory, config.agogic.encoder)
+    return BlockEar(encoder, merger, spelling, exact_at_end, _turn_end(directory))
+
+
+def _turn_end(directory: Path) -> TurnEnd | None:
+    """The end-of-turn head, which a model may lack: its turns then end by silence alone."""
+    path = directory / "turn_end.safetensors"
+    if not path.exists():
+        return None
+    try:
+        return load_turn_end(path)
+    except VoiceFileError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _encoder(directory: Path, raw: msgspec.Raw) -> BlockCausalEncoder:

@@ -29,6 +29,11 @@ class Hearing(Protocol):
     @property
     def transcript(self) -> str: ...
 
+    @property
+    def certainty(self) -> float | None:
+        """How finished what is `prepare`d sounds: the share of pauses inside turns that sound less so; None where that
+        is not known."""
+
     def hear(self, pcm: Pcm) -> Tensor:
         """Takes samples [n]; the embeddings [groups, H] that became final. Takes back what was prepared."""
 
@@ -41,6 +46,10 @@ class Hearing(Protocol):
 
 class Ear(Protocol):
     """The networks of hearing; every utterance gets a `Hearing` of its own."""
+
+    @property
+    def judges_ends(self) -> bool:
+        """Whether a `Hearing` has a `certainty`."""
 
     def begin(self, target_hz: float, previous: Hearing | None = None) -> Hearing:
         """previous: the utterance before in the same conversation, whose rate accounts are carried on."""

@@ -41,6 +41,8 @@ SAME_MEL = 1e-4
 class OmniEar:
     """The networks of hearing of one official checkpoint."""
 
+    judges_ends = False
+
     def __init__(self, encoder: OmniEncoder, slm: FlexiSLM) -> None:
         self.encoder = encoder
         self.slm = slm
@@ -87,6 +89,7 @@ class OmniHearing:
 
     transcript = ""
     transcribes = False
+    certainty = None
 
     def __init__(self, ear: OmniEar, target_hz: float) -> None:
         self.samples = self.frames = self.groups = 0
@@ -158,6 +161,7 @@ class CausalOmniHearing:
 
     transcript = ""
     transcribes = False
+    certainty = None
 
     def __init__(self, ear: OmniEar, merger: CausalMerger, target_hz: float, previous: object | None) -> None:
         self.samples = self.frames = self.groups = 0

@@ -1,0 +1,34 @@
+"""How long to wait in a pause, by how finished the turn sounds.
+
+Certainty is the share of pauses inside turns that sound less finished (`streaming.hearing.turn_end`), so who ends turns
+at once above a certainty of 0.98 cuts in on a fiftieth of the pauses, whatever it is worth at the ends of turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Eagerness = Literal["low", "medium", "high", "auto"]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """`steps`: (certainty, silence in ms) from the most certain down; below the last, `longest_ms`."""
+
+    steps: tuple[tuple[float, int], ...]
+    longest_ms: int
+
+    def silence_ms(self, certainty: float) -> int:
+        return next((silence for least, silence in self.steps if certainty >= least), self.longest_ms)
+
+
+_MEDIUM = Patience(((0.985, 192), (0.96, 400), (0.93, 600)), 1500)
+PATIENCE: dict[Eagerness, Patience] = {
+    "low": Patience(((0.995, 300), (0.98, 700)), 3000),
+    "medium": _MEDIUM,
+    "auto": _MEDIUM,
+    "high": Patience(((0.95, 160), (0.9, 300), (0.8, 500)), 800),
+}
+# An answer is begun where this many of the pauses would sound less finished: most that is begun is then given.
+SPECULATE_FROM = 0.8
