@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,14 @@ import typer
 from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+class Eagerness(StrEnum):
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    AUTO = "auto"
+
 
 app = typer.Typer(no_args_is_help=True, help="Measure the model: understanding, voice.")
 
@@ -75,6 +84,45 @@ def heard(
     from benchmarks.telephony.speech import question
 
     print_report(benchmark.run(question(speech), rounds), json)
+
+
+@app.command()
+def turns(
+    clips: Annotated[Path, typer.Option(help="folder of recorded orders")],
+    labels: Annotated[Path, typer.Option(help="their labels.json")],
+    eagerness: Annotated[Eagerness, typer.Option(help="of semantic_vad")] = Eagerness.AUTO,
+    kept_aside: Annotated[
+        bool, typer.Option("--kept-aside", help="the recordings that patience was chosen on")
+    ] = False,
+    smart_turn: Annotated[Path | None, typer.Option(help="smart-turn-v3.2-cpu.onnx, to run beside")] = None,
+    model: Model = "embedded",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """How soon the end of a turn is noticed, and how often a pause is taken for it, on held-out recordings."""
+    with measuring("eval", threads):
+        from benchmarks.dialogue import barista as recordings
+        from benchmarks.dialogue import turn_ends as benchmark
+        from training.features import held_out
+        from training.turn_end import kept_aside as is_kept_aside
+        from worker.loading import load_model
+
+        try:
+            found = recordings.read_clips(clips, labels, False)
+        except recordings.LabelsError as error:
+            fail("eval", error)
+        chosen = [clip.path for clip in found if (is_kept_aside if kept_aside else held_out)(clip.path.name)]
+        loaded = load_model(model)
+        if not loaded.judges_ends:
+            fail("eval", ValueError("this model cannot tell how finished a turn sounds; its turns end by silence"))
+        report = benchmark.run(
+            loaded.networks.ear,
+            chosen,
+            eagerness=eagerness.value,
+            smart_turn=smart_turn,
+            progress=None if json else progress,
+        )
+        print_report(report, json)
 
 
 @app.command()

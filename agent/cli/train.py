@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-STAGES = ("speech_data", "recogniser", "slm", "voice_data", "codec", "flow", "vocoder", "talker", "assemble")
+STAGES = (
+    "speech_data", "recogniser", "slm", "voice_data", "codec", "flow", "vocoder", "talker", "assemble", "turn_end",
+)  # fmt: skip
 
 
 def train(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from types import UnionType
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from agent import wire
@@ -35,7 +36,9 @@ class LoudnessVad:
 
 
 class SessionDriver:
-    """`reply` is what the scripted worker answers, word by word, `transcript` what it understands; None: nothing."""
+    """`reply` is what the scripted worker answers, word by word, `transcript` what it understands; None: nothing.
+    `certainty` is how finished it finds every pause that it is asked about; None: it is a worker that cannot tell.
+    """
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class SessionDriver:
         start: bool = True,
         worker: bool = True,
         config: ServerConfig | None = None,
+        certainty: float | None = None,
     ) -> None:
         self.config = config or ServerConfig()
         self.clock = ManualClock()
@@ -55,7 +59,10 @@ class SessionDriver:
         self.closed: Close | None = None
         self.reply = reply
         self.transcript = transcript
+        self.certainty = certainty
         self._asked: list[wire.Respond] = []
+        self._sound: dict[int, int] = {}
+        self._paused: list[wire.LikelyEnd] = []
         self._ended: list[wire.EndUtterance] = []
         self.session = Session(
             self.config,
@@ -70,7 +77,8 @@ class SessionDriver:
         self._pulls = transport == "webrtc"
         self.heard_samples = 0
         if worker:
-            self.do(self.session.worker_ready(WorkerSlot(1, READY)))
+            ready = msgspec.structs.replace(READY, judges_ends=certainty is not None)
+            self.do(self.session.worker_ready(WorkerSlot(1, ready)))
         if start:
             self.do(self.session.start())
 
@@ -162,11 +170,22 @@ class SessionDriver:
             self._asked = [ask for ask in self._asked if ask.generation != message.generation]
         elif isinstance(message, wire.EndUtterance) and self.transcript is not None:
             self._ended.append(message)
+        elif isinstance(message, wire.StartUtterance):
+            self._sound[message.utterance] = 0
+        elif isinstance(message, wire.AudioIn):
+            self._sound[message.utterance] += len(message.pcm) // 2
+        elif isinstance(message, wire.LikelyEnd):
+            self._paused.append(message)
 
     def _answer(self) -> None:
         while self._ended:
             ended = self._ended.pop(0)
             self.worker(wire.Transcript(ended.session, ended.utterance, self.transcript or "", final=True))
+        while self._paused:
+            paused = self._paused.pop(0)
+            if self.certainty is not None:
+                samples = self._sound[paused.utterance]
+                self.worker(wire.EndJudged(paused.session, paused.utterance, samples, self.certainty))
         while self._asked:
             self.worker(*answer(self._asked.pop(0), self.reply or ""))
 
