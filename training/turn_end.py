@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +28,6 @@ from streaming.hearing.turn_end import TurnEnd, TurnEndConfig
 from training.features import Augmenter, Clip, held_out, load_recordings, load_store, noise_bank, scale
 from training.toml_config import load_config
 
-FRAMES_KEPT = 150
-"""25 Hz frames before the moment that an example keeps: 6 s."""
 GAP_FRAMES = 4
 EDGE_FRAMES = 40
 """A gap is this many quiet mel frames (10 ms) at least, and this far from either end of the speech."""
@@ -53,8 +50,10 @@ class TurnEndTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoder: str = ""
     recorded_rounds: int = 6
     synthetic_clips: int = 1800
-    minutes: float = 2.0
-    learning_rate: float = 2e-3
+    steps: int = 1500
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    dropout: float = 0.4
     batch: int = 128
     seed: int = 21
 
@@ -69,10 +68,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Moments:
-    """frames float16 [n, FRAMES_KEPT, width], zero from `lengths` int64 [n] on; done float32 [n]."""
+    """means float32 [n, spans, width], what the head keeps of the frames up to a moment; done float32 [n]."""
 
-    frames: Tensor
-    lengths: Tensor
+    means: Tensor
     done: Tensor
 
 
@@ -157,10 +155,10 @@ def moments_of(clip: Clip, rng: random.Random, augment: Disguise, most_gaps: int
 
 @torch.inference_mode()
 def encode(encoder: BlockCausalEncoder, examples: list[Example], batch: int = 24) -> Moments:
-    """The encoder's last frames of each example, the open block as if the clip ended there."""
+    """What a head would keep of each example's frames, the open block as if the clip ended there."""
+    head = TurnEnd(TurnEndConfig(encoder.config.hidden_size))
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].mel))
-    frames = torch.zeros(len(examples), FRAMES_KEPT, encoder.config.hidden_size, dtype=torch.float16)
-    kept = torch.zeros(len(examples), dtype=torch.int64)
+    means = torch.zeros(len(examples), *head.initial_state(1).means.shape[1:])
     for begin in range(0, len(order), batch):
         rows = order[begin : begin + batch]
         mels = [examples[index].mel for index in rows]
@@ -169,36 +167,38 @@ def encode(encoder: BlockCausalEncoder, examples: list[Example], batch: int = 24
         with torch.autocast("cpu", torch.bfloat16):
             encoded = encoder(padded, lengths)
         for index, row, length in zip(rows, encoded, (-(-lengths // 4)).tolist(), strict=True):
-            kept[index] = min(length, FRAMES_KEPT)
-            frames[index, : kept[index]] = row[max(0, length - FRAMES_KEPT) : length].half()
+            means[index] = head.step(row[None, :length].float(), head.initial_state(1))[1].means[0]
         if begin // batch % 50 == 0:
             print(f"encoded {begin + len(rows)} of {len(order)} moments", flush=True)
-    return Moments(frames, kept, torch.tensor([float(example.done) for example in examples]))
+    return Moments(means, torch.tensor([float(example.done) for example in examples]))
 
 
 def train(moments: Moments, config: TurnEndTraining) -> TurnEnd:
     """Fits a head; wrongly ending a turn costs as much as waiting: both kinds weigh the same."""
     torch.manual_seed(config.seed)
-    head = TurnEnd(TurnEndConfig(moments.frames.shape[2]))
-    optimiser = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=0.02)
+    head = TurnEnd(TurnEndConfig(moments.means.shape[2]))
+    flat = moments.means.flatten(1)
+    middle, spread = flat.mean(0), flat.std(0) + 1e-3
+    even = (flat - middle) / spread
+    optimiser = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     weight = torch.where(moments.done > 0.5, 0.5 / moments.done.mean(), 0.5 / (1 - moments.done.mean()))
-    started, step, seconds, loss_sum = time.monotonic(), 0, 60 * config.minutes, 0.0
-    while (progress := (time.monotonic() - started) / seconds) < 1:
+    loss_sum = 0.0
+    for step in range(config.steps):
         for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-        rows = torch.randint(len(moments.done), (config.batch,))
-        frames = moments.frames[rows].float()
-        frames = F.dropout(frames, 0.1) + 0.1 * torch.randn_like(frames)
-        guess = head.last(frames, moments.lengths[rows])
-        loss = F.binary_cross_entropy_with_logits(guess, moments.done[rows], weight[rows])
+            group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        rows = torch.randint(len(even), (config.batch,))
+        means = F.dropout(even[rows], config.dropout).unflatten(1, moments.means.shape[1:])
+        loss = F.binary_cross_entropy_with_logits(head.judge(means), moments.done[rows], weight[rows])
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimiser.step()
-        step, loss_sum = step + 1, loss_sum + float(loss.detach())
-        if step % 200 == 0:
-            print(f"step {step} ({progress:.0%}): loss {loss_sum / 200:.3f}", flush=True)
+        loss_sum += float(loss.detach())
+        if step % 200 == 199:
+            print(f"step {step + 1}: loss {loss_sum / 200:.3f}", flush=True)
             loss_sum = 0.0
+    with torch.no_grad():  # the head is to read means as they are
+        head.mix.bias -= head.mix.weight @ (middle / spread)
+        head.mix.weight /= spread
     return head.requires_grad_(False).eval()
 
 
@@ -206,7 +206,7 @@ def train(moments: Moments, config: TurnEndTraining) -> TurnEnd:
 def calibrated(head: TurnEnd, moments: Moments) -> TurnEnd:
     """The same head, which knows how the pauses among `moments` look to it."""
     paused = moments.done < 0.5
-    pauses = head.last(moments.frames[paused].float(), moments.lengths[paused])
+    pauses = head.judge(moments.means[paused])
     steps = torch.linspace(0, 1, STEPS_OF_PAUSES + 1)
     quantiles = tuple(round(float(q), 4) for q in torch.quantile(pauses, steps))
     knowing = TurnEnd(msgspec.structs.replace(head.config, pauses=quantiles))
@@ -242,7 +242,7 @@ def main(config_path: Path) -> None:
 
 @torch.inference_mode()
 def report(head: TurnEnd, moments: Moments) -> None:
-    certainty = head.certainty(head.last(moments.frames.float(), moments.lengths))
+    certainty = head.certainty(head.judge(moments.means))
     for threshold in (0.5, 0.8, 0.9, 0.95, 0.98):
         cut = (certainty > threshold)[moments.done < 0.5].float().mean()
         ended = (certainty > threshold)[moments.done > 0.5].float().mean()

@@ -98,6 +98,31 @@ def transport(
 
 
 @app.command()
+def voice_to_voice(
+    clips: Annotated[Path, typer.Option(help="folder of recorded orders")] = CHECKOUT / "tests" / "speech",
+    orders: Annotated[int, typer.Option(min=1, help="held-out ones at most")] = 50,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="also with fixed silence, which takes twice as long")
+    ] = False,
+    model: Model = "embedded",
+    json: Json = False,
+) -> None:
+    """From the last sample of an order to the first of its answer: a running service, in real time, over WebSocket."""
+    from benchmarks.attacks.server import ServerError
+    from benchmarks.dialogue import voice_to_voice as benchmark
+    from training.features import held_out
+
+    chosen = [path for path in _recordings(clips) if held_out(path.name)][:orders]
+    if not chosen:
+        fail("bench", ValueError(f"{clips} holds no held-out recordings; give the folder of the orders"))
+    try:
+        report = benchmark.run(chosen, model, beside=beside, progress=None if json else progress)
+    except ServerError as error:
+        fail("bench", error)
+    print_report(report, json)
+
+
+@app.command()
 def network(
     transport: Annotated[CallTransport, typer.Option(help="how the calls come")] = CallTransport.SIP,
     codec: Annotated[str, typer.Option(help="G722, opus, PCMU or PCMA")] = "PCMU",

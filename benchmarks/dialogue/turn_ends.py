@@ -1,8 +1,8 @@
 """`agogic eval turns`: recorded orders with inner pauses through detector, ear and end-of-turn head, as in a session.
 
 Every recording is used as it is and with one of its natural gaps drawn out to 300 to 1500 ms of its own background. A
-turn is cut falsely if it is ended anywhere before its end; delay is what passes between its last sound and the decision,
-the time to hear and judge included.
+turn is cut falsely if it is ended anywhere before its end; delay is what passes between its last sound and the
+decision, the time to hear and judge included.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Spoken:
 
 @dataclass
 class Pause:
-    """Where the detector asked (`asked`, the last voice at `voice_end`), where the voice went on, None at the end of the
-    turn; what the judges said and how long ours took."""
+    """Where the detector asked (`asked`, the last voice at `voice_end`), where the voice went on, None at the end of
+    the turn; what the judges said and how long ours took."""
 
     voice_end: int
     asked: int

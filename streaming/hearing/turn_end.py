@@ -19,18 +19,19 @@ from streaming.layers.module import StreamingModule, keep_inactive
 
 
 class TurnEndConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """frame_size: width of the encoder's frames; hidden: of what is kept of one; spans_frames: after so many the means
-    have forgotten about two thirds; pauses: logits that pauses inside turns get, rising, as evenly spaced quantiles."""
+    """frame_size: width of the encoder's frames; hidden: of the layer over all means; spans_frames: after so many the
+    means have forgotten about two thirds; pauses: logits that pauses inside turns get, rising, as evenly spaced
+    quantiles."""
 
     frame_size: int = 256
     hidden: int = 96
-    spans_frames: tuple[float, ...] = (2.0, 6.0, 18.0, 60.0)
+    spans_frames: tuple[float, ...] = (1.0, 3.0, 8.0, 24.0, 75.0)
     pauses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class TurnEndState:
-    """means [rows, spans, hidden]."""
+    """means [rows, spans, frame_size]."""
 
     means: Tensor
 
@@ -42,15 +43,14 @@ class TurnEnd(StreamingModule[TurnEndState]):
         super().__init__()
         self.config = config
         self.keep = tuple(math.exp(-1 / span) for span in config.spans_frames)
-        self.narrow = nn.Linear(config.frame_size, config.hidden)
-        self.mix = nn.Linear(len(self.keep) * config.hidden, config.hidden)
+        self.mix = nn.Linear(len(self.keep) * config.frame_size, config.hidden)
         self.done = nn.Linear(config.hidden, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.step(frames, self.initial_state(frames.shape[0]))[0]
 
     def initial_state(self, batch: int) -> TurnEndState:
-        return TurnEndState(self.done.weight.new_zeros(batch, len(self.keep), self.config.hidden))
+        return TurnEndState(self.done.weight.new_zeros(batch, len(self.keep), self.config.frame_size))
 
     def step(self, x: Tensor, state: TurnEndState, active: Tensor | None = None) -> tuple[Tensor, TurnEndState]:
         rows, n, _ = x.shape
@@ -59,20 +59,12 @@ class TurnEnd(StreamingModule[TurnEndState]):
         keep = x.new_tensor(self.keep)[:, None, None]
         age = torch.arange(n, device=x.device)[:, None] - torch.arange(n, device=x.device)
         weights = torch.where(age >= 0, (1 - keep) * keep ** age.clamp_min(0), 0.0)
-        new = torch.einsum("sij,rjh->rish", weights, torch.tanh(self.narrow(x)))
-        old = keep[:, 0] ** torch.arange(1, n + 1, device=x.device)
-        means = new + old.T[None, :, :, None] * state.means[:, None]
-        return self._judge(means), keep_inactive(TurnEndState(means[:, -1]), state, active)
+        left = (keep[:, 0] ** torch.arange(1, n + 1, device=x.device)).T
+        means = torch.einsum("sij,rjh->rish", weights, x) + left[None, :, :, None] * state.means[:, None]
+        return self.judge(means), keep_inactive(TurnEndState(means[:, -1]), state, active)
 
-    def last(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """What `forward` says at the last frame of each row, [rows], for less: frames [rows, n, frame_size], of which
-        the first `lengths` [rows] count."""
-        age = lengths[:, None] - 1 - torch.arange(frames.shape[1], device=frames.device)
-        keep = frames.new_tensor(self.keep)[:, None, None]
-        weights = torch.where(age >= 0, (1 - keep) * keep ** age.clamp_min(0), 0.0)
-        return self._judge(torch.einsum("srj,rjh->rsh", weights, torch.tanh(self.narrow(frames))))
-
-    def _judge(self, means: Tensor) -> Tensor:
+    def judge(self, means: Tensor) -> Tensor:
+        """Logits [...] of means [..., spans, frame_size]."""
         return self.done(F.gelu(self.mix(means.flatten(-2))))[..., 0]  # type: ignore[no-any-return]
 
     def certainty(self, logits: Tensor) -> Tensor:
