@@ -23,12 +23,12 @@ class Patience:
         return next((silence for least, silence in self.steps if certainty >= least), self.longest_ms)
 
 
-_MEDIUM = Patience(((0.985, 192), (0.96, 400), (0.93, 600)), 1500)
+_MEDIUM = Patience(((0.98, 192), (0.95, 640)), 1600)
 PATIENCE: dict[Eagerness, Patience] = {
-    "low": Patience(((0.995, 300), (0.98, 700)), 3000),
+    "low": Patience(((0.99, 320), (0.97, 800)), 3000),
     "medium": _MEDIUM,
     "auto": _MEDIUM,
-    "high": Patience(((0.95, 160), (0.9, 300), (0.8, 500)), 800),
+    "high": Patience(((0.93, 192), (0.85, 400)), 800),
 }
-# An answer is begun where this many of the pauses would sound less finished: most that is begun is then given.
+# An answer is begun where so large a share of the pauses would sound less finished: most that is begun is then given.
 SPECULATE_FROM = 0.8

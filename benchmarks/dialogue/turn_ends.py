@@ -70,8 +70,14 @@ class Course:
 
 @dataclass(frozen=True)
 class Outcome:
-    cut: bool
+    """cut: ended before its end, in `pauses_cut` of its pauses; delay_ms: from its last sound to the decision."""
+
+    pauses_cut: int
     delay_ms: float
+
+    @property
+    def cut(self) -> bool:
+        return self.pauses_cut > 0
 
 
 def spoken_turns(path: Path, rng: random.Random, pauses: int) -> list[Spoken]:
@@ -142,18 +148,21 @@ def judge(course: Course, ear: Ear, smart_turn: SmartTurn | None) -> None:
 
 def outcome(course: Course, silence_ms: Callable[[Pause], float], judge_ms: float) -> Outcome:
     """What comes of waiting so long in each pause, if the judgement takes `judge_ms`."""
-    cut, decided = False, len(course.turn.sound)
+    cut = decided = 0
     for pause in course.pauses:
         decided = max(pause.voice_end + round(silence_ms(pause) * _MS), pause.asked + round(judge_ms * _MS))
         if pause.goes_on is not None and decided < pause.goes_on:
-            cut = True
-    return Outcome(cut, (decided - course.turn.end) / _MS)
+            cut += 1
+    # A noise behind the voice is no part of the turn: whichever of the two ends comes first.
+    return Outcome(cut, (decided - min(course.turn.end, course.pauses[-1].voice_end)) / _MS)
 
 
-def summary(outcomes: Sequence[Outcome]) -> dict[str, object]:
+def summary(outcomes: Sequence[Outcome], pauses: int) -> dict[str, object]:
+    """false_cutoff_rate: of the turns; the other rate is of the pauses inside them, as many as `pauses`."""
     delays = [outcome.delay_ms for outcome in outcomes]
     return {
         "false_cutoff_rate": round(sum(outcome.cut for outcome in outcomes) / len(outcomes), 4),
+        "pauses_cut_rate": round(sum(outcome.pauses_cut for outcome in outcomes) / max(1, pauses), 4),
         "delay_ms_p50": round(statistics.median(delays)),
         "delay_ms_p95": round(float(np.percentile(delays, 95))),
     }
@@ -191,8 +200,8 @@ def run(
         beside["smart_turn"] = _smart_turn(courses, allowed, theirs.call_ms)
     return {
         "turns": len(courses),
-        "pauses": len(every) - len(courses),
-        **summary(ours),
+        "pauses": _inner(courses),
+        **summary(ours, _inner(courses)),
         "eagerness": eagerness,
         "judge_ms_p50": round(judge_ms, 1),
         "discrimination": _discrimination(every, lambda pause: pause.certainty),
@@ -201,12 +210,16 @@ def run(
     }
 
 
+def _inner(courses: Sequence[Course]) -> int:
+    return sum(len(course.pauses) - 1 for course in courses)
+
+
 def _fixed(courses: Sequence[Course], allowed: int) -> dict[str, object]:
     for silence_ms in range(160, 3001, 32):
         outcomes = [outcome(course, lambda _, wait=silence_ms: wait, 0.0) for course in courses]  # type: ignore[misc]
         if sum(found.cut for found in outcomes) <= allowed:
             break
-    return {"silence_ms": silence_ms, **summary(outcomes)}
+    return {"silence_ms": silence_ms, **summary(outcomes, _inner(courses))}
 
 
 def _smart_turn(courses: Sequence[Course], allowed: int, call_ms: float) -> dict[str, object]:
@@ -221,7 +234,7 @@ def _smart_turn(courses: Sequence[Course], allowed: int, call_ms: float) -> dict
             outcomes = [outcome(course, wait, call_ms) for course in courses]
             if sum(found.cut for found in outcomes) > allowed:
                 continue
-            found = summary(outcomes)
+            found = summary(outcomes, _inner(courses))
             rank = (float(str(found["delay_ms_p50"])), float(str(found["delay_ms_p95"])))
             if best is None or rank < best[:2]:
                 best = (*rank, {"threshold": threshold, "silence_ms": silence_ms, **found})

@@ -32,8 +32,11 @@ Given = TypeVar("Given")
 class ScriptedListener:
     """Hears one word for every 1,600 samples, and tells if it `transcribes`; a sample of exactly 0.5 is a fault."""
 
-    def __init__(self, conversation: Conversation, input_hz: float, transcribes: bool = True) -> None:
+    def __init__(
+        self, conversation: Conversation, input_hz: float, transcribes: bool = True, certainty: float | None = None
+    ) -> None:
         self.transcribes = transcribes
+        self.certainty = certainty
         self.conversation = conversation
         self.input_hz = input_hz
         self.samples = 0
@@ -117,7 +120,7 @@ class ScriptedSpeaker:
 class ScriptedModel:
     """`units` records the order in which answers did their work; `questions` what was asked. Without
     `transcribes` it writes down when asked, in words that begin with w; `speakers` are all that it made;
-    `heard_together` the samples of each call of `feed`."""
+    `heard_together` the samples of each call of `feed`. Every pause sounds finished with `certainty`."""
 
     words: int = 5
     units: list[str] = field(default_factory=list)
@@ -130,16 +133,21 @@ class ScriptedModel:
     heard_together: list[list[int]] = field(default_factory=list)
     opened_together: list[int] = field(default_factory=list)
     prepared_together: list[int] = field(default_factory=list)
+    certainty: float | None = None
     name: str = "scripted"
     output_sample_rate: int = 24_000
     codec_frame_rate_hz: float = 12.5
+
+    @property
+    def judges_ends(self) -> bool:
+        return self.certainty is not None
 
     def listen(
         self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None
     ) -> ScriptedListener:
         if not 4.0 <= input_hz <= 12.5:
             raise RequestError("bad_rate", f"{input_hz} Hz is out of range: 4 to 12.5 Hz")
-        return ScriptedListener(conversation, input_hz, self.transcribes)
+        return ScriptedListener(conversation, input_hz, self.transcribes, self.certainty)
 
     def feed(self, listeners: Sequence[Listener], pieces: Sequence[Pcm]) -> None:
         if any((pcm == 0.5).any() for pcm in pieces):

@@ -15,6 +15,7 @@ from agent.wire import (
     CloseSession,
     ContextItem,
     DropUtterance,
+    EndJudged,
     EndUtterance,
     LikelyEnd,
     OpenSession,
@@ -116,6 +117,58 @@ def test_likely_end_is_prepared_for_and_more_audio_takes_it_back() -> None:
     engine.submit(ear, EndUtterance(1, 5))
     drain(engine)
     assert ear.of(UtteranceEncoded)[0].samples == 1800 and listener.prepared == [1000, 1700, 1800]
+
+
+def pausing(model: ScriptedModel) -> tuple[Engine, Ear]:
+    """Somebody has said something, and is being answered although he may go on."""
+    engine, ear = open_engine(model)
+    engine.submit(ear, StartUtterance(1, 5, 12.5, []))
+    engine.submit(ear, AudioIn(1, 5, SECOND))
+    engine.submit(ear, LikelyEnd(1, 5))
+    engine.submit(ear, Respond(1, 1, [ContextItem("user", "", 5)], 12.5))
+    return engine, ear
+
+
+@pytest.mark.parametrize("certainty", [0.75, None])
+def test_who_can_tell_says_how_finished_a_pause_sounds(certainty: float | None) -> None:
+    engine, ear = pausing(ScriptedModel(certainty=certainty))
+    assert engine.ready().judges_ends == (certainty is not None)
+    drain(engine)
+    assert ear.of(EndJudged) == ([EndJudged(1, 5, 16_000, 0.75)] if certainty else [])
+
+
+def test_answer_begun_in_a_pause_goes_on_when_that_was_the_end() -> None:
+    engine, ear = pausing(ScriptedModel(words=3))
+    while not ear.of(AudioOut):
+        assert engine.iterate()
+    engine.submit(ear, EndUtterance(1, 5))
+    drain(engine)
+    assert [done.reason for done in ear.of(ResponseDone)] == ["completed"] and not ear.of(WorkerError)
+    assert len(ear.of(AudioOut)) == 3 and len(ear.of(UtteranceEncoded)) == 1
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_answer_begun_in_a_pause_ends_where_the_voice_goes_on(cancelled: bool) -> None:
+    engine, ear = pausing(ScriptedModel(words=30))
+    while not ear.of(AudioOut):
+        assert engine.iterate()
+    if cancelled:
+        engine.submit(ear, Cancel(1, 1))
+    engine.submit(ear, AudioIn(1, 5, SECOND))
+    engine.submit(ear, EndUtterance(1, 5))
+    engine.submit(ear, Respond(1, 2, [ContextItem("user", "", 5)], 12.5))
+    drain(engine)
+    assert [(done.generation, done.reason) for done in ear.of(ResponseDone)] == [(1, "cancelled"), (2, "completed")]
+    assert ear.of(UtteranceEncoded)[0].samples == 32_000
+
+
+def test_answer_waits_for_the_pause_to_be_heard() -> None:
+    model = ScriptedModel()
+    engine, _ = pausing(model)
+    engine.iterate()
+    assert model.heard_together == [[16_000]] and not model.questions
+    drain(engine)
+    assert len(model.questions) == 1
 
 
 def test_fault_of_the_networks_ends_the_utterance_that_has_it_and_no_other() -> None:

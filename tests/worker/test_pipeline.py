@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from agent.wire import ContextItem, TokenSpan, WordSpan
+from streaming.hearing.turn_end import TurnEnd, TurnEndConfig
 from streaming.merging.grouping import group_frames
-from tests.worker.tiny import networks, pipeline
+from tests.worker.tiny import awake, networks, pipeline
 from worker.ears.block import BlockEar
 from worker.parts import Conversation, Finished, Pcm, Question, RequestError, Sound, Speaker, TextPiece
 from worker.pipeline import LONGEST_PAUSE, LONGEST_PER_LETTER, Pipeline, PipelineListener, PipelineSpeaker
@@ -124,6 +125,37 @@ def test_an_end_that_was_prepared_for_and_did_not_come_leaves_no_trace(exact: bo
     assert utterance.transcript == straight.transcript
     torch.testing.assert_close(utterance.embeddings, straight.embeddings, rtol=1e-4, atol=1e-5)
     assert_same(run(model.respond(question(utterance))), run(model.respond(question(straight))))
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_an_answer_begun_in_a_pause_leaves_no_trace_or_is_the_answer(goes_on: bool) -> None:
+    parts = networks()
+    ear = parts.ear
+    assert isinstance(ear, BlockEar)
+    head = awake(TurnEnd(TurnEndConfig(ear.encoder.config.hidden_size, pauses=(-1.0, 0.0, 1.0))))
+    assert isinstance(head, TurnEnd)
+    judging = BlockEar(ear.encoder, ear.merger, ear.spelling, turn_end=head)
+    model, pcm = Pipeline(dataclasses.replace(parts, ear=judging), 2), noise(3)
+    assert model.judges_ends and not Pipeline(parts, 2).judges_ends
+    first = 30_000 if goes_on else len(pcm)
+    utterance = model.listen(NOTHING, 12.5, 12.5)
+    utterance.feed(pcm[:first])
+    assert utterance.certainty is None, "nothing is prepared"
+    utterance.prepare()
+    assert utterance.certainty is not None and 0.0 <= utterance.certainty <= 1.0
+    begun = model.respond(question(utterance))
+    for _ in range(12):
+        begun.step()
+    if goes_on:
+        begun.close()
+        utterance.feed(pcm[first:])
+        utterance.finish()
+        assert_same(run(model.respond(question(utterance))), run(model.respond(question(hear(model, pcm)))))
+        return
+    utterance.finish()
+    assert utterance.prefill.busy, "its slot is not to be had while it is answered"
+    text, *_ = run(begun)
+    assert begun.text == run(model.respond(question(hear(model, pcm))))[0].strip() and begun.text.endswith(text.strip())
 
 
 def test_prepared_end_survives_the_loss_of_its_slot() -> None:
