@@ -51,7 +51,7 @@ from worker.step_times import UnitSize
 from worker.voices.embedded import EmbeddedVoice
 
 WINDOW_SAMPLES = 512
-LIKELY_END_S, END_S = 0.256, 0.5
+LIKELY_END_S, END_S = 0.16, 0.5
 """Silence after which the service says that an utterance has probably ended, and that it has."""
 PAUSE_S = 0.4
 BETWEEN_CALLERS_S = 0.43
