@@ -75,7 +75,10 @@ def test_a_judgement_counts_for_its_pause_only() -> None:
     assert detector.judged(1.0) is None, "and nothing ends twice"
 
 
-@pytest.mark.parametrize(("certainty", "silence_ms"), [(SURE, 192), (GOES_ON, 1500), (None, 500)])
+@pytest.mark.parametrize(
+    ("certainty", "silence_ms"),
+    [(SURE, PATIENCE["auto"].steps[0][1]), (GOES_ON, PATIENCE["auto"].longest_ms), (None, 500)],
+)
 def test_a_session_that_asks_for_nothing_ends_turns_by_what_the_worker_hears(
     certainty: float | None, silence_ms: int
 ) -> None:
