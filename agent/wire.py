@@ -15,7 +15,7 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 T = TypeVar("T")
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 INPUT_SAMPLE_RATE = 16_000
 COARSEST_HZ = 4.0
 MAX_FRAME_BYTES = 4 * 1024 * 1024

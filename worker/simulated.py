@@ -45,6 +45,7 @@ class SimulatedDevice:
 
 class SimulatedListener:
     transcript = ""
+    certainty = None
     transcribes = True
 
     def __init__(self, hz: float) -> None:
@@ -142,6 +143,7 @@ class SimulatedModel:
     name: str = "simulated"
     output_sample_rate: int = OUTPUT_RATE
     codec_frame_rate_hz: float = CODEC_HZ
+    judges_ends: bool = False
 
     def listen(
         self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None

@@ -165,7 +165,8 @@ def test_answer_begun_in_a_pause_ends_where_the_voice_goes_on(cancelled: bool) -
 def test_answer_waits_for_the_pause_to_be_heard() -> None:
     model = ScriptedModel()
     engine, _ = pausing(model)
-    engine.iterate()
+    while not model.heard_together:
+        assert engine.iterate()
     assert model.heard_together == [[16_000]] and not model.questions
     drain(engine)
     assert len(model.questions) == 1
