@@ -23,7 +23,7 @@ class Patience:
         return next((silence for least, silence in self.steps if certainty >= least), self.longest_ms)
 
 
-_MEDIUM = Patience(((0.97, 192), (0.95, 640)), 1600)
+_MEDIUM = Patience(((0.95, 192), (0.9, 640)), 1600)
 PATIENCE: dict[Eagerness, Patience] = {
     "low": Patience(((0.99, 320), (0.97, 800)), 3000),
     "medium": _MEDIUM,
