@@ -13,6 +13,7 @@ import datetime
 import json
 import secrets
 import sys
+import time
 from dataclasses import asdict
 
 from benchmarks.attacks.server import Server, ServerError
@@ -38,10 +39,25 @@ async def chaos(model: str | None, seed: int, seconds: float, bounds: Bounds) ->
     running.start()
     try:
         async with Chaos(running, seed, bounds) as going:
+            saying = asyncio.create_task(_say_how_it_goes(going))
             tally = await going.run(seconds)
+            saying.cancel()
         return {"seed": seed, "seconds": seconds, "events": tally.events, **asdict(tally)}
     finally:
         running.stop()
+
+
+async def _say_how_it_goes(going: Chaos) -> None:
+    began_s = time.monotonic()
+    while True:
+        await asyncio.sleep(60.0)
+        tally = going.tally
+        print(
+            f"{time.monotonic() - began_s:.0f} s: {tally.steps} steps, {tally.events} events, worst gap "
+            f"{tally.worst_gap_ms:.0f} ms, {tally.worst_lag_ms:.0f} ms late at the worst, {tally.most_memory_mb:.0f} MB",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 async def sessions(model: str | None, count: int) -> dict[str, object]:

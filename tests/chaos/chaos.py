@@ -40,7 +40,8 @@ class Broken(AssertionError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """`memory_mb` and `descriptors`: how much more than at the start the service may hold."""
+    """`gap_ms`: of silence beyond what the watching process itself was late, which a busy machine makes. `memory_mb`
+    and `descriptors`: how much more than at the start the service may hold."""
 
     gap_ms: float = 100.0
     memory_mb: float = 200.0
@@ -53,6 +54,7 @@ class Tally:
     sent: int = 0
     received: int = 0
     worst_gap_ms: float = 0.0
+    worst_lag_ms: float = 0.0
     most_memory_mb: float = 0.0
     most_descriptors: int = 0
     by_step: dict[str, int] = field(default_factory=dict)
@@ -104,6 +106,28 @@ class Caller:
             self.wrong = error
 
 
+class ChaosCall(RtcClient):
+    """A caller over WebRTC, who checks what he reads like the others; keeps none of it."""
+
+    def __init__(self, url: str, tally: Tally) -> None:
+        super().__init__(url)
+        self.wrong: BaseException | None = None
+        self._tally = tally
+        self._conformance = Conformance()
+
+    def say(self, text: str) -> None:
+        if self._channel.readyState == "open":
+            self._channel.send(text.encode("utf-8", "replace").decode())
+            self._tally.sent += 1
+
+    def _on_message(self, data: str) -> None:
+        self._tally.received += 1
+        try:
+            self._conformance.take(json.loads(data))
+        except Exception as error:
+            self.wrong = self.wrong or error
+
+
 class Chaos:
     """`async with` connects nobody yet; `run` goes on for so many seconds or until a promise is broken."""
 
@@ -115,7 +139,7 @@ class Chaos:
         self._bounds = bounds
         self._http = aiohttp.ClientSession()
         self._sockets: list[Caller] = []
-        self._calls: list[RtcClient] = []
+        self._calls: list[ChaosCall] = []
         self._last_fault_s = time.monotonic()
         self._steps: list[tuple[float, Callable[[], Awaitable[None]]]] = [
             (3.0, self.somebody_connects),
@@ -130,7 +154,12 @@ class Chaos:
             (1.5, self.http_is_misused),
         ]
         if faults:
-            self._steps += [(0.15, self.a_worker_dies), (0.1, self.descriptors_run_out)]
+            self._steps += [
+                (0.15, self.a_worker_dies),
+                (0.05, self.a_worker_hangs),
+                (0.1, self.descriptors_run_out),
+                (0.05, self.the_socket_folder_goes),
+            ]
 
     async def __aenter__(self) -> Chaos:
         self._watchers = await Watchers.start(self._server)
@@ -168,8 +197,12 @@ class Chaos:
         seen = await self._watchers.take()
         gap_ms = max(seen.socket_gap_ms, seen.call_gap_ms)
         self.tally.worst_gap_ms = max(self.tally.worst_gap_ms, gap_ms)
-        if gap_ms > self._bounds.gap_ms:
-            raise broken(f"somebody who took no part heard nothing for {gap_ms:.0f} ms")
+        self.tally.worst_lag_ms = max(self.tally.worst_lag_ms, seen.lag_ms)
+        if gap_ms > self._bounds.gap_ms + seen.lag_ms:
+            raise broken(
+                f"somebody who took no part heard nothing for {gap_ms:.0f} ms, {seen.lag_ms:.0f} ms of them his own; "
+                f"the loop stood still: {await self._stalls()}"
+            )
         if seen.cut_off or seen.unwell:
             raise broken(f"cut off: {seen.cut_off}, health not told {seen.unwell} times")
         held = holding(self._server.pid)
@@ -179,10 +212,16 @@ class Chaos:
             raise broken(f"{held.memory_mb:.0f} MB held, {self._start.memory_mb:.0f} at the start")
         if held.descriptors > self._start.descriptors + self._bounds.descriptors:
             raise broken(f"{held.descriptors} descriptors held, {self._start.descriptors} at the start")
-        for caller in self._sockets:
+        for caller in (*self._sockets, *self._calls):
             if caller.wrong is not None:
                 raise broken(f"events out of order: {caller.wrong}") from caller.wrong
         self._sockets = [caller for caller in self._sockets if caller.is_open]
+
+    async def _stalls(self) -> str:
+        """What the server's own watch has seen since its start."""
+        async with self._http.get(f"{self._server.url}/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        return "; ".join(line for line in lines if line.startswith("agogic_loop_stalls_total{")) or "never"
 
     # --- sockets ---
 
@@ -234,7 +273,7 @@ class Chaos:
     async def a_call_comes(self) -> None:
         if len(self._calls) >= MOST_CALLS:
             return
-        call = RtcClient(self._server.url)
+        call = ChaosCall(self._server.url, self.tally)
         try:
             async with asyncio.timeout(_CONNECT_S):
                 await call.__aenter__()
@@ -251,15 +290,11 @@ class Chaos:
     async def a_call_talks(self) -> None:
         for call in self._calls:
             for _ in range(self._random.randrange(1, 20)):
-                text = message(self._random)
-                if call._channel.readyState == "open":
-                    call._channel.send(text.encode("utf-8", "replace").decode())
-                    self.tally.sent += 1
+                call.say(message(self._random))
 
     async def a_call_goes(self) -> None:
         if self._calls:
             call = self._calls.pop(self._random.randrange(len(self._calls)))
-            self.tally.received += len(call.events)
             await call.__aexit__()
 
     async def an_offer_never_connects(self) -> None:
@@ -314,6 +349,12 @@ class Chaos:
 
     async def a_worker_dies(self) -> None:
         await self._fault(faults.worker_killed)
+
+    async def a_worker_hangs(self) -> None:
+        await self._fault(faults.worker_hung)
+
+    async def the_socket_folder_goes(self) -> None:
+        await self._fault(faults.socket_folder_swept)
 
     async def descriptors_run_out(self) -> None:
         await self._fault(faults.descriptors_gone)
