@@ -52,6 +52,10 @@ def worker_command(model: ModelConfig, log_level: str) -> list[str]:
     return [*command, "--latency", model.latency]
 
 
+class WorkerHung(LinkError):
+    """A worker that was ready does nothing any more; finding that out took a while, and no further wait is needed."""
+
+
 class WorkerUnusable(Exception):
     """The worker says that its model or its arguments cannot be used; another attempt would end the same way."""
 
@@ -179,6 +183,8 @@ class WorkerPool:
                 await self._live(index)
             except LinkError as error:
                 self._failed(index, str(error))
+                if isinstance(error, WorkerHung):
+                    backoff_s = 0.0
             except OSError as error:
                 longest_s = _SHORTAGE_BACKOFF_S
                 self._failed(index, f"no worker process can be started now: {error.strerror or error}")
@@ -218,7 +224,7 @@ class WorkerPool:
             self._announce()
             await link.run(self.stuck_after_s)
             if link.failure:
-                raise LinkError(link.failure)
+                raise WorkerHung(link.failure)
         finally:
             self._links.pop(index, None)
             self.pids.pop(index, None)

@@ -53,8 +53,9 @@ async def _say_how_it_goes(going: Chaos) -> None:
         await asyncio.sleep(60.0)
         tally = going.tally
         print(
-            f"{time.monotonic() - began_s:.0f} s: {tally.steps} steps, {tally.events} events, worst gap "
-            f"{tally.worst_gap_ms:.0f} ms, {tally.worst_lag_ms:.0f} ms late at the worst, {tally.most_memory_mb:.0f} MB",
+            f"{time.monotonic() - began_s:.0f} s: {tally.steps} steps, {tally.events} events, "
+            f"worst gap {tally.worst_gap_ms:.0f} ms, {tally.worst_server_gap_ms:.0f} ms the server's, "
+            f"{tally.most_memory_mb:.0f} MB",
             file=sys.stderr,
             flush=True,
         )
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--seed", type=int, default=None, help="draws the same steps again; default: a new one")
     parser.add_argument("--sessions", type=int, default=10_000, help="sessions after one another; 0 = none")
-    parser.add_argument("--gap-ms", type=float, default=100.0, help="the longest silence that is forgiven")
+    parser.add_argument("--gap-ms", type=float, default=100.0, help="the longest forgiven silence of the server's")
     parser.add_argument("--model", default=None, help="default: a worker that answers with tones")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else secrets.randbelow(2**31)
