@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import asdict
 
-from benchmarks.attacks.server import Server, ServerError
+from benchmarks.attacks.server import Server, ServerError, attacked
 from benchmarks.attacks.suite import AttackError
 from tests.chaos.chaos import Bounds, Broken, Chaos
 from tests.support.service_process import fake_worker_command
@@ -30,7 +30,7 @@ _FLAT_PERCENT = 2.0
 def server(model: str | None) -> Server:
     """None is the worker that answers with tones."""
     command = fake_worker_command("--slots", "12", "--reply", f"'{REPLY}'") if model is None else None
-    return Server(model or "embedded", command, WORKERS)
+    return attacked(model or "embedded", command, WORKERS)
 
 
 async def chaos(model: str | None, seed: int, seconds: float, bounds: Bounds) -> dict[str, object]:

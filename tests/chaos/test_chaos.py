@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.attacks import suite
 from benchmarks.attacks.kinds import attacks
+from benchmarks.attacks.server import ServerError, attacked
 from tests.chaos.__main__ import chaos, server
 from tests.chaos.chaos import Bounds
 
@@ -54,6 +55,6 @@ def test_the_bench_says_what_others_noticed_of_an_attack() -> None:
 
 def test_the_bench_does_not_hide_a_server_that_falls() -> None:
     """A worker that no signal wakes, and no other to take its place: newcomers are not served."""
-    alone = suite.Server("embedded", "/bin/false", 1)
-    with pytest.raises(suite.ServerError):
+    alone = attacked("embedded", "/bin/false", 1)
+    with pytest.raises(ServerError):
         asyncio.run(suite.run(alone, "worker_killed"))
