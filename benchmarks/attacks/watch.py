@@ -27,7 +27,8 @@ from typing import Any
 import aiohttp
 import msgspec
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
-from aiortc.mediastreams import AudioStreamTrack
+
+from agent.rtc.send import SpeakerTrack
 
 _SAMPLES_PER_S = 24_000
 _PACKET_S = 0.02
@@ -61,10 +62,12 @@ class Seen(msgspec.Struct):
 
 
 class Waiting:
-    """How long the first threads of these processes have waited for a processor so far (Linux)."""
+    """How long the first threads of these processes, and the kernel's that hand packets on, have waited for a processor
+    so far (Linux)."""
 
     def __init__(self, *pids: int) -> None:
-        self._files = [Path(f"/proc/{pid}/task/{pid}/schedstat") for pid in pids]
+        kernels = [int(pid.name) for pid in Path("/proc").iterdir() if pid.name.isdigit() and _is_network_thread(pid)]
+        self._files = [Path(f"/proc/{pid}/task/{pid}/schedstat") for pid in (*pids, *kernels)]
 
     def ms(self) -> float:
         total_ns = 0
@@ -72,6 +75,13 @@ class Waiting:
             with contextlib.suppress(OSError):
                 total_ns += int(file.read_text().split()[1])
         return total_ns / 1e6
+
+
+def _is_network_thread(process: Path) -> bool:
+    try:
+        return (process / "comm").read_text().startswith("ksoftirqd/")
+    except OSError:
+        return False
 
 
 class Watch:
@@ -168,7 +178,8 @@ class Watch:
 
     async def _call(self, http: aiohttp.ClientSession) -> None:
         peer = self._peer
-        peer.addTrack(AudioStreamTrack())
+        # Neither encoded nor decoded here in threads: those would hold up the clock that times the packets.
+        peer.addTrack(SpeakerTrack(lambda samples: None))
         channel = peer.createDataChannel("oai-events")
 
         def ask(data: str) -> None:
@@ -186,11 +197,9 @@ class Watch:
         found = re.search(r"(?m)^a=candidate:\S+ 1 udp \d+ 127\.0\.0\.1 (\d+) ", text, re.IGNORECASE)
         self.media_port = int(found[1]) if found is not None else 0
         receiver = peer.getReceivers()[0]
-        pass_on = receiver._handle_rtp_packet
 
-        async def count(packet: Any, *, arrival_time_ms: int) -> None:
+        async def count(packet: object, *, arrival_time_ms: int) -> None:
             self._packet()
-            await pass_on(packet, arrival_time_ms=arrival_time_ms)
 
         receiver._handle_rtp_packet = count  # type: ignore[method-assign]
         await peer.setRemoteDescription(RTCSessionDescription(sdp=text, type="answer"))

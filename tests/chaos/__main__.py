@@ -42,7 +42,8 @@ async def chaos(model: str | None, seed: int, seconds: float, bounds: Bounds) ->
             saying = asyncio.create_task(_say_how_it_goes(going))
             tally = await going.run(seconds)
             saying.cancel()
-        return {"seed": seed, "seconds": seconds, "events": tally.events, **asdict(tally)}
+            computed = await going.computed()
+        return {"seed": seed, "seconds": seconds, "events": tally.events, **asdict(tally), "loop_computed": computed}
     finally:
         running.stop()
 
