@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.config import ModelConfig
+from agent.server.child import Child
 from agent.server.link import STUCK_AFTER_S, Lease, LeaseHolder, LinkError, SlotRefused, WorkerLink
 
 log = logging.getLogger("agogic.workers")
@@ -211,9 +212,7 @@ class WorkerPool:
         if shutil.which(self._command[0]) is None:
             raise WorkerUnusable(f"there is no program {self._command[0]!r} to start a worker with")
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
-        process = await asyncio.create_subprocess_exec(
-            *self._command, "--socket", str(socket), env=environment, stdin=asyncio.subprocess.DEVNULL
-        )
+        process = await Child.start([*self._command, "--socket", str(socket)], environment)
         self.pids[index] = process.pid
         link: WorkerLink | None = None
         try:
@@ -233,7 +232,7 @@ class WorkerPool:
             with contextlib.suppress(OSError):
                 socket.unlink(missing_ok=True)
 
-    async def _connect(self, process: asyncio.subprocess.Process, socket: Path) -> WorkerLink:
+    async def _connect(self, process: Child, socket: Path) -> WorkerLink:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._start_timeout_s
         while not socket.exists():  # noqa: ASYNC240 as above
@@ -276,15 +275,14 @@ def _short_folder() -> Path:
     raise problem
 
 
-async def _stop(process: asyncio.subprocess.Process, *, at_once: bool) -> None:
+async def _stop(process: Child, *, at_once: bool) -> None:
     """A process that hangs does not listen to a request either."""
     if process.returncode is not None:
         return
-    with contextlib.suppress(ProcessLookupError):
-        if at_once:
-            process.kill()
-        else:
-            process.terminate()
+    if at_once:
+        process.kill()
+    else:
+        process.terminate()
     try:
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await process.wait()
