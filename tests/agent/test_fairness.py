@@ -121,17 +121,11 @@ async def test_what_stands_in_the_loop_is_counted_and_named(caplog: pytest.LogCa
 async def test_the_watch_names_only_so_many_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_watch, "_MOST_PLACES", 1)
 
-    def first() -> None:
-        spin(0.06)
-
-    def second() -> None:
-        spin(0.06)
-
     registry = CollectorRegistry()
     with LoopWatch(registry).running():
-        for hold_up in (first, second, second):
+        for what in (hold_up, lambda: spin(0.08)):
             await asyncio.sleep(0.03)
-            asyncio.get_running_loop().call_soon(hold_up)
+            asyncio.get_running_loop().call_soon(what)
         await asyncio.sleep(0.1)
     names = {line.split('"')[1] for line in generate_latest(registry).decode().splitlines() if "stalls_total{" in line}
     assert len(names) == 2 and "elsewhere" in names
