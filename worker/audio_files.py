@@ -30,7 +30,8 @@ def read_question(path: Path) -> Pcm:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise AudioFileError(f"{path} is no audio that can be read; give a WAV, FLAC, Ogg or Opus file") from error
-    if not len(samples):
+    # A rate that is a lie leaves nothing of some samples either.
+    if not round(len(samples) / rate * INPUT_SAMPLE_RATE):
         raise AudioFileError(f"{path} holds no sound; record something first")
     mono = np.nan_to_num(samples).clip(-1.0, 1.0).mean(axis=1)
     resampled = mono if rate == INPUT_SAMPLE_RATE else soxr.resample(mono, rate, INPUT_SAMPLE_RATE).clip(-1.0, 1.0)

@@ -232,12 +232,12 @@ def attack(
     import asyncio
 
     from benchmarks.attacks import suite as benchmark
-    from benchmarks.attacks.server import Server
+    from benchmarks.attacks.server import attacked
 
     worker = f"{sys.executable} -m tests.support.fake_worker --slots 8 --reply '{'la ' * 50}'" if tones else None
     say = (lambda text: None) if json else (lambda text: print(text, file=sys.stderr))
     try:
-        report = asyncio.run(benchmark.run(Server(model, worker, workers), only, say))
+        report = asyncio.run(benchmark.run(attacked(model, worker, workers), only, say))
     except (benchmark.AttackError, benchmark.ServerError) as error:
         fail("bench", error)
     print_report(report, json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shlex
@@ -133,6 +134,8 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     from agent.memory import give_back_large_blocks, set_apart_what_stays
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    from agent.rtc import opus
+    from agent.rtc.opus import OpusError
     from agent.server.app import create_app
     from agent.server.door import DoorSite, door_key, raise_descriptor_limit
     from agent.server.loop_watch import LoopWatch
@@ -146,7 +149,10 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     pool = WorkerPool(command, model.workers, model.start_timeout_s, stuck_after_s=model.stuck_after_s)
     service = Service(config, pool)
     raise_descriptor_limit()
-    SileroVad()  # loads its network once, which would else hold up the first caller
+    # What is loaded once would else hold up whoever is there when the first caller needs it.
+    SileroVad()
+    with contextlib.suppress(OpusError):
+        opus.library()
     app = create_app(service)
     runner = web.AppRunner(
         app,

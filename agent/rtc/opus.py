@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 SAMPLE_RATE_HZ = 24_000
@@ -31,16 +32,17 @@ class OpusError(Exception):
     """libopus is missing, or refused a packet or a setting."""
 
 
-def _candidates() -> list[str]:
-    """Library files to try, the one PyAV brings first."""
+def _candidates() -> Iterator[str]:
+    """Library files to try, the one PyAV brings first. Looking for the system's starts programs, which takes long."""
     import av
 
     package = Path(av.__file__).parent
     folders = [package.parent / "av.libs", package / ".dylibs", package]
     found = [str(path) for folder in folders for path in sorted(folder.glob("*opus*")) if path.is_file()]
     found = [path for path in found if path.split(".")[-1] != "py"]
-    system = ctypes.util.find_library("opus")
-    return [*found, system] if system else found
+    yield from found
+    if (system := ctypes.util.find_library("opus")) is not None:
+        yield system
 
 
 @functools.cache

@@ -81,6 +81,11 @@ class Peer:
     def microphone(self) -> Microphone:
         return self._microphone
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Of events that wait for the client to read."""
+        return 0 if self._channel is None else self._channel.bufferedAmount
+
     async def answer(self, offer: str) -> str:
         """The SDP answer with all candidates in it. Raises `BadOffer`; then `close` is still owed."""
         prepared = prepare_offer(offer)

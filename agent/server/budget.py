@@ -2,7 +2,7 @@
 
 What a client sends is added up, and every `RECOUNT_BYTES` of it what the session really holds is counted anew. Small
 messages always pass: how many of them a session keeps is bounded elsewhere, and who has no room left must be able to
-delete.
+delete. What waits to be sent to a client counts as well, to the byte.
 """
 
 from __future__ import annotations
@@ -60,22 +60,40 @@ class Account:
         self._budget = budget
         self._key = key
         self._held = 0
+        self._waiting = 0
         self._uncounted = 0
+        self._closed = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more may be held: who lets much wait has to go."""
+        return self._budget.refusal(self._key, self._held + self._waiting, 0) is not None
+
+    def waits(self, by: int) -> None:
+        """So many bytes more, or fewer, wait to be sent."""
+        if not self._closed:
+            self._waiting += by
+            self._budget.change(self._key, by)
 
     def refuses(self, more: int, count: Callable[[], int]) -> str | None:
         """Why a message of so many bytes cannot be taken; None where it is, and is then held. `count` says what the
         session really holds."""
         self._uncounted += more
-        full = self._budget.refusal(self._key, self._held, more) is not None
+        full = self._budget.refusal(self._key, self._held + self._waiting, more) is not None
         if full or self._uncounted > RECOUNT_BYTES:
             self._uncounted = 0
             self._set(count())
-            if more > SMALL_BYTES and (why := self._budget.refusal(self._key, self._held, more)) is not None:
+            if (
+                more > SMALL_BYTES
+                and (why := self._budget.refusal(self._key, self._held + self._waiting, more)) is not None
+            ):
                 return why
         self._set(self._held + more)
         return None
 
     def close(self) -> None:
+        self.waits(-self._waiting)
+        self._closed = True
         self._set(0)
 
     def _set(self, held: int) -> None:

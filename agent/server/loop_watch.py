@@ -24,6 +24,8 @@ TOO_LONG_S = 0.020
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _RUNS_THE_LOOP = ("asyncio", "uvloop")
 _UNSEEN = "nothing that was seen; the machine may be busy"
+# A busy machine stops the loop anywhere: each place would be a counter that is kept for good.
+_MOST_PLACES, _ELSEWHERE = 50, "elsewhere"
 
 
 class LoopWatch:
@@ -45,6 +47,7 @@ class LoopWatch:
             ["where"],
             registry=registry,
         )
+        self._places: set[str] = set()
         self._beaten_s = 0.0
         self._computed_s = 0.0
         self._culprit = ""
@@ -74,7 +77,9 @@ class LoopWatch:
         self._computing.observe(spent_s)
         if late_s > TOO_LONG_S:
             where = self._culprit or _UNSEEN
-            self._stalls.labels(where).inc()
+            if len(self._places) < _MOST_PLACES:
+                self._places.add(where)
+            self._stalls.labels(where if where in self._places else _ELSEWHERE).inc()
             log.warning(
                 "the event loop stood still for %.0f ms, %.0f ms of them computing: %s",
                 late_s * 1000, spent_s * 1000, where,

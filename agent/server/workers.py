@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.config import ModelConfig
+from agent.server.child import Child
 from agent.server.link import STUCK_AFTER_S, Lease, LeaseHolder, LinkError, SlotRefused, WorkerLink
 
 log = logging.getLogger("agogic.workers")
@@ -50,6 +51,10 @@ def worker_command(model: ModelConfig, log_level: str) -> list[str]:
     if model.threads:
         command += ["--threads", str(model.threads)]
     return [*command, "--latency", model.latency]
+
+
+class WorkerHung(LinkError):
+    """A worker that was ready does nothing any more; finding that out took a while, and no further wait is needed."""
 
 
 class WorkerUnusable(Exception):
@@ -179,6 +184,8 @@ class WorkerPool:
                 await self._live(index)
             except LinkError as error:
                 self._failed(index, str(error))
+                if isinstance(error, WorkerHung):
+                    backoff_s = 0.0
             except OSError as error:
                 longest_s = _SHORTAGE_BACKOFF_S
                 self._failed(index, f"no worker process can be started now: {error.strerror or error}")
@@ -205,9 +212,7 @@ class WorkerPool:
         if shutil.which(self._command[0]) is None:
             raise WorkerUnusable(f"there is no program {self._command[0]!r} to start a worker with")
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
-        process = await asyncio.create_subprocess_exec(
-            *self._command, "--socket", str(socket), env=environment, stdin=asyncio.subprocess.DEVNULL
-        )
+        process = await Child.start([*self._command, "--socket", str(socket)], environment)
         self.pids[index] = process.pid
         link: WorkerLink | None = None
         try:
@@ -218,7 +223,7 @@ class WorkerPool:
             self._announce()
             await link.run(self.stuck_after_s)
             if link.failure:
-                raise LinkError(link.failure)
+                raise WorkerHung(link.failure)
         finally:
             self._links.pop(index, None)
             self.pids.pop(index, None)
@@ -227,7 +232,7 @@ class WorkerPool:
             with contextlib.suppress(OSError):
                 socket.unlink(missing_ok=True)
 
-    async def _connect(self, process: asyncio.subprocess.Process, socket: Path) -> WorkerLink:
+    async def _connect(self, process: Child, socket: Path) -> WorkerLink:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._start_timeout_s
         while not socket.exists():  # noqa: ASYNC240 as above
@@ -270,15 +275,14 @@ def _short_folder() -> Path:
     raise problem
 
 
-async def _stop(process: asyncio.subprocess.Process, *, at_once: bool) -> None:
+async def _stop(process: Child, *, at_once: bool) -> None:
     """A process that hangs does not listen to a request either."""
     if process.returncode is not None:
         return
-    with contextlib.suppress(ProcessLookupError):
-        if at_once:
-            process.kill()
-        else:
-            process.terminate()
+    if at_once:
+        process.kill()
+    else:
+        process.terminate()
     try:
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await process.wait()

@@ -65,6 +65,7 @@ class Call:
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_WAITING_EVENTS)
         self._opened = False
         self._gone: str | None = None
+        self._charged_bytes = 0
         self.peer = Peer(
             self,
             self._next_sound,
@@ -79,6 +80,7 @@ class Call:
     def send_event(self, event: bytes) -> None:
         if not self.peer.send(event) and self._opened:
             self._hang_up("the client stopped reading events")
+        self._charge()
 
     def close(self, code: int, reason: str) -> None:
         """The session is over; `run` closes the peer once `SessionRunner.run` has returned."""
@@ -131,6 +133,14 @@ class Call:
     async def _feed(self, runner: SessionRunner) -> None:
         while True:
             await runner.feed_event(await self._messages.get())
+            self._charge()
+
+    def _charge(self) -> None:
+        """What waits to be sent is the session's."""
+        if self._runner is not None:
+            unsent_bytes = self.peer.unsent_bytes
+            self._runner.account.waits(unsent_bytes - self._charged_bytes)
+            self._charged_bytes = unsent_bytes
 
     def _next_sound(self, samples: int) -> bytes | None:
         return None if self._runner is None else self._runner.pull_audio(samples)

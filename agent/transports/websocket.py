@@ -2,7 +2,7 @@
 
 Bounds: while more than `_PATIENT_BYTES` wait to be sent, the client's next message waits too, so that it gets what it
 asks for at its own speed. A client that reads nothing of them for `_STALLED_S`, or lets more than `MAX_UNSENT_BYTES`
-pile up, is cut off (1013).
+pile up, is cut off (1013); so is one that lets them wait while its session, its key or the server holds all it may.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from aiohttp import WSMsgType, web
 from agent.protocol.errors import ProtocolError
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized, offered_subprotocols
+from agent.server.budget import Account
 from agent.server.fairness import Place
 from agent.server.http import json_error, unauthorized
 from agent.server.runner import SessionRunner
@@ -42,6 +43,7 @@ class WebSocketTransport:
 
     def __init__(self, connection: asyncio.Transport | None) -> None:
         self._connection = connection
+        self._account: Account | None = None
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._sent_bytes = 0
@@ -55,6 +57,16 @@ class WebSocketTransport:
         """Whatever the client still sends is for nobody."""
         return self._closing is not None or self._connection is None or self._connection.is_closing()
 
+    def charge_to(self, account: Account) -> None:
+        """What waits to be sent is the account's from now on."""
+        self._account = account
+        account.waits(self._queued_bytes)
+
+    def forget(self) -> None:
+        """Nothing of what waits will be sent."""
+        self._waits(-sum(map(len, self._queue)))
+        self._queue.clear()
+
     async def room(self) -> None:
         """Returns when little waits to be sent."""
         await self._has_room.wait()
@@ -63,11 +75,12 @@ class WebSocketTransport:
         if self._closing is not None:
             return
         # The newest event may be as long as it likes: it is what was waited for that counts.
-        if self._queued_bytes > MAX_UNSENT_BYTES:
+        lets_wait = self._queued_bytes > _PATIENT_BYTES
+        if self._queued_bytes > MAX_UNSENT_BYTES or (lets_wait and self._account is not None and self._account.is_full):
             self._cut_off()
             return
         self._queue.append(event)
-        self._queued_bytes += len(event)
+        self._waits(len(event))
         if self._queued_bytes > _PATIENT_BYTES:
             self._has_room.clear()
         self._changed.set()
@@ -87,9 +100,11 @@ class WebSocketTransport:
                     await asyncio.sleep(0)
                     since_s = time.perf_counter()
                 event = self._queue.popleft()
-                await socket.send_frame(event, WSMsgType.TEXT)
+                try:
+                    await socket.send_frame(event, WSMsgType.TEXT)
+                finally:
+                    self._waits(-len(event))
                 self._sent_bytes += len(event)
-                self._queued_bytes -= len(event)
                 if self._queued_bytes <= _PATIENT_BYTES:
                     self._has_room.set()
             if self._closing is not None:
@@ -112,9 +127,14 @@ class WebSocketTransport:
             before = read
             await asyncio.sleep(_LOOK_EVERY_S)
 
+    def _waits(self, by: int) -> None:
+        self._queued_bytes += by
+        if self._account is not None:
+            self._account.waits(by)
+
     def _cut_off(self) -> None:
         """A close frame would wait behind what the client does not read."""
-        self._queue.clear()
+        self.forget()
         self.close(1013, "the client reads too slowly")
         if self._connection is not None:
             self._connection.abort()
@@ -145,6 +165,7 @@ async def realtime(request: web.Request) -> web.StreamResponse:
         )
     except ProtocolError as error:
         return json_error(400, error.message, code=error.code, param=error.param)
+    transport.charge_to(runner.account)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(runner.run())
         try:
@@ -173,6 +194,7 @@ async def _side_band(request: web.Request, service: Service, call_id: str) -> we
     if runner is None:
         return json_error(404, f"No such call: {call_id}", code="call_not_found", param="call_id")
     transport = WebSocketTransport(request.transport)
+    transport.charge_to(runner.account)
     socket = await _upgrade(request, service)
     async with asyncio.TaskGroup() as group:
         writing = group.create_task(_write(transport, socket, None))
@@ -238,6 +260,7 @@ async def _write(transport: WebSocketTransport, socket: web.WebSocketResponse, r
     finally:
         watching.cancel()
         transport.close(1006, "the client is gone")
+        transport.forget()
         with contextlib.suppress(ConnectionError):
             await socket.close()
 

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,19 +32,23 @@ class Holding:
 
 
 class Server:
-    """`agogic serve` on a free port of loopback, from `start` to `stop`; may be started again.
+    """`agogic serve` with these options on a free port of loopback, from `start` to `stop`; may be started again.
 
-    `worker_command` None is the real worker of `model`.
+    `log` is the file for what it says besides its address; `descriptors`: how many it may have.
     """
 
-    def __init__(self, model: str, worker_command: str | None, workers: int, config: Path | None = None) -> None:
+    def __init__(
+        self,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        descriptors: int | None = None,
+    ) -> None:
         self.port = 0
-        self._command = [sys.executable, "-m", "agent.cli.main", "serve", "--port", "0", "--workers", str(workers)]
-        self._command += ["--model", model, "--log-level", "error"]
-        if config is not None:
-            self._command += ["--config", str(config)]
-        if worker_command is not None:
-            self._command += ["--worker-command", worker_command]
+        limited = ["prlimit", f"--nofile={descriptors}:{descriptors}"] if descriptors is not None else []
+        self._command = [*limited, sys.executable, "-m", "agent.cli.main", "serve", "--port", "0", *options]
+        self._environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})}
+        self._log = log
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -61,20 +66,29 @@ class Server:
 
     def start(self) -> None:
         """Until a worker answers. Raises `ServerError`."""
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        self._process = subprocess.Popen(
-            self._command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        self.launch()
+        if not self.becomes_ready(_START_S):
+            self.stop()
+            raise ServerError(f"the service was not ready within {_START_S:g} s{self._said()}")
+
+    def launch(self) -> None:
+        """Until it listens. Raises `ServerError`."""
+        with self._log.open("a") if self._log is not None else open(os.devnull, "w") as errors:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                env=os.environ | self._environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
         if found is None:
             self.stop()
-            raise ServerError(f"agogic serve said {line.strip()!r} and not where it listens")
+            raise ServerError(f"agogic serve said {line.strip()!r} and not where it listens{self._said()}")
         self.port = int(found[1])
-        if not self.becomes_ready(_START_S):
-            self.stop()
-            raise ServerError(f"the service was not ready within {_START_S:g} s")
 
     def becomes_ready(self, within_s: float) -> bool:
         """Whether it is alive and a worker answers, now or soon."""
@@ -86,29 +100,39 @@ class Server:
             time.sleep(0.05)
         return False
 
-    def stop(self) -> None:
+    def stop(self) -> int | None:
+        """SIGTERM, and SIGKILL if that is not enough; the exit status, None where nothing ran."""
         process, self._process = self._process, None
         if process is None:
-            return
+            return None
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(_STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
         if process.stdout is not None:
             process.stdout.close()
+        return process.wait()
+
+    def _said(self) -> str:
+        return f"\n{self._log.read_text()}" if self._log is not None else ""
 
     def holds(self) -> Holding:
         return holding(self.pid)
 
 
+def attacked(model: str, worker_command: str | None, workers: int) -> Server:
+    """A service for the attacks. `worker_command` None is the real worker of `model`."""
+    options = ["--workers", str(workers), "--model", model, "--log-level", "error"]
+    return Server(*options, *(("--worker-command", worker_command) if worker_command is not None else ()))
+
+
 def children(pid: int) -> list[int]:
     """Its direct children: of a service, the workers."""
-    listing = Path(f"/proc/{pid}/task/{pid}/children")
     try:
-        return [int(child) for child in listing.read_text().split()]
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
     except FileNotFoundError:
         return []
 

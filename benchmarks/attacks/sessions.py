@@ -9,24 +9,17 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack
 
+from benchmarks.attacks.server import Holding, holding
+
 RUDE_ONE_IN, CALL_ONE_IN = 10, 10
 ITEM = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "A latte, please."}]}
 QUESTION = {"type": "response.create", "response": {"output_modalities": ["text"]}}
 _PATIENCE_S, _LEISURE_S = 30.0, 3.0
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What a process takes."""
-
-    memory_mb: float
-    descriptors: int
 
 
 @dataclass(frozen=True)
@@ -43,12 +36,6 @@ class Outcome:
     @property
     def memory_growth_percent(self) -> float:
         return 100 * (self.end.memory_mb / self.warm.memory_mb - 1)
-
-
-def holding(pid: int) -> Holding:
-    """Of a process on this machine (Linux)."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return Holding(int(status["VmRSS"].split()[0]) / 1000, sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()))
 
 
 async def run(

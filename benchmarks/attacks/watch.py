@@ -1,10 +1,13 @@
 """Callers who have nothing to do with an attack, in a process of their own: how long they hear nothing, and how long
 the server takes to say that it is well.
 
-    python -m benchmarks.attacks.watch URL
+    python -m benchmarks.attacks.watch URL PID [KEY]
 
 One listens over WebSocket and one over WebRTC, both to answer after answer. Says `{"media_port": …}` once both hear;
 after every line it reads, what was seen since the line before.
+
+On a machine that is busy with others, every process waits for a processor now and then. The kernel counts that, so the
+part of a silence in which the server or the watchers stood in that line is known, and is told apart.
 """
 
 from __future__ import annotations
@@ -12,47 +15,89 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
+import os
 import re
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
-from aiortc.mediastreams import AudioStreamTrack
+
+from agent.rtc.send import SpeakerTrack
 
 _SAMPLES_PER_S = 24_000
 _PACKET_S = 0.02
 _LOOK_EVERY_S = 0.02
+# Every so many looks over a connection of its own: who comes anew must get in, too.
+_ANEW_EVERY = 5
 _PATIENCE_S = 5.0
 
 
 class Seen(msgspec.Struct):
     """`socket_gap_ms`: how long the longest silence inside an answer was, with what the listener had in hand counted.
-    `call_gap_ms`: how late the latest packet came. `cut_off`: listeners that lost their connection."""
+    `call_gap_ms`: how late the latest packet came. `server_gap_ms`: the longest of either without the time in which the
+    server or the watchers waited for a processor. `healthz_ms` is each look, `server_healthz_ms` the same without that
+    time. `unwell` looks were not answered with 200, `shut_out` got no connection of their own. `cut_off`: listeners
+    that lost their connection."""
 
     socket_gap_ms: float = 0.0
     call_gap_ms: float = 0.0
+    server_gap_ms: float = 0.0
     heard_s: float = 0.0
     packets: int = 0
     healthz_ms: list[float] = msgspec.field(default_factory=list)
+    server_healthz_ms: list[float] = msgspec.field(default_factory=list)
     unwell: int = 0
+    shut_out: int = 0
     cut_off: list[str] = msgspec.field(default_factory=list)
+
+    @property
+    def gap_ms(self) -> float:
+        return max(self.socket_gap_ms, self.call_gap_ms)
+
+
+class Waiting:
+    """How long the first threads of these processes, and the kernel's that hand packets on, have waited for a processor
+    so far (Linux)."""
+
+    def __init__(self, *pids: int) -> None:
+        kernels = [int(pid.name) for pid in Path("/proc").iterdir() if pid.name.isdigit() and _is_network_thread(pid)]
+        self._files = [Path(f"/proc/{pid}/task/{pid}/schedstat") for pid in (*pids, *kernels)]
+
+    def ms(self) -> float:
+        total_ns = 0
+        for file in self._files:
+            with contextlib.suppress(OSError):
+                total_ns += int(file.read_text().split()[1])
+        return total_ns / 1e6
+
+
+def _is_network_thread(process: Path) -> bool:
+    try:
+        return (process / "comm").read_text().startswith("ksoftirqd/")
+    except OSError:
+        return False
 
 
 class Watch:
     """Everything of one process. `seen` is replaced whenever it is read."""
 
-    def __init__(self, url: str, key: str = "") -> None:
+    def __init__(self, url: str, pid: int, key: str = "") -> None:
         self._url = url
+        self._waiting = Waiting(pid, os.getpid())
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._seen = Seen()
         self._socket_hears, self._call_hears = asyncio.Event(), asyncio.Event()
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._last_packet_s: float | None = None
         self._answer_ends_s: float | None = None
+        # How long had been waited when the latest packet, the latest piece of an answer came.
+        self._packet_waited_ms = self._piece_waited_ms = 0.0
         self.media_port = 0
 
     async def run(self) -> None:
@@ -74,13 +119,28 @@ class Watch:
 
     def take(self) -> Seen:
         """What was seen since this was last asked; a silence that goes on counts up to now."""
-        now_s = time.monotonic()
-        if self._answer_ends_s is not None:
-            self._seen.socket_gap_ms = max(self._seen.socket_gap_ms, 1000 * (now_s - self._answer_ends_s))
-        if self._last_packet_s is not None:
-            self._seen.call_gap_ms = max(self._seen.call_gap_ms, 1000 * (now_s - self._last_packet_s - _PACKET_S))
+        self._socket_silence()
+        self._call_silence()
         seen, self._seen = self._seen, Seen()
         return seen
+
+    def _socket_silence(self) -> None:
+        """Up to now, if an answer is being given."""
+        if self._answer_ends_s is not None:
+            gap_ms = 1000 * (time.monotonic() - self._answer_ends_s)
+            self._seen.socket_gap_ms = max(self._seen.socket_gap_ms, gap_ms)
+            self._of_server(gap_ms, self._piece_waited_ms)
+
+    def _call_silence(self) -> None:
+        if self._last_packet_s is not None:
+            gap_ms = 1000 * (time.monotonic() - self._last_packet_s - _PACKET_S)
+            self._seen.call_gap_ms = max(self._seen.call_gap_ms, gap_ms)
+            self._of_server(gap_ms, self._packet_waited_ms)
+
+    def _of_server(self, gap_ms: float, waited_before_ms: float) -> None:
+        if gap_ms > self._seen.server_gap_ms:
+            waited_ms = self._waiting.ms() - waited_before_ms
+            self._seen.server_gap_ms = max(self._seen.server_gap_ms, gap_ms - waited_ms)
 
     # --- over WebSocket ---
 
@@ -98,10 +158,11 @@ class Watch:
 
     def _hear(self, event: dict[str, Any]) -> dict[str, Any] | None:
         """What is to be sent next, if anything."""
-        now_s = time.monotonic()
         if event["type"] == "response.output_audio.delta":
+            self._socket_silence()
+            now_s = time.monotonic()
+            self._piece_waited_ms = self._waiting.ms()
             ends_s = self._answer_ends_s if self._answer_ends_s is not None else now_s
-            self._seen.socket_gap_ms = max(self._seen.socket_gap_ms, 1000 * (now_s - ends_s))
             lasts_s = len(base64.b64decode(event["delta"])) / 2 / _SAMPLES_PER_S
             self._answer_ends_s = max(ends_s, now_s) + lasts_s
             self._seen.heard_s += lasts_s
@@ -117,7 +178,8 @@ class Watch:
 
     async def _call(self, http: aiohttp.ClientSession) -> None:
         peer = self._peer
-        peer.addTrack(AudioStreamTrack())
+        # Neither encoded nor decoded here in threads: those would hold up the clock that times the packets.
+        peer.addTrack(SpeakerTrack(lambda samples: None))
         channel = peer.createDataChannel("oai-events")
 
         def ask(data: str) -> None:
@@ -135,20 +197,17 @@ class Watch:
         found = re.search(r"(?m)^a=candidate:\S+ 1 udp \d+ 127\.0\.0\.1 (\d+) ", text, re.IGNORECASE)
         self.media_port = int(found[1]) if found is not None else 0
         receiver = peer.getReceivers()[0]
-        pass_on = receiver._handle_rtp_packet
 
-        async def count(packet: Any, *, arrival_time_ms: int) -> None:
+        async def count(packet: object, *, arrival_time_ms: int) -> None:
             self._packet()
-            await pass_on(packet, arrival_time_ms=arrival_time_ms)
 
         receiver._handle_rtp_packet = count  # type: ignore[method-assign]
         await peer.setRemoteDescription(RTCSessionDescription(sdp=text, type="answer"))
 
     def _packet(self) -> None:
-        now_s = time.monotonic()
-        if self._last_packet_s is not None:
-            self._seen.call_gap_ms = max(self._seen.call_gap_ms, 1000 * (now_s - self._last_packet_s - _PACKET_S))
-        self._last_packet_s = now_s
+        self._call_silence()
+        self._last_packet_s = time.monotonic()
+        self._packet_waited_ms = self._waiting.ms()
         self._seen.packets += 1
         self._call_hears.set()
 
@@ -156,15 +215,26 @@ class Watch:
 
     async def _look(self) -> None:
         async with aiohttp.ClientSession(headers=self._headers) as http:
-            while True:
-                began_s = time.monotonic()
+            for number in itertools.count(1):
+                began_s, waited_ms, is_new = time.monotonic(), self._waiting.ms(), number % _ANEW_EVERY == 0
                 try:
-                    async with asyncio.timeout(_PATIENCE_S), http.get(f"{self._url}/healthz") as answer:
-                        self._seen.unwell += answer.status != 200
+                    async with asyncio.timeout(_PATIENCE_S):
+                        if is_new:
+                            async with aiohttp.ClientSession() as anew:
+                                await self._ask_health(anew)
+                        else:
+                            await self._ask_health(http)
                 except (aiohttp.ClientError, OSError, TimeoutError):
-                    self._seen.unwell += 1
-                self._seen.healthz_ms.append(1000 * (time.monotonic() - began_s))
+                    self._seen.unwell += not is_new
+                    self._seen.shut_out += is_new
+                took_ms = 1000 * (time.monotonic() - began_s)
+                self._seen.healthz_ms.append(took_ms)
+                self._seen.server_healthz_ms.append(max(0.0, took_ms - (self._waiting.ms() - waited_ms)))
                 await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _ask_health(self, http: aiohttp.ClientSession) -> None:
+        async with http.get(f"{self._url}/healthz") as answer:
+            self._seen.unwell += answer.status != 200
 
 
 def _say(what: dict[str, Any]) -> None:
@@ -172,4 +242,4 @@ def _say(what: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(Watch(*sys.argv[1:]).run())
+    asyncio.run(Watch(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]).run())

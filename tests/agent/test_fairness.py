@@ -20,6 +20,7 @@ from agent.protocol import client_events
 from agent.protocol.client_events import InputAudioAppend, decode_client_event
 from agent.protocol.errors import ProtocolError
 from agent.protocol.limits import MAX_DEPTH, MAX_VALUES, decode_object
+from agent.server import loop_watch
 from agent.server.fairness import LoopShare
 from agent.server.loop_watch import LoopWatch
 from tests.support.session_driver import SessionDriver
@@ -115,6 +116,19 @@ async def test_what_stands_in_the_loop_is_counted_and_named(caplog: pytest.LogCa
     written = generate_latest(registry).decode()
     assert 'agogic_loop_stalls_total{where="tests.agent.test_fairness:hold_up"} 1.0' in written
     assert "agogic_loop_lag_seconds_bucket" in written and "agogic_loop_computing_seconds_bucket" in written
+
+
+async def test_the_watch_names_only_so_many_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_watch, "_MOST_PLACES", 1)
+
+    registry = CollectorRegistry()
+    with LoopWatch(registry).running():
+        for what in (hold_up, lambda: spin(0.08)):
+            await asyncio.sleep(0.03)
+            asyncio.get_running_loop().call_soon(what)
+        await asyncio.sleep(0.1)
+    names = {line.split('"')[1] for line in generate_latest(registry).decode().splitlines() if "stalls_total{" in line}
+    assert len(names) == 2 and "elsewhere" in names
 
 
 # --- no message takes long ---

@@ -16,6 +16,7 @@ from agent.config import LimitsConfig
 from agent.protocol.errors import ProtocolError
 from agent.server.auth import MAX_ALL_SECRETS_BYTES, MAX_SECRET_BYTES, Authenticator, Unauthorized
 from agent.server.budget import RECOUNT_BYTES, SMALL_BYTES, Budget
+from agent.transports.websocket import WebSocketTransport
 from tests.support.service_process import ServiceProcess, fake_worker_command
 from tests.support.ws_client import WsClient
 
@@ -74,6 +75,40 @@ def test_what_was_sent_and_is_not_held_any_more_is_forgotten() -> None:
     for _ in range(1000):
         assert account.refuses(64_000, lambda: 300_000) is None
         assert budget.held <= 300_000 + 2 * RECOUNT_BYTES
+
+
+def test_what_waits_to_be_sent_is_held_too_until_it_is_sent_or_the_session_ends() -> None:
+    budget = Budget(LimitsConfig(session_bytes=4 * MIB, all_bytes=6 * MIB))
+    account, other = budget.open("key"), budget.open("")
+    account.waits(3 * MIB)
+    assert budget.held == 3 * MIB and not account.is_full
+    assert "This session" in str(account.refuses(2 * MIB, lambda: 0))
+    assert other.refuses(3 * MIB + 1, lambda: 0) is not None
+    account.waits(2 * MIB)
+    assert account.is_full
+    account.waits(-5 * MIB)
+    assert budget.held == 0 and account.refuses(2 * MIB, lambda: 0) is None
+    account.waits(MIB)
+    account.close()
+    account.waits(-MIB)
+    other.close()
+    assert budget.held == 0
+
+
+async def test_who_lets_much_wait_is_cut_off_where_no_more_may_be_held() -> None:
+    budget = Budget(LimitsConfig(session_bytes=4 * MIB, all_bytes=6 * MIB))
+    account, neighbour = budget.open(""), budget.open("")
+    transport = WebSocketTransport(None)
+    transport.charge_to(account)
+    for _ in range(3):
+        transport.send_event(bytes(MIB))
+    assert budget.held == 3 * MIB
+    assert neighbour.refuses(3 * MIB, lambda: 0) is None
+    neighbour.waits(MIB)
+    transport.send_event(b"one more")
+    assert budget.held == 4 * MIB
+    transport.send_event(b"and no other")
+    assert budget.held == 4 * MIB
 
 
 # --- against a service ---

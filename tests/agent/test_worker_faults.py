@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import sys
@@ -87,20 +88,35 @@ async def test_a_hung_worker_is_replaced_and_the_next_turn_served() -> None:
             client = WsClient(socket)
             await client.until("session.created")
             assert (await client.ask())["status"] == "completed"
-            [hung] = process.worker_pids()
-            os.kill(hung, signal.SIGSTOP)
-            began = time.monotonic()
-            await until(lambda: process.get("/readyz")[0] == 503)
-            assert time.monotonic() - began < 2.0
-            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-                await http.ws_connect(url(process))
-            assert refused.value.status == 503
-            assert "answer" in str(ready(process).get("reason", "")) or process.worker_pids() != [hung]
-            assert (await client.ask())["status"] == "completed"
-            assert time.monotonic() - began < 5.0
-            assert hung not in process.worker_pids()
+            for _ in range(2):
+                [hung] = process.worker_pids()
+                os.kill(hung, signal.SIGSTOP)
+                began = time.monotonic()
+                await until(lambda: process.get("/readyz")[0] == 503)
+                assert time.monotonic() - began < 2.0
+                with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                    await http.ws_connect(url(process))
+                assert refused.value.status == 503
+                assert "answer" in str(ready(process).get("reason", "")) or process.worker_pids() != [hung]
+                assert (await client.ask())["status"] == "completed"
+                assert time.monotonic() - began < 5.0
+                assert hung not in process.worker_pids()
             assert not [event for event in client.events if event["type"] == "error"]
         assert ready(process)["ready"]
+
+
+async def test_a_worker_that_hangs_again_and_again_is_replaced_at_once_each_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = WorkerPool(shlex.split(fake_worker_command()), 1, 30.0)
+    running = asyncio.create_task(pool.run())
+    for restarts in range(3):
+        await until(lambda: pool.ready)
+        os.kill(pool.pids[0], signal.SIGSTOP)
+        await until(lambda number=restarts: pool.restarts > number)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert caplog.text.count("another is started in 0.0 s") == 3
 
 
 async def test_an_answer_without_progress_is_asked_again_elsewhere(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import datetime
 import json
 import secrets
 import sys
+import time
 from dataclasses import asdict
 
-from benchmarks.attacks.server import Server, ServerError
+from benchmarks.attacks.server import Server, ServerError, attacked
 from benchmarks.attacks.suite import AttackError
 from tests.chaos.chaos import Bounds, Broken, Chaos
 from tests.support.service_process import fake_worker_command
@@ -29,7 +30,7 @@ _FLAT_PERCENT = 2.0
 def server(model: str | None) -> Server:
     """None is the worker that answers with tones."""
     command = fake_worker_command("--slots", "12", "--reply", f"'{REPLY}'") if model is None else None
-    return Server(model or "embedded", command, WORKERS)
+    return attacked(model or "embedded", command, WORKERS)
 
 
 async def chaos(model: str | None, seed: int, seconds: float, bounds: Bounds) -> dict[str, object]:
@@ -38,10 +39,27 @@ async def chaos(model: str | None, seed: int, seconds: float, bounds: Bounds) ->
     running.start()
     try:
         async with Chaos(running, seed, bounds) as going:
+            saying = asyncio.create_task(_say_how_it_goes(going))
             tally = await going.run(seconds)
-        return {"seed": seed, "seconds": seconds, "events": tally.events, **asdict(tally)}
+            saying.cancel()
+            computed = await going.computed()
+        return {"seed": seed, "seconds": seconds, "events": tally.events, **asdict(tally), "loop_computed": computed}
     finally:
         running.stop()
+
+
+async def _say_how_it_goes(going: Chaos) -> None:
+    began_s = time.monotonic()
+    while True:
+        await asyncio.sleep(60.0)
+        tally = going.tally
+        print(
+            f"{time.monotonic() - began_s:.0f} s: {tally.steps} steps, {tally.events} events, "
+            f"worst gap {tally.worst_gap_ms:.0f} ms, {tally.worst_server_gap_ms:.0f} ms the server's, "
+            f"{tally.most_memory_mb:.0f} MB",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 async def sessions(model: str | None, count: int) -> dict[str, object]:
@@ -66,7 +84,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--seed", type=int, default=None, help="draws the same steps again; default: a new one")
     parser.add_argument("--sessions", type=int, default=10_000, help="sessions after one another; 0 = none")
-    parser.add_argument("--gap-ms", type=float, default=100.0, help="the longest silence that is forgiven")
+    parser.add_argument("--gap-ms", type=float, default=100.0, help="the longest forgiven silence of the server's")
     parser.add_argument("--model", default=None, help="default: a worker that answers with tones")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else secrets.randbelow(2**31)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -27,6 +28,7 @@ from tests.support.rtc_client import RtcClient
 
 MOST_SOCKETS, MOST_CALLS = 6, 2
 _BURST = 60
+_COMPUTED = re.compile(r'^agogic_loop_computing_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.MULTILINE)
 # Nothing at all, and the beginnings of DTLS, RTP, RTCP and STUN.
 _DATAGRAM_HEADS = (b"", b"\x16\xfe\xfd", b"\x80\x6f", b"\x81\xcb", b"\x00\x01\x00\x00\x21\x12\xa4\x42", b"\xff")
 _CONNECT_S = 20.0
@@ -40,7 +42,8 @@ class Broken(AssertionError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """`memory_mb` and `descriptors`: how much more than at the start the service may hold."""
+    """`gap_ms`: of silence without the time in which the server or who listens waited for a processor. `memory_mb` and
+    `descriptors`: how much more than at the start the service may hold."""
 
     gap_ms: float = 100.0
     memory_mb: float = 200.0
@@ -53,6 +56,7 @@ class Tally:
     sent: int = 0
     received: int = 0
     worst_gap_ms: float = 0.0
+    worst_server_gap_ms: float = 0.0
     most_memory_mb: float = 0.0
     most_descriptors: int = 0
     by_step: dict[str, int] = field(default_factory=dict)
@@ -104,6 +108,28 @@ class Caller:
             self.wrong = error
 
 
+class ChaosCall(RtcClient):
+    """A caller over WebRTC, who checks what he reads like the others; keeps none of it."""
+
+    def __init__(self, url: str, tally: Tally) -> None:
+        super().__init__(url)
+        self.wrong: BaseException | None = None
+        self._tally = tally
+        self._conformance = Conformance()
+
+    def say(self, text: str) -> None:
+        if self._channel.readyState == "open":
+            self._channel.send(text.encode("utf-8", "replace").decode())
+            self._tally.sent += 1
+
+    def _on_message(self, data: str) -> None:
+        self._tally.received += 1
+        try:
+            self._conformance.take(json.loads(data))
+        except Exception as error:
+            self.wrong = self.wrong or error
+
+
 class Chaos:
     """`async with` connects nobody yet; `run` goes on for so many seconds or until a promise is broken."""
 
@@ -115,7 +141,7 @@ class Chaos:
         self._bounds = bounds
         self._http = aiohttp.ClientSession()
         self._sockets: list[Caller] = []
-        self._calls: list[RtcClient] = []
+        self._calls: list[ChaosCall] = []
         self._last_fault_s = time.monotonic()
         self._steps: list[tuple[float, Callable[[], Awaitable[None]]]] = [
             (3.0, self.somebody_connects),
@@ -130,10 +156,15 @@ class Chaos:
             (1.5, self.http_is_misused),
         ]
         if faults:
-            self._steps += [(0.15, self.a_worker_dies), (0.1, self.descriptors_run_out)]
+            self._steps += [
+                (0.15, self.a_worker_dies),
+                (0.05, self.a_worker_hangs),
+                (0.1, self.descriptors_run_out),
+                (0.05, self.the_socket_folder_goes),
+            ]
 
     async def __aenter__(self) -> Chaos:
-        self._watchers = await Watchers.start(self._server)
+        self._watchers = await Watchers.start(self._server.url, self._server.pid)
         await self._watchers.take()
         self._start = self._server.holds()
         return self
@@ -166,10 +197,13 @@ class Chaos:
         if not self._server.is_alive:
             raise broken("the service has ended")
         seen = await self._watchers.take()
-        gap_ms = max(seen.socket_gap_ms, seen.call_gap_ms)
-        self.tally.worst_gap_ms = max(self.tally.worst_gap_ms, gap_ms)
-        if gap_ms > self._bounds.gap_ms:
-            raise broken(f"somebody who took no part heard nothing for {gap_ms:.0f} ms")
+        self.tally.worst_gap_ms = max(self.tally.worst_gap_ms, seen.gap_ms)
+        self.tally.worst_server_gap_ms = max(self.tally.worst_server_gap_ms, seen.server_gap_ms)
+        if seen.server_gap_ms > self._bounds.gap_ms:
+            raise broken(
+                f"somebody who took no part heard nothing for {seen.gap_ms:.0f} ms, for {seen.server_gap_ms:.0f} ms "
+                f"of them not because a processor was waited for; the loop computed {await self.computed()}"
+            )
         if seen.cut_off or seen.unwell:
             raise broken(f"cut off: {seen.cut_off}, health not told {seen.unwell} times")
         held = holding(self._server.pid)
@@ -179,10 +213,18 @@ class Chaos:
             raise broken(f"{held.memory_mb:.0f} MB held, {self._start.memory_mb:.0f} at the start")
         if held.descriptors > self._start.descriptors + self._bounds.descriptors:
             raise broken(f"{held.descriptors} descriptors held, {self._start.descriptors} at the start")
-        for caller in self._sockets:
+        for caller in (*self._sockets, *self._calls):
             if caller.wrong is not None:
                 raise broken(f"events out of order: {caller.wrong}") from caller.wrong
         self._sockets = [caller for caller in self._sockets if caller.is_open]
+
+    async def computed(self) -> str:
+        """How often the server's loop computed without a pause for longer than so many seconds."""
+        async with self._http.get(f"{self._server.url}/metrics") as answer:
+            found = _COMPUTED.findall(await answer.text())
+        counts = {bound: float(count) for bound, count in found}
+        total = counts.pop("+Inf", 0.0)
+        return ", ".join(f"over {bound} s {total - count:.0f} times" for bound, count in counts.items())
 
     # --- sockets ---
 
@@ -234,7 +276,7 @@ class Chaos:
     async def a_call_comes(self) -> None:
         if len(self._calls) >= MOST_CALLS:
             return
-        call = RtcClient(self._server.url)
+        call = ChaosCall(self._server.url, self.tally)
         try:
             async with asyncio.timeout(_CONNECT_S):
                 await call.__aenter__()
@@ -251,15 +293,11 @@ class Chaos:
     async def a_call_talks(self) -> None:
         for call in self._calls:
             for _ in range(self._random.randrange(1, 20)):
-                text = message(self._random)
-                if call._channel.readyState == "open":
-                    call._channel.send(text.encode("utf-8", "replace").decode())
-                    self.tally.sent += 1
+                call.say(message(self._random))
 
     async def a_call_goes(self) -> None:
         if self._calls:
             call = self._calls.pop(self._random.randrange(len(self._calls)))
-            self.tally.received += len(call.events)
             await call.__aexit__()
 
     async def an_offer_never_connects(self) -> None:
@@ -314,6 +352,12 @@ class Chaos:
 
     async def a_worker_dies(self) -> None:
         await self._fault(faults.worker_killed)
+
+    async def a_worker_hangs(self) -> None:
+        await self._fault(faults.worker_hung)
+
+    async def the_socket_folder_goes(self) -> None:
+        await self._fault(faults.socket_folder_swept)
 
     async def descriptors_run_out(self) -> None:
         await self._fault(faults.descriptors_gone)

@@ -1,17 +1,16 @@
-"""A minute and a half of what `make chaos` does for an hour, and the attacks' own bench on one attack.
-
-A machine that does other work meanwhile makes gaps of its own, so what is forgiven here is longer than where the
-figures are made.
-"""
+"""A minute and a half of what `make chaos` does for an hour, and the attacks' own bench on one attack."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
 import pytest
 
 from benchmarks.attacks import suite
 from benchmarks.attacks.kinds import attacks
+from benchmarks.attacks.server import ServerError, attacked
 from tests.chaos.__main__ import chaos, server
 from tests.chaos.chaos import Bounds
 
@@ -21,9 +20,28 @@ SECONDS, SEED = 90.0, 20
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_chaos_breaks_no_promise() -> None:
-    report = asyncio.run(chaos(None, SEED, SECONDS, Bounds(gap_ms=1000.0)))
+    report = asyncio.run(chaos(None, SEED, SECONDS, Bounds()))
     assert int(str(report["events"])) > 10_000
     assert {"a_worker_dies", "descriptors_run_out", "junk_arrives_at_a_call"} <= set(report["by_step"])  # type: ignore[arg-type, call-overload]
+
+
+async def test_the_watchers_hear_a_server_that_stands_still() -> None:
+    running = server(None)
+    running.start()
+    try:
+        watchers = await suite.Watchers.start(running.url, running.pid)
+        await watchers.take()
+        os.kill(running.pid, signal.SIGSTOP)
+        await asyncio.sleep(0.4)
+        os.kill(running.pid, signal.SIGCONT)
+        await asyncio.sleep(0.4)
+        seen = await watchers.take()
+        await watchers.stop()
+    finally:
+        running.stop()
+    assert seen.call_gap_ms > 350.0
+    assert 200.0 < seen.server_gap_ms <= seen.gap_ms
+    assert seen.packets > 5 and max(seen.healthz_ms) > 200.0 and not seen.cut_off
 
 
 def test_the_bench_says_what_others_noticed_of_an_attack() -> None:
@@ -37,6 +55,6 @@ def test_the_bench_says_what_others_noticed_of_an_attack() -> None:
 
 def test_the_bench_does_not_hide_a_server_that_falls() -> None:
     """A worker that no signal wakes, and no other to take its place: newcomers are not served."""
-    alone = suite.Server("embedded", "/bin/false", 1)
-    with pytest.raises(suite.ServerError):
+    alone = attacked("embedded", "/bin/false", 1)
+    with pytest.raises(ServerError):
         asyncio.run(suite.run(alone, "worker_killed"))

@@ -140,7 +140,7 @@ async def test_a_server_that_is_killed_is_not_called_connected_for_long(micropho
             await start(page, server)
             await asyncio.sleep(2.0)
             os.kill(server.pid, signal.SIGKILL)
-            await expect(page.locator("#state")).not_to_have_attribute("data-state", "connected", timeout=4_000)
+            await expect(page.locator("#state")).not_to_have_attribute("data-state", "connected", timeout=3_000)
             await expect(page.locator("body")).to_contain_text("The server is gone.")
 
 

@@ -85,6 +85,7 @@ class _Order:
         self.closed_parts: set[str] = set()
         self.item_ids: set[str] = set()
         self.speaking: str | None = None
+        self.audible: str | None = None
 
     def take(self, event: dict[str, Any]) -> None:
         kind = event["type"]
@@ -108,6 +109,16 @@ class _Order:
             self.speaking = None
         elif kind == "input_audio_buffer.cleared":
             self.speaking = None
+        elif kind == "output_audio_buffer.started":
+            assert self.audible is None, "a second response is audible before the first one ended"
+            self.audible = event["response_id"]
+        elif kind == "output_audio_buffer.stopped":
+            assert self.audible == event["response_id"], f"{kind} of a response that is not audible"
+            self.audible = None
+        elif kind == "output_audio_buffer.cleared":
+            # Nothing may have been audible: it answers every wish to clear.
+            assert self.audible in (None, event["response_id"]), f"{kind} of another response than the audible one"
+            self.audible = None
         elif kind.startswith("conversation.item.input_audio_transcription."):
             assert event["item_id"] in self.item_ids, f"{kind} before its item"
 
