@@ -103,7 +103,9 @@ class Examples:
         spoken: list[SpokenText],
         rng: random.Random,
         shares: Shares,
+        copies: Sequence[tuple[Clip, dict[str, str]]] = (),
     ) -> None:
+        """`copies`: recordings changed by what they went through, of clips that are not held out."""
         self.rng = rng
         self.shares = shares
         self.tokenizer = tokenizer
@@ -117,6 +119,7 @@ class Examples:
         self.general = [clip for clip in synthetic if clip.seed is None]
         self.recordings = [pair for pair in recordings if not held_out(pair[0].name)]
         self.trimmed = [(replace(clip, mel=without_silence(clip.mel)), slots) for clip, slots in self.recordings]
+        self.copies = [pair for pair in copies if not held_out(pair[0].name)]
         self.tests = [pair for pair in recordings if held_out(pair[0].name)]
         self.spoken: dict[str, list[SpokenText]] = defaultdict(list)
         for recording in spoken:
@@ -148,7 +151,7 @@ class Examples:
     def _spoken_turn(self) -> Item:
         draw = self.rng.random()
         if draw < 0.45:
-            clip, slots = self.rng.choice(self.trimmed if self.rng.random() < 0.75 else self.recordings)
+            clip, slots = self._recorded_order()
             before, after = self.prompts.around(self._answers_before_order(), "", audio=True)
             return self._item(before, after, confirm(slots), clip)
         if draw < 0.86:
@@ -166,6 +169,11 @@ class Examples:
         clip = self.rng.choice(self.synthetic)
         before, after = self.prompts.around([], PROMPTS.asks_transcript, audio=True)
         return self._item(before, after, clip.text, clip)
+
+    def _recorded_order(self) -> tuple[Clip, dict[str, str]]:
+        if self.copies and self.rng.random() < 0.4:
+            return self.rng.choice(self.copies)
+        return self.rng.choice(self.trimmed if self.rng.random() < 0.75 else self.recordings)
 
     def _answers_before_order(self) -> list[str]:
         if self.rng.random() < 0.6:

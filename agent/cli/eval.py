@@ -30,6 +30,9 @@ def barista(
     input_rate: Annotated[float, typer.Option(min=4.0, max=12.5, help="Hz of the merged embeddings")] = 12.5,
     held_out: Annotated[bool, typer.Option("--held-out", help="only the fifth that was never trained on")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="group at the end of the turn, by offline top-k")] = False,
+    channel: Annotated[str, typer.Option(help="heard through: g711 (300 to 3400 Hz), narrow, quiet")] = "",
+    noise: Annotated[str, typer.Option(help="heard among: kitchen, street, crowd")] = "",
+    snr: Annotated[float, typer.Option(help="dB by which that noise is weaker than the recording")] = 12.0,
     model: Model = "embedded",
     threads: Threads = 1,
     json: Json = False,
@@ -37,6 +40,7 @@ def barista(
     """Share of recorded orders whose every slot the answer restates."""
     with measuring("eval", threads):
         from benchmarks.dialogue import barista as benchmark
+        from benchmarks.dialogue.disturbances import DisturbanceError
         from worker.loading import load_model
 
         try:
@@ -44,7 +48,12 @@ def barista(
         except benchmark.LabelsError as error:
             fail("eval", error)
         loaded = load_model(model, exact_at_end=exact)
-        print_report(benchmark.run(loaded, chosen, input_rate, None if json else progress), json, lists=False)
+        disturbance = benchmark.Disturbance(channel, noise, snr)
+        try:
+            report = benchmark.run(loaded, chosen, input_rate, None if json else progress, disturbance)
+        except DisturbanceError as error:
+            fail("eval", error)
+        print_report(report, json, lists=False)
 
 
 @app.command()
