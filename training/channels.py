@@ -88,14 +88,22 @@ class HardAugmenter(Augmenter):
 
     def one(self, mel: np.ndarray, mild: bool) -> Tensor:
         """Augmented encoder input float32 [frames', 80]."""
+        return self.pair(mel, None, mild)[0]
+
+    def pair(self, mel: np.ndarray, clean: np.ndarray | None, mild: bool) -> tuple[Tensor, Tensor]:
+        """`mel` augmented, and `clean` (None: `mel`; of as many frames) with the same tempo, tract, pauses and
+        equaliser but nothing that makes listening hard: each encoder input float32 [frames', 80]."""
         rng, share = self.rng, self.hardships
-        x = self._warp(torch.from_numpy(mel.astype(np.float32)))
+        versions = [mel] if clean is None else [mel, clean[: len(mel)]]
+        x = self._warp(torch.from_numpy(np.concatenate(versions, axis=1).astype(np.float32)), len(versions))
         if rng.random() < self.pauses:
             x = self._pause(x)
         # Before and behind the words lies whatever noise the recording has, not digital silence alone.
         around = x.topk(max(1, len(x) // 20), dim=0, largest=False).values[-1] if rng.random() < 0.5 else -9.0
-        before, behind = (torch.zeros(rng.randrange(5, most), MEL_BINS) + around for most in (60, 110))
-        power = torch.pow(10.0, self._equalise(torch.cat((before, x, behind))))
+        before, behind = (torch.zeros(rng.randrange(5, most), x.shape[1]) + around for most in (60, 110))
+        x = torch.cat((before, x, behind))
+        knots = self._equaliser()
+        power, target = torch.pow(10.0, x[:, :MEL_BINS] + knots), torch.pow(10.0, x[:, -MEL_BINS:] + knots)
         if not mild:
             if rng.random() < share.rooms:
                 power = self._reverberate(power)
@@ -103,10 +111,13 @@ class HardAugmenter(Augmenter):
                 power = self._surround(power)
         if rng.random() < (0.5 * share.telephones if mild else share.telephones):
             power = telephone(power, rng)
-        x = power.clamp_min(1e-10).log10()
-        x = x - power.mean().log10() + rng.uniform(-3.6, 0.1)
         floor = rng.uniform(-9.5, -5) if rng.random() < 0.7 else -9.5
-        return scale(torch.logaddexp(x * _LOG10, (torch.randn_like(x) + floor * _LOG10)) / _LOG10)
+        return self._levelled(power, rng.uniform(-3.6, 0.1), floor), self._levelled(target, -1.7, -9.0)
+
+    def _levelled(self, power: Tensor, level: float, floor: float) -> Tensor:
+        """At a mean of 10^level, over a noise of 10^floor."""
+        x = power.clamp_min(1e-10).log10() - power.mean().log10() + level
+        return scale(torch.logaddexp(x * _LOG10, torch.randn_like(x) + floor * _LOG10) / _LOG10)
 
     def _surround(self, power: Tensor) -> Tensor:
         """A background behind everything, at a drawn ratio to the mean power of the whole."""
@@ -125,3 +136,15 @@ class HardAugmenter(Augmenter):
     def batch(self, mels: list[np.ndarray], mild_share: float = 0.4) -> tuple[Tensor, Tensor]:
         """As `Augmenter.batch`, but the share of mild batches is that of the hardships."""
         return super().batch(mels, self.hardships.mild)
+
+    def pairs(self, mels: list[np.ndarray], cleans: list[np.ndarray | None]) -> tuple[Tensor, Tensor, Tensor]:
+        """As `batch`, and behind it the clean versions, padded to the same shape."""
+        mild = self.rng.random() < self.hardships.mild
+        rows = [self.pair(mel, clean, mild) for mel, clean in zip(mels, cleans, strict=True)]
+        lengths = torch.tensor([len(row) for row, _ in rows])
+        padded = torch.full((2, len(rows), int(lengths.max()), MEL_BINS), -1.0)
+        for i, versions in enumerate(rows):
+            for j, version in enumerate(versions):
+                padded[j, i, : len(version)] = version
+        heard = self.mask(padded[0], lengths) if self.rng.random() < 0.5 else padded[0]
+        return heard, lengths, padded[1]

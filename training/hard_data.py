@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from training.features import SAMPLE_RATE, Clip, held_out, load_store, log_power, read_mono
+from training.features import SAMPLE_RATE, Clip, held_out, load_store, log_power, read_mono, recording_path
 from training.lines import telephone
-from training.noises import noises
+from training.noises import KINDS, cafe, crowd, noises
 from training.toml_config import load_config
 
 
@@ -59,10 +59,8 @@ def _store_samples(folder: Path, number: int, rng: random.Random) -> Iterator[_S
 def _recordings(clips: Path, labels: Path) -> list[_Source]:
     found = []
     for name in sorted(json.loads(labels.read_text())):
-        stem = clips / name.removesuffix(".wav")
-        path = next(p for p in (stem.with_suffix(".opus"), stem.with_suffix(".wav")) if p.exists())
         if not held_out(name):
-            found.append(_Source(_without_long_silence(read_mono(path)), "", None, name))
+            found.append(_Source(_without_long_silence(read_mono(recording_path(clips, name))), "", None, name))
     return found
 
 
@@ -126,11 +124,32 @@ def load_backgrounds(folder: Path) -> list[np.ndarray]:
     return list(np.load(folder / "backgrounds.npy", mmap_mode="r"))
 
 
-def load_copies(folder: Path, slots: dict[str, dict[str, str]]) -> tuple[list[Clip], list[tuple[Clip, dict[str, str]]]]:
-    """Copies of synthesised customers, and those of recorded orders with the `slots` of their recording."""
-    clips = load_store(folder)
-    recorded = [(clip, slots[clip.name]) for clip in clips if clip.name in slots]
-    return [clip for clip in clips if clip.name not in slots], recorded
+def places_without_speakers(folder: Path) -> list[np.ndarray]:
+    """Those of the backgrounds in which nobody speaks to be heard."""
+    speakers = {index for index, kind in enumerate(KINDS) if kind in (crowd, cafe)}
+    return [mel for index, mel in enumerate(load_backgrounds(folder)) if index % len(KINDS) not in speakers]
+
+
+def load_copies(
+    folder: Path, clips: Path, recordings: list[tuple[Clip, dict[str, str]]]
+) -> tuple[list[Clip], list[tuple[Clip, dict[str, str]]]]:
+    """Copies of synthesised customers, and of the `recordings` in the folder `clips` with words, slots and the mel that
+    they had before."""
+    originals = {clip.name: (clip, slots) for clip, slots in recordings}
+    clean: dict[str, np.ndarray] = {}
+    synthetic, recorded = [], []
+    for copy in load_store(folder):
+        if copy.name not in originals:
+            synthetic.append(copy)
+            continue
+        original, slots = originals[copy.name]
+        if copy.name not in clean:
+            samples = _without_long_silence(read_mono(recording_path(clips, copy.name)))
+            clean[copy.name] = log_power(torch.from_numpy(samples)).to(torch.float16).numpy()
+        before = clean[copy.name]
+        frames = min(len(before), len(copy.mel))
+        recorded.append((replace(copy, mel=copy.mel[:frames], text=original.text, clean=before[:frames]), slots))
+    return synthetic, recorded
 
 
 def main(config_path: Path) -> None:

@@ -24,7 +24,9 @@ Samples = np.ndarray
 """float32 [N] in -1..1."""
 
 
-def band_filter(samples: Samples, rate_hz: int, low_hz: float, high_hz: float, low_order: int, high_order: int) -> Samples:
+def band_filter(
+    samples: Samples, rate_hz: int, low_hz: float, high_hz: float, low_order: int, high_order: int
+) -> Samples:
     """Butterworth-like magnitudes, without change of phase: orders count 6 dB per octave each."""
     f = np.fft.rfftfreq(len(samples), 1 / rate_hz)
     rise = 1 / np.sqrt(1 + (low_hz / np.maximum(f, 1e-3)) ** (2 * low_order))
@@ -63,7 +65,9 @@ def through_codec(samples: Samples, rate_hz: int, codec: str, bit_rate: int = 0)
     return np.concatenate(decoded).astype(np.float32) / 32768
 
 
-def lose_packets(samples: Samples, rate_hz: int, share: float, burst: float, repeat: bool, rng: random.Random) -> Samples:
+def lose_packets(
+    samples: Samples, rate_hz: int, share: float, burst: float, repeat: bool, rng: random.Random
+) -> Samples:
     """Packets of 20 ms lost in bursts of `burst` on average; each is filled by the one before, fading, or by nothing."""
     piece, out = rate_hz * PACKET_MS // 1000, samples.copy()
     lost, last, run = False, out[:0], 0

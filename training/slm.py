@@ -54,6 +54,10 @@ __all__ = [
 ]
 
 
+DRAWN_TOGETHER = 5
+"""Batches whose turns are drawn at once and sorted by length."""
+
+
 @dataclass(frozen=True)
 class Losses:
     text: Tensor
@@ -91,6 +95,7 @@ class SlmTraining:
             self.model.get_submodule(part).requires_grad_(False)
         self.average = {name: p.detach().clone() for name, p in self._named()}
         self.step, self.minutes = 0, 0.0
+        self.drawn: list[list[Item]] = []
         self.checkpoint = Path(config.output)
         if self.checkpoint.exists():
             self._resume()
@@ -220,7 +225,10 @@ class SlmTraining:
         place = torch.arange(positions)
         start = torch.tensor(row_starts)[:, None]
         answer = torch.tensor([len(items[i].answer) for i in speaking])[:, None]
-        rates = [12.5 * len(codes) / int(durations.sum()) for codes, durations in recorded]
+        rates = [
+            12.5 * len(codes) / int(durations.sum()) if len(codes) else hz
+            for (codes, durations), (_, hz) in zip(recorded, spoken, strict=True)
+        ]
         z = talker.condition(
             base,
             torch.stack([frame_rate_embedding(hz, 256, torch.float32) for hz in rates]),
@@ -265,11 +273,21 @@ class SlmTraining:
         weights = attention[torch.tensor(query_rows), torch.tensor(query_places)]
         return -((weights * torch.stack(masks)).sum(-1) + 1e-4).log().mean()
 
+    def _items(self, with_audio: bool) -> list[Item]:
+        """A batch of turns of like length: with what is drawn at random, half of an encoder's work would be padding."""
+        if not self.drawn:
+            size = self.config.batch
+            items = [self.data.draw(with_audio) for _ in range(DRAWN_TOGETHER * size)]
+            items.sort(key=lambda item: len(item.clip.mel) if item.clip is not None else 0)
+            self.drawn = [items[first : first + size] for first in range(0, len(items), size)]
+            self.rng.shuffle(self.drawn)
+        return self.drawn.pop()
+
     def train_step(self) -> Losses:
         c = self.config
         with_audio = self.minutes >= c.text_minutes
         train_encoder = self.minutes >= c.finetune_encoder_from * c.minutes
-        items = [self.data.draw(with_audio) for _ in range(c.batch)]
+        items = self._items(with_audio)
         done = self.minutes / c.minutes
         factor = min(1.0, (self.step + 1) / c.warmup_steps) * (1.0 if done < 0.4 else max(0.02, (1 - done) / 0.6))
         for group in self.optimizer.param_groups:
@@ -316,10 +334,11 @@ class SlmTraining:
         report_at, save_at = self.minutes, self.minutes + self.config.test_minutes
         history: list[list[float]] = []
         while self.minutes < self.config.minutes:
-            started = time.monotonic()
+            # Processor time: other work on the machine makes a run longer, but not worse.
+            started = time.process_time()
             losses = self.train_step()
             history.append([float(x.detach()) for x in losses.parts()])
-            self.minutes += (time.monotonic() - started) / 60
+            self.minutes += (time.process_time() - started) / 60 / torch.get_num_threads()
             if self.minutes >= report_at:
                 mean = np.mean(history, axis=0)
                 names = ("text", "speech", "length", "alignment", "recognition")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from training.channels import Hardships
-from training.slm_data import Shares
+from training.slm_data import History, Shares
 
 
 class SlmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -16,7 +16,7 @@ class SlmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the directory `model`, if one is named. `more_speech`: further stores of customers. With `hardships` the turns are
     heard over telephones and in noisy rooms: `hard` is the folder that `agogic train hard_data` wrote. `transcribed`:
     the recordings are learnt with words as well, the likeliest that the first weights find for their slots. `frozen`:
-    parts that stay as they are (merger, thinker, talker).
+    parts that stay as they are (merger, thinker, talker). `more_codes`: further folders of the voice's recordings.
     """
 
     speech: str
@@ -29,10 +29,12 @@ class SlmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_from: str = ""
     model: str = ""
     more_speech: tuple[str, ...] = ()
+    more_codes: tuple[str, ...] = ()
     hard: str = ""
     hardships: Hardships | None = None
     transcribed: bool = False
     frozen: tuple[str, ...] = ()
+    history: History = "last_two_answers"
     shares: Shares = Shares()
     exact_groups: float = 0.0
     pauses: float = 0.0

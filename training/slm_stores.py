@@ -14,7 +14,7 @@ from models.checkpoints.flexislm_checkpoint import load_flexislm
 from models.checkpoints.packing import load_packed
 from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig
 from training.features import Clip, held_out, load_recordings, load_store
-from training.hard_data import load_copies
+from training.hard_data import load_copies, places_without_speakers
 from training.recogniser import likeliest_phrasing
 from training.slm_config import SlmConfig
 from training.slm_data import Examples
@@ -32,7 +32,9 @@ def load_finished(directory: Path) -> dict[str, Tensor]:
         for part, trained in _PARTS.items()
         if name.startswith(part)
     }
-    return weights | {f"encoder.{name}": value for name, value in load_packed(directory / "encoder.safetensors").items()}
+    return weights | {
+        f"encoder.{name}": value for name, value in load_packed(directory / "encoder.safetensors").items()
+    }
 
 
 def first_weights(config: SlmConfig) -> dict[str, Tensor]:
@@ -67,16 +69,16 @@ def load_examples(config: SlmConfig) -> Examples:
     for folder in config.more_speech:
         synthetic += load_store(Path(folder))
     if config.hard:
-        more, copies = load_copies(Path(config.hard), {clip.name: slots for clip, slots in recordings})
+        more, copies = load_copies(Path(config.hard), Path(config.clips), recordings)
         synthetic += more
-        words = {clip.name: clip.text for clip, _ in recordings}
-        copies = [(replace(clip, text=words[clip.name]), slots) for clip, slots in copies]
     return Examples(
         Tokenizer.from_file(config.tokenizer),
         synthetic,
         recordings,
-        load_codes(Path(config.codes)) if config.codes else [],
+        [text for folder in (config.codes, *config.more_codes) if folder for text in load_codes(Path(folder))],
         random.Random(config.seed),
         config.shares,
         copies,
+        places_without_speakers(Path(config.hard)) if config.hard else (),
+        config.history,
     )

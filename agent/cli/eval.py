@@ -60,6 +60,7 @@ def barista(
 def conversation(
     per_kind: Annotated[int, typer.Option(min=1, help="turns of each kind: orders, changes, prices, ...")] = 25,
     spoken: Annotated[bool, typer.Option("--spoken", help="spoken by espeak-ng instead of written")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="also what is no plain order of one drink")] = False,
     input_rate: Annotated[float, typer.Option(min=4.0, max=12.5, help="Hz of the merged embeddings")] = 12.5,
     model: Model = "embedded",
     threads: Threads = 1,
@@ -72,7 +73,8 @@ def conversation(
         from worker.loading import load_model
 
         try:
-            report = benchmark.run(load_model(model), per_kind, spoken, input_rate, None if json else progress)
+            shown = None if json else progress
+            report = benchmark.run(load_model(model), per_kind, spoken, input_rate, shown, wide=wide)
         except SynthesisError as error:
             fail("eval", error)
         print_report(report, json, lists=False)

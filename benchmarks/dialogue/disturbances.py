@@ -43,7 +43,9 @@ def g711(samples: Samples) -> Samples:
 
 def narrow(samples: Samples) -> Samples:
     """8 kHz and nothing else: what a telephone's sampling alone does."""
-    return soxr.resample(soxr.resample(samples, SAMPLE_RATE, 8000), 8000, SAMPLE_RATE)[: len(samples)].astype(np.float32)
+    return soxr.resample(soxr.resample(samples, SAMPLE_RATE, 8000), 8000, SAMPLE_RATE)[: len(samples)].astype(
+        np.float32
+    )
 
 
 def quiet(samples: Samples) -> Samples:
