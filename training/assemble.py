@@ -67,6 +67,7 @@ def embedded_config(vocabulary: int, slm: SlmConfig) -> FlexiSLMConfig:
             alignment_head=(ALIGNMENT_HEAD.layer, ALIGNMENT_HEAD.head),
             max_group_frames=MAX_GROUP,
             delay_is_given=True,
+            longest_answer_s=15.0,
             prompts=prompts_with(slm.history),
             encoder=msgspec.Raw(msgspec.json.encode(EncoderConfig())),
         ),

@@ -191,10 +191,8 @@ class Hearing:
             self.minutes += (time.process_time() - started) / 60 / torch.get_num_threads()
             if self.minutes >= report_at:
                 likeness, recognition = (sum(part) / len(history) for part in zip(*history, strict=True))
-                print(
-                    f"step {self.step} at {self.minutes:.1f} min: likeness {likeness:.3f} recognition {recognition:.3f}",
-                    flush=True,
-                )
+                shown = f"likeness {likeness:.3f} recognition {recognition:.3f}"
+                print(f"step {self.step} at {self.minutes:.1f} min: {shown}", flush=True)
                 history.clear()
                 report_at = self.minutes + 1
             if self.minutes >= save_at:

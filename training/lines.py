@@ -1,4 +1,4 @@
-"""What telephones do to speech, on samples: bands, codecs, lost packets, levels. For recordings rendered ahead of training.
+"""What telephones do to speech, on samples: bands, codecs, lost packets, levels. For copies made ahead of training.
 
 What can be drawn anew at each step is done on mel power instead (`training.channels`).
 """
@@ -68,7 +68,7 @@ def through_codec(samples: Samples, rate_hz: int, codec: str, bit_rate: int = 0)
 def lose_packets(
     samples: Samples, rate_hz: int, share: float, burst: float, repeat: bool, rng: random.Random
 ) -> Samples:
-    """Packets of 20 ms lost in bursts of `burst` on average; each is filled by the one before, fading, or by nothing."""
+    """Packets of 20 ms lost in bursts of `burst` on average, each filled by the one before, fading, or by nothing."""
     piece, out = rate_hz * PACKET_MS // 1000, samples.copy()
     lost, last, run = False, out[:0], 0
     for start in range(0, len(out) - piece + 1, piece):

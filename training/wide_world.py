@@ -81,7 +81,8 @@ _HALVES = ("a {size}", "{size}", "{size} please", "a {shots}", "with {milk}", "{
 _NOISES_OF_THOUGHT = ("uh", "um", "er", "hmm", "let me see", "well", "you know", "like")
 _SECOND_THOUGHTS = ("no", "uh no", "no wait", "sorry", "i mean", "no sorry", "actually", "wait no")
 _MORE_SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("hello hello", "hiya", "howdy", "morning", "greetings", "hi barista", "good day", "evening", "hey you", "hello agogic"),
+    (("hello hello", "hiya", "howdy", "morning", "greetings", "hi barista", "good day", "evening", "hey you",
+      "hello agogic"),
      "Hello, what can I get you?"),
     (("introduce yourself", "please introduce yourself", "tell me about yourself", "who am i talking to", "your name",
       "what are you", "can you introduce yourself"), "I am agogic, your barista."),
@@ -91,16 +92,31 @@ _MORE_SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
      "Goodbye, have a nice day."),
     (("the menu please", "menu", "what do you sell", "what coffees do you have", "can i see the menu",
       "what can i order"), "We have coffee, espresso, latte, cappuccino, mocha and americano."),
-    (("can you hear me", "are you there", "is anybody there", "is anyone there", "do you hear me", "hello are you there",
-      "can you understand me", "testing testing", "hello can you hear me"), HEARING),
-    (("wait", "hold on", "one moment", "one second", "just a second", "wait a moment", "let me think", "give me a second",
-      "i don't know", "i'm not sure", "i am not sure yet", "let me think about it", "just a moment please",
+    (("can you hear me", "are you there", "is anybody there", "is anyone there", "do you hear me",
+      "hello are you there", "can you understand me", "testing testing", "hello can you hear me"), HEARING),
+    (("wait", "hold on", "one moment", "one second", "just a second", "wait a moment", "let me think",
+      "give me a second", "i don't know", "i'm not sure", "i am not sure yet", "let me think about it",
+      "just a moment please",
       "i need a minute"), TAKE_TIME),
 )  # fmt: skip
-_AGREEMENTS = ("yes", "yeah", "yes please", "sure", "yep", "one more thing", "yes one more thing", "i want something else",
-               "something else", "yes there is", "and something else")  # fmt: skip
-_ADDITIONS = ("and {}", "and {} please", "also {}", "add {}", "can i also get {}", "and also {}", "plus {}", "and {} too",
-              "could you add {}", "i'd also like {}", "and one more thing {}", "i would like {} as well", "{} as well please")  # fmt: skip
+_CHANGES_OF_NOTHING = (
+    "actually no milk", "no milk please", "without sugar", "no sugar", "hold the milk", "actually make it a large",
+    "make it a small", "make it two", "change it to a mocha", "leave out the sugar", "make that a double shot",
+    "actually no sugar please", "make it dark roast", "can you make it a medium", "make it a latte instead",
+)  # fmt: skip
+_READINGS = ("what did i order", "what is my order", "read that back to me", "can you read it back",
+             "what do you have so far")  # fmt: skip
+_FURTHER_OFF = (
+    "what do you think about {name}", "can you help me find {place}", "sing a song for {name}",
+    "what is {number} times {number}", "do you know {name}", "when does {name} arrive", "read me the news",
+    "order a taxi to {place}", "my {thing} is broken", "i lost my {thing}", "the weather is nice {when}",
+    "i like the {room}", "{name} is late {when}",
+)  # fmt: skip
+_AGREEMENTS = ("yes", "yeah", "yes please", "sure", "yep", "one more thing", "yes one more thing",
+               "i want something else", "something else", "yes there is", "and something else")  # fmt: skip
+_ADDITIONS = ("and {}", "and {} please", "also {}", "add {}", "can i also get {}", "and also {}", "plus {}",
+              "and {} too", "could you add {}", "i'd also like {}", "and one more thing {}", "i would like {} as well",
+              "{} as well please")  # fmt: skip
 _COUNT_CHANGES = ("make it {}", "make that {}", "{} of those", "{} of them please", "i want {} of those", "actually {}",
                   "make that {} please", "can you make it {}", "{} times")  # fmt: skip
 FOREIGN_SENTENCES: dict[str, tuple[str, ...]] = {
@@ -110,8 +126,8 @@ FOREIGN_SENTENCES: dict[str, tuple[str, ...]] = {
            "parlez vous français", "merci beaucoup au revoir", "qu'est ce que vous avez", "je ne comprends pas"),
     "es": ("quiero un café con leche", "buenos días", "cuánto cuesta", "un café grande por favor", "hablas español",
            "muchas gracias adiós", "qué tienen hoy", "no entiendo nada"),
-    "it": ("vorrei un caffè per favore", "buongiorno come sta", "quanto costa", "parla italiano", "grazie mille arrivederci",
-           "che cosa avete oggi", "un bicchiere d'acqua"),
+    "it": ("vorrei un caffè per favore", "buongiorno come sta", "quanto costa", "parla italiano",
+           "grazie mille arrivederci", "che cosa avete oggi", "un bicchiere d'acqua"),
     "pt": ("eu queria um café", "bom dia tudo bem", "quanto custa isso", "fala português", "muito obrigado até logo"),
     "pl": ("poproszę kawę", "dzień dobry", "ile to kosztuje", "czy mówi pan po polsku", "dziękuję bardzo"),
     "nl": ("mag ik een koffie", "goedemorgen", "wat kost dat", "spreekt u nederlands", "dank u wel tot ziens"),
@@ -254,32 +270,8 @@ def _more(rng: random.Random) -> Turn:
 
 def _nothing(rng: random.Random) -> Turn:
     """About an order that there is not."""
-    draw = rng.random()
-    if draw < 0.5:
-        said = rng.choice(
-            (
-                "actually no milk",
-                "no milk please",
-                "without sugar",
-                "no sugar",
-                "hold the milk",
-                "actually make it a large",
-                "make it a small",
-                "make it two",
-                "change it to a mocha",
-                "leave out the sugar",
-                "make that a double shot",
-                "actually no sugar please",
-                "make it dark roast",
-                "can you make it a medium",
-                "make it a latte instead",
-            )
-        )
-    else:
-        said = rng.choice(
-            (*PRICE_QUESTIONS, *CANCELLATIONS, "what did i order", "what is my order", "is my order ready")
-        )
-    return Turn(rng.choice(("", "", "Hello, what can I get you?", CANCELLED)), said, NOTHING_ORDERED, None)
+    about = _CHANGES_OF_NOTHING if rng.random() < 0.5 else (*PRICE_QUESTIONS, *CANCELLATIONS, *_READINGS)
+    return Turn(rng.choice(("", "", "Hello, what can I get you?", CANCELLED)), rng.choice(about), NOTHING_ORDERED, None)
 
 
 def _second_thought(rng: random.Random) -> Turn:
@@ -311,7 +303,7 @@ def _of_baskets(rng: random.Random) -> Turn:
     said, reply = rng.choice((
         (rng.choice(PRICE_QUESTIONS), f"That is {price_of(basket)}."),
         (rng.choice(CLOSINGS), f"Great, that is {price_of(basket)}."),
-        (rng.choice((*REPETITIONS, "what did i order", "what is my order", "read that back to me")), confirm_basket(basket)),
+        (rng.choice((*REPETITIONS, *_READINGS)), confirm_basket(basket)),
         (rng.choice(CANCELLATIONS), CANCELLED),
     ))  # fmt: skip
     return Turn(history, said, reply, None)
@@ -319,20 +311,7 @@ def _of_baskets(rng: random.Random) -> Turn:
 
 def _asked_again(rng: random.Random) -> Turn:
     order = sample_order(rng)
-    return Turn(
-        confirm(order),
-        rng.choice(
-            (
-                "what did i order",
-                "what is my order",
-                "read that back to me",
-                "can you read it back",
-                "what do you have so far",
-            )
-        ),
-        confirm(order),
-        None,
-    )
+    return Turn(confirm(order), rng.choice(_READINGS), confirm(order), None)
 
 
 def _foreign(rng: random.Random) -> Turn:
@@ -340,27 +319,8 @@ def _foreign(rng: random.Random) -> Turn:
     return Turn("" if rng.random() < 0.7 else _history(rng)[0], rng.choice(FOREIGN_SENTENCES[language]), FOREIGN, None)
 
 
-def _off_topic_food(rng: random.Random) -> Turn:
-    said = fill(
-        rng.choice(
-            (
-                "what do you think about {name}",
-                "can you help me find {place}",
-                "sing a song for {name}",
-                "what is {number} times {number}",
-                "do you know {name}",
-                "when does {name} arrive",
-                "read me the news",
-                "order a taxi to {place}",
-                "my {thing} is broken",
-                "i lost my {thing}",
-                "the weather is nice {when}",
-                "i like the {room}",
-                "{name} is late {when}",
-            )
-        ),
-        rng,
-    )
+def _further_off(rng: random.Random) -> Turn:
+    said = fill(rng.choice(_FURTHER_OFF), rng)
     return Turn("" if rng.random() < 0.6 else _history(rng)[0], said, DECLINE, None)
 
 
@@ -379,7 +339,7 @@ WIDE_KINDS: dict[str, tuple[Callable[[random.Random], Turn], float]] = {
     "first words": (_small_talk, 0.07),
     "asked again": (_asked_again, 0.01),
     "foreign": (_foreign, 0.03),
-    "further off": (_off_topic_food, 0.03),
+    "further off": (_further_off, 0.03),
 }
 """Each kind's source and how often it is drawn."""
 
