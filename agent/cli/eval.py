@@ -20,6 +20,11 @@ class Eagerness(StrEnum):
     AUTO = "auto"
 
 
+class Judges(StrEnum):
+    pocketsphinx = "pocketsphinx"
+    whisper = "whisper"
+
+
 app = typer.Typer(no_args_is_help=True, help="Measure the model: understanding, voice.")
 
 
@@ -140,17 +145,29 @@ def turns(
 def voice(
     sentences: Annotated[int, typer.Option(min=1, help="order replies to speak")] = 200,
     output_rate: Annotated[float, typer.Option(min=4.0, max=12.5, help="Hz of the speech tokens")] = 12.5,
+    judge: Annotated[Judges, typer.Option(help="the recogniser that listens")] = Judges.pocketsphinx,
+    whisper: Annotated[Path | None, typer.Option(help="directory of whisper-base for CTranslate2")] = None,
+    opinions: Annotated[bool, typer.Option("--opinions", help="also predicted MOS and speaker similarity")] = False,
     model: Model = "embedded",
     threads: Threads = 1,
     processes: Annotated[int, typer.Option(min=1, help="recognisers at work at once")] = 1,
     json: Json = False,
 ) -> None:
     """Word error rate of an outside recogniser on spoken replies, beside the source voice's own."""
+    if judge is Judges.whisper and whisper is None:
+        raise typer.BadParameter("the judge whisper needs its weights: --whisper DIR")
     with measuring("eval", threads):
-        from training.voice_eval import run
+        from training.judge import JudgeError
+        from training.voice_eval import JudgeChoice, run
         from worker.loading import load_model
         from worker.turn import TurnSettings, speak_text
 
         loaded, settings = load_model(model), TurnSettings(output_hz=output_rate)
-        report: dict[str, object] = dict(run(lambda text: speak_text(loaded, text, settings), sentences, processes))
+        chosen = JudgeChoice(whisper if judge is Judges.whisper else None)
+        try:
+            report = run(
+                lambda text: speak_text(loaded, text, settings), sentences, processes, chosen, opinions=opinions
+            )
+        except JudgeError as error:
+            fail("eval", error)
         print_report({**report, "requested_output_hz": output_rate}, json, lists=False)

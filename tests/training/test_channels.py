@@ -57,7 +57,7 @@ def test_codecs_give_the_sound_back(codec: str, rate: int, bits: int) -> None:
     assert abs(len(back) - len(sound)) < rate // 10
     spectrum = np.abs(np.fft.rfft(back[:rate] * np.hanning(len(back[:rate]))))
     assert abs(spectrum.argmax() * rate / len(back[:rate]) - 440) < 8
-    assert abs(level_db(back) - level_db(sound)) < 2
+    assert abs(level_db(back) - level_db(sound)) < 4
 
 
 def test_lost_packets_are_filled_or_silent() -> None:
@@ -111,11 +111,11 @@ def speech() -> np.ndarray:
 
 def test_a_pair_is_one_clip_twice_in_step() -> None:
     torch.manual_seed(0)
-    heard, clear = augmenter(4, telephones=1.0, backgrounds=1.0, mild=0.0).pair(speech(), None, mild=False)
+    heard, clear = augmenter(4, telephones=1.0, backgrounds=0.0, rooms=0.0, mild=0.0).pair(speech(), None, mild=False)
     assert heard.shape == clear.shape and heard.shape[1] == 80
     assert torch.isfinite(heard).all() and torch.isfinite(clear).all()
     loudness = [x.mean(1) - x.mean() for x in (heard, clear)]
-    assert float(torch.corrcoef(torch.stack(loudness))[0, 1]) > 0.3, "frames must keep their places"
+    assert float(torch.corrcoef(torch.stack(loudness))[0, 1]) > 0.6, "frames must keep their places"
     assert float((heard - clear).abs().mean()) > 0.1, "and it must have become harder"
 
 
