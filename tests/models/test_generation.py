@@ -256,10 +256,14 @@ def test_own_prompts_hold_the_answers_that_the_weights_were_trained_with(history
 
 def test_three_exchanges_hold_what_both_said() -> None:
     prompts = msgspec.convert({"perceives": "", "history": "last_three_exchanges"}, Prompts)
-    past = turns("A latte.", "Sure.", "And a tea.", "No tea.", "Thanks.", "You are welcome.", "A large mocha.", "Okay, one")
+    past = turns(
+        "A latte.", "Sure.", "And a tea.", "No tea.", "Thanks.", "You are welcome.", "A large mocha.", "Okay, one"
+    )
     told = chat_prompt(audio=True, speech=True, history=past, prompts=prompts)
     assert len(told.past) == 3
-    assert told.past[0].startswith("<|im_start|>user\nAnd a tea.") and told.past[1].endswith("You are welcome.<|im_end|>\n")
+    assert told.past[0].startswith("<|im_start|>user\nAnd a tea.") and told.past[1].endswith(
+        "You are welcome.<|im_end|>\n"
+    )
     assert told.past[2] == (
         "<|im_start|>user\nA large mocha.<|im_end|>\n<|im_start|>assistant\nOkay, one<|im_end|>\n"
     ), "an answer that was interrupted stands behind the whole question"
