@@ -16,7 +16,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints.packing import save_packed
+from models.checkpoints.packing import load_packed, save_packed
 from streaming.hearing.encoder import BlockCausalEncoder, Encoded, EncoderConfig
 from training.channels import HardAugmenter, Hardships
 from training.features import Clip
@@ -34,7 +34,8 @@ class HearingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The finished model in `model` goes on learning from the stores; `hard` is `agogic train hard_data`'s folder.
 
     recorded: share of the batches' clips that are recorded orders; recognition: weight of the CTC loss beside the
-    likeness. `output` is the run's checkpoint, `weights` the encoder at its end.
+    likeness. `output` is the run's checkpoint, `weights` the encoder at its end. The pupil begins as its teacher, or as
+    the encoder in the file `start_from`.
     """
 
     model: str
@@ -44,6 +45,7 @@ class HearingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hard: str
     output: str
     weights: str
+    start_from: str = ""
     more_speech: tuple[str, ...] = ()
     hardships: Hardships = Hardships()
     minutes: float = 30.0
@@ -81,6 +83,9 @@ class Hearing:
         torch.manual_seed(config.seed)
         self.weights = load_finished(Path(config.model))
         self.teacher, self.model, self.average = (_encoder(self.weights) for _ in range(3))
+        if config.start_from:
+            for encoder in (self.model, self.average):
+                encoder.load_state_dict(load_packed(Path(config.start_from)))
         self.teacher.requires_grad_(False).eval()
         self.average.requires_grad_(False).eval()
         self.data = self._examples()
