@@ -274,12 +274,14 @@ class SlmTraining:
         return -((weights * torch.stack(masks)).sum(-1) + 1e-4).log().mean()
 
     def _items(self, with_audio: bool) -> list[Item]:
-        """A batch of turns of like length: with what is drawn at random, half of an encoder's work would be padding."""
+        """A batch whose spoken turns are of like length: with what is drawn at random, half of an encoder's work would
+        be padding."""
         if not self.drawn:
-            size = self.config.batch
-            items = [self.data.draw(with_audio) for _ in range(DRAWN_TOGETHER * size)]
-            items.sort(key=lambda item: len(item.clip.mel) if item.clip is not None else 0)
-            self.drawn = [items[first : first + size] for first in range(0, len(items), size)]
+            items = [self.data.draw(with_audio) for _ in range(DRAWN_TOGETHER * self.config.batch)]
+            spoken = [item for item in items if item.clip is not None]
+            spoken.sort(key=lambda item: len(item.clip.mel) if item.clip is not None else 0)
+            written = [item for item in items if item.clip is None]
+            self.drawn = [_part(spoken, number) + _part(written, number) for number in range(DRAWN_TOGETHER)]
             self.rng.shuffle(self.drawn)
         return self.drawn.pop()
 
@@ -362,6 +364,11 @@ class SlmTraining:
         else:
             self.test(input_hz)
             self.test(input_hz, channel="telephone")
+
+
+def _part(items: list[Item], number: int) -> list[Item]:
+    """One of `DRAWN_TOGETHER` parts of nearly equal size."""
+    return items[len(items) * number // DRAWN_TOGETHER : len(items) * (number + 1) // DRAWN_TOGETHER]
 
 
 def main(config_path: Path) -> None:
