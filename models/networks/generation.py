@@ -31,7 +31,7 @@ from kernels.step_runner import Work, buckets_for, in_buckets, make_steps, steps
 from models.networks.flexislm import FlexiSLM
 from models.networks.joint_step import DRAWS, FOCUS, HUSHED, LENGTH, PROMPT, SPEAKS, SPEECH, TEXT, JointStep
 from models.networks.prompt_slots import PromptSlots
-from models.networks.repetition import in_circles
+from models.networks.repetition import SEEN_TOKENS, in_circles
 from models.networks.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
 from models.networks.tokenizer import SpecialIds
 
@@ -90,7 +90,7 @@ class Generation:
     """An answer in the making.
 
     talker_steps: how often the Talker ran for it; delayed: Talker inputs [D] of the delay, waiting to be fed at once;
-    written: its text so far; cut: it turned in circles and was ended.
+    written: the end of its text; cut: it turned in circles and was ended.
     """
 
     slot: int
@@ -108,7 +108,7 @@ class Generation:
     forced_spoken: int = 0
     talker_steps: int = 0
     delayed: list[Tensor] = field(default_factory=list)
-    written: list[int] = field(default_factory=list)
+    written: tuple[int, ...] = ()
     cut: bool = False
 
     @property
@@ -301,7 +301,7 @@ class Runner(PromptSlots):
             return self.special.newline
         if token in (self.special.im_end, self.special.end_of_text, self.special.newline):
             return token  # padding, where there is some, repeats itself by rule
-        generation.written.append(token)
+        generation.written = (*generation.written, token)[-SEEN_TOKENS:]
         generation.cut = in_circles(generation.written)
         return self.special.im_end if generation.cut else token
 

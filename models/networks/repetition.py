@@ -12,6 +12,10 @@ def _allowed(round_tokens: int) -> int:
     return {1: 8, 2: 6}.get(round_tokens, 4 if round_tokens < 6 else 3)
 
 
+SEEN_TOKENS = LONGEST_ROUND * (_allowed(LONGEST_ROUND) + 1)
+"""So much of the end of a text is enough to tell."""
+
+
 def in_circles(tokens: Sequence[int]) -> bool:
     """Whether the end of `tokens` is one stretch of at most `LONGEST_ROUND` tokens more often than is allowed."""
     count = len(tokens)
