@@ -18,13 +18,13 @@ from streaming.hearing.encoder import EncoderConfig
 from training.slm import (
     ALIGNMENT_HEAD,
     MAX_GROUP,
-    PROMPTS,
     SlmConfig,
     SlmTraining,
     merger_config,
     talker_config,
     thinker_config,
 )
+from training.slm_data import prompts_with
 
 
 class AssembleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,7 +67,8 @@ def embedded_config(vocabulary: int, slm: SlmConfig) -> FlexiSLMConfig:
             alignment_head=(ALIGNMENT_HEAD.layer, ALIGNMENT_HEAD.head),
             max_group_frames=MAX_GROUP,
             delay_is_given=True,
-            prompts=PROMPTS,
+            longest_answer_s=15.0,
+            prompts=prompts_with(slm.history),
             encoder=msgspec.Raw(msgspec.json.encode(EncoderConfig())),
         ),
     )

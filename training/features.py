@@ -53,12 +53,14 @@ def read_mono(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Clip:
-    """mel: float16 [frames, 80] log10 power; text: what is said, lower case; seed: number of the pool turn or None."""
+    """mel: float16 [frames, 80] log10 power; text: what is said, lower case; seed: number of the pool turn or None;
+    clean: the same before it went through a telephone, where it did."""
 
     mel: np.ndarray
     text: str
     seed: int | None
     name: str
+    clean: np.ndarray | None = None
 
 
 def load_store(folder: Path) -> list[Clip]:
@@ -82,14 +84,18 @@ def load_store(folder: Path) -> list[Clip]:
     ]
 
 
+def recording_path(clips: Path, name: str) -> Path:
+    """The file of a labelled recording, as Opus or WAV."""
+    stem = clips / name.removesuffix(".wav")
+    return next(p for p in (stem.with_suffix(".opus"), stem.with_suffix(".wav")) if p.exists())
+
+
 def load_recordings(clips: Path, labels: Path) -> list[tuple[Clip, dict[str, str]]]:
     """Recorded orders with their slots; texts are unknown ("")."""
     table = json.loads(labels.read_text())
     recordings = []
     for name in sorted(table):
-        stem = clips / name.removesuffix(".wav")
-        path = next(p for p in (stem.with_suffix(".opus"), stem.with_suffix(".wav")) if p.exists())
-        mel = log_power(torch.from_numpy(read_mono(path))).to(torch.float16).numpy()
+        mel = log_power(torch.from_numpy(read_mono(recording_path(clips, name)))).to(torch.float16).numpy()
         recordings.append((Clip(mel, "", None, name), table[name]["slots"]))
     return recordings
 
@@ -119,14 +125,17 @@ class Augmenter:
         self.rng = rng
         self.pauses = pauses
 
-    def _warp(self, x: Tensor) -> Tensor:
-        """Tempo 0.8..1.25 and a vocal-tract warp of +-15 % on [frames, 80]."""
+    def _warp(self, x: Tensor, versions: int = 1) -> Tensor:
+        """Tempo 0.8..1.25 and a vocal-tract warp of +-15 % on [frames, versions * 80], the same for each version."""
         frames = max(8, round(x.shape[0] * self.rng.uniform(0.8, 1.25)))
         bins = round(MEL_BINS * self.rng.uniform(0.87, 1.15))
-        x = F.interpolate(x[None, None], size=(frames, bins), mode="bilinear", align_corners=True)[0, 0]
+        x = x.unflatten(1, (versions, MEL_BINS)).transpose(0, 1)[None]
+        x = F.interpolate(x, size=(frames, bins), mode="bilinear", align_corners=True)[0]
         if bins >= MEL_BINS:
-            return x[:, :MEL_BINS]
-        return torch.cat((x, x[:, -1:].expand(-1, MEL_BINS - bins)), dim=1)
+            x = x[:, :, :MEL_BINS]
+        else:
+            x = torch.cat((x, x[:, :, -1:].expand(-1, -1, MEL_BINS - bins)), dim=2)
+        return x.transpose(0, 1).flatten(1)
 
     def _pause(self, x: Tensor) -> Tensor:
         """[frames, 80] held for a while at one of the quietest moments of its inner part."""
@@ -144,9 +153,10 @@ class Augmenter:
         tail = F.conv1d(F.pad(power.T[:, None], (40, 0)), taps.flip(0)[None, None])[:, 0, : power.shape[0]].T
         return power + tail
 
-    def _equalise(self, x: Tensor) -> Tensor:
+    def _equaliser(self) -> Tensor:
+        """A smooth gain in log10 power, float32 [80]."""
         knots = torch.tensor([self.rng.gauss(0, 0.35) for _ in range(8)])
-        return x + F.interpolate(knots[None, None], size=MEL_BINS, mode="linear", align_corners=True)[0, 0]
+        return F.interpolate(knots[None, None], size=MEL_BINS, mode="linear", align_corners=True)[0, 0]
 
     def _background(self, power: Tensor) -> Tensor:
         noise = torch.from_numpy(self.rng.choice(self.noise).astype(np.float32))
@@ -168,7 +178,7 @@ class Augmenter:
 
     def colour(self, x: Tensor, mild: bool) -> Tensor:
         """Encoder input of log10 power [frames, 80] in another room, noise, microphone and level; no frame moves."""
-        x = self._equalise(x)
+        x = x + self._equaliser()
         if not mild:
             power = torch.pow(10.0, x)
             if self.rng.random() < 0.6:

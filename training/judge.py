@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import soxr
@@ -45,7 +46,15 @@ def edit_distance(wanted: Sequence[str], heard: Sequence[str]) -> int:
     return row[-1]
 
 
+class Hearer(Protocol):
+    """A judge: it counts the words that it hears wrongly."""
+
+    def errors(self, text: str, samples: np.ndarray, rate_hz: int) -> Verdict: ...
+
+
 class Judge:
+    """pocketsphinx as a `Hearer`."""
+
     def __init__(self) -> None:
         try:
             from pocketsphinx import Decoder

@@ -10,6 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -20,11 +21,22 @@ from torch import Tensor
 from models.networks.prompts import PastTurn, chat_prompt, repeat_request
 from models.networks.prompts import Prompts as PromptTexts
 from models.networks.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
-from training.conversations import KINDS, after_another_order, answers_before, kind, turn_of_kind
+from training.conversations import (
+    KINDS,
+    WIDE_SEED,
+    after_another_order,
+    answers_before,
+    exchanges_before,
+    numbered_kind,
+    numbered_turn,
+    question_for,
+    turn_of_kind,
+)
 from training.features import Clip, held_out, without_silence
 from training.speech_codes import SpokenText
 from training.voice_codes import RATES_HZ
-from training.world import DECLINE, confirm, parse_order, pool_turn
+from training.wide_world import SILENCE, wide_turn
+from training.world import DECLINE, Turn, confirm, parse_order, pool_turn
 
 IGNORE = -100
 KIND_SHARES = {
@@ -53,10 +65,25 @@ PROMPTS = PromptTexts(
 
 
 class Shares(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of what is drawn: spoken turns and sentences to repeat; the rest are written turns."""
+    """Of what is drawn: spoken turns and sentences to repeat; the rest are written turns.
+
+    Of the spoken turns: `recorded` orders and `silence` (noise in which nobody speaks, answered by nothing). Of the
+    written ones and the synthesised customers: `wide`, turns of `training.wide_world`.
+    """
 
     spoken: float = 0.66
     repeated: float = 0.15
+    recorded: float = 0.45
+    silence: float = 0.0
+    wide: float = 0.0
+
+
+History = Literal["last_two_answers", "last_three_exchanges"]
+
+
+def prompts_with(history: History) -> PromptTexts:
+    """The embedded model's prompts with that much of what was said before."""
+    return msgspec.structs.replace(PROMPTS, history=history)
 
 
 @dataclass(frozen=True)
@@ -75,17 +102,22 @@ class Item:
 class Prompts:
     """Text ids around the user's turn, as `models.networks.prompts` lays them out."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, texts: PromptTexts = PROMPTS) -> None:
         self.tokenizer = tokenizer
+        self.texts = texts
         self.end = [tokenizer.token_to_id("<|im_end|>"), *tokenizer.encode("\n").ids]
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids
 
-    def around(self, answers: Sequence[str], user_text: str, *, audio: bool) -> tuple[list[int], list[int]]:
-        """Text ids before and after the audio; `answers` are those given before, oldest first."""
-        past = [PastTurn("assistant", answer) for answer in answers]
-        prompt = chat_prompt(user_text, audio=audio, speech=True, history=past, prompts=PROMPTS)
+    @property
+    def with_questions(self) -> bool:
+        """The history holds what the user said as well."""
+        return self.texts.history == "last_three_exchanges"
+
+    def around(self, past: Sequence[PastTurn], user_text: str, *, audio: bool) -> tuple[list[int], list[int]]:
+        """Text ids before and after the audio; `past` is what was said before, oldest first."""
+        prompt = chat_prompt(user_text, audio=audio, speech=True, history=past, prompts=self.texts)
         return self.ids(prompt.before), self.ids(prompt.after)
 
     def answer(self, text: str) -> list[int]:
@@ -103,26 +135,34 @@ class Examples:
         spoken: list[SpokenText],
         rng: random.Random,
         shares: Shares,
+        copies: Sequence[tuple[Clip, dict[str, str]]] = (),
+        noises: Sequence[np.ndarray] = (),
+        history: History = "last_two_answers",
     ) -> None:
+        """`copies`: recordings changed by what they went through, of clips that are not held out; `noises`: log10 power
+        [frames, 80] of places where nobody speaks."""
         self.rng = rng
         self.shares = shares
         self.tokenizer = tokenizer
-        self.prompts = Prompts(tokenizer)
+        self.prompts = Prompts(tokenizer, prompts_with(history))
+        self.noises = noises
         self.synthetic = synthetic
         self.pool = [clip for clip in synthetic if clip.seed is not None]
-        self.pool_of_kind: dict[str, list[Clip]] = {what: [] for what in KINDS}
+        self.pool_of_kind: dict[str, list[Clip]] = {what: [] for what in (*KINDS, "wide")}
         for clip in self.pool:
             assert clip.seed is not None
-            self.pool_of_kind[kind(pool_turn(clip.seed))].append(clip)
+            self.pool_of_kind[numbered_kind(clip.seed)].append(clip)
         self.general = [clip for clip in synthetic if clip.seed is None]
         self.recordings = [pair for pair in recordings if not held_out(pair[0].name)]
         self.trimmed = [(replace(clip, mel=without_silence(clip.mel)), slots) for clip, slots in self.recordings]
+        self.copies = [pair for pair in copies if not held_out(pair[0].name)]
         self.tests = [pair for pair in recordings if held_out(pair[0].name)]
         self.spoken: dict[str, list[SpokenText]] = defaultdict(list)
         for recording in spoken:
             self.spoken[recording.text].append(recording)
+        self.spoken[SILENCE] = [silent_speech()]
         self.replies = [text for text in self.spoken if parse_order(text) is not None]
-        self.other_speech = [text for text in self.spoken if parse_order(text) is None]
+        self.other_speech = [text for text in self.spoken if text and parse_order(text) is None]
 
     def draw(self, with_audio: bool) -> Item:
         draw = self.rng.random()
@@ -147,32 +187,65 @@ class Examples:
 
     def _spoken_turn(self) -> Item:
         draw = self.rng.random()
-        if draw < 0.45:
-            clip, slots = self.rng.choice(self.trimmed if self.rng.random() < 0.75 else self.recordings)
-            before, after = self.prompts.around(self._answers_before_order(), "", audio=True)
+        if self.noises and self.rng.random() < self.shares.silence:
+            before, after = self.prompts.around(self._before_order(), "", audio=True)
+            return self._item(before, after, SILENCE, self._silence())
+        if draw < self.shares.recorded:
+            clip, slots = self._recorded_order()
+            before, after = self.prompts.around(self._before_order(), "", audio=True)
             return self._item(before, after, confirm(slots), clip)
         if draw < 0.86:
-            clip = self.rng.choice(self.pool_of_kind[self._kind()] or self.pool)
-            assert clip.seed is not None
-            turn = pool_turn(clip.seed)
-            if self.rng.random() < 0.6:
-                turn = after_another_order(turn, self.rng)
-            before, after = self.prompts.around(answers_before(turn, self.rng), "", audio=True)
+            turn, clip = self._synthesised_turn()
+            before, after = self.prompts.around(self._before(turn), "", audio=True)
             return self._item(before, after, turn.reply, clip)
         if draw < 0.90:
             clip = self.rng.choice(self.general)
-            before, after = self.prompts.around(self._answers_before_order(), "", audio=True)
+            before, after = self.prompts.around(self._before_order(), "", audio=True)
             return self._item(before, after, DECLINE, clip)
-        clip = self.rng.choice(self.synthetic)
+        while not (clip := self.rng.choice(self.synthetic)).text:
+            pass
         before, after = self.prompts.around([], PROMPTS.asks_transcript, audio=True)
         return self._item(before, after, clip.text, clip)
 
-    def _answers_before_order(self) -> list[str]:
+    def _synthesised_turn(self) -> tuple[Turn, Clip]:
+        wide = self.rng.random() < self.shares.wide
+        clip = self.rng.choice(self.pool_of_kind["wide" if wide else self._kind()] or self.pool)
+        assert clip.seed is not None
+        turn = numbered_turn(clip.seed)
+        if self.rng.random() < 0.6 and clip.seed < WIDE_SEED:
+            turn = after_another_order(turn, self.rng)
+        return turn, clip
+
+    def _silence(self) -> Clip:
+        """A stretch of a place without a speaker, or next to no sound at all."""
+        frames = self.rng.randrange(60, 500)
+        if self.rng.random() < 0.3:
+            return Clip(np.full((frames, 80), -9.0, np.float16), "", None, "silence")
+        noise = self.rng.choice(self.noises)
+        start = self.rng.randrange(len(noise) - frames)
+        return Clip(noise[start : start + frames], "", None, "noise")
+
+    def _before(self, turn: Turn) -> list[PastTurn]:
+        if self.prompts.with_questions:
+            return exchanges_before(turn, self.rng)
+        return [PastTurn("assistant", answer) for answer in answers_before(turn, self.rng)]
+
+    def _recorded_order(self) -> tuple[Clip, dict[str, str]]:
+        if self.copies and self.rng.random() < 0.4:
+            return self.rng.choice(self.copies)
+        return self.rng.choice(self.trimmed if self.rng.random() < 0.85 else self.recordings)
+
+    def _before_order(self) -> list[PastTurn]:
+        """What may have been said before an order that stands for itself."""
         if self.rng.random() < 0.6:
             return []
         if self.rng.random() < 0.4:
-            return ["Hello, what can I get you?"]
-        return [pool_turn(self.rng.randrange(6000)).reply for _ in range(self.rng.choice((1, 1, 2)))]
+            return [PastTurn("assistant", "Hello, what can I get you?")]
+        past: list[PastTurn] = []
+        for _ in range(self.rng.choice((1, 1, 2))):
+            answer = pool_turn(self.rng.randrange(6000)).reply
+            past += [PastTurn("user", question_for(answer, self.rng)), PastTurn("assistant", answer)]
+        return past
 
     def _repeat(self) -> Item:
         text = self.rng.choice(self.replies if self.rng.random() < 0.65 else self.other_speech)
@@ -180,8 +253,9 @@ class Examples:
         return self._item(before, after, text, None)
 
     def _written_turn(self) -> Item:
-        turn = turn_of_kind(self._kind(), self.rng)
-        before, after = self.prompts.around(answers_before(turn, self.rng), self._typed(turn.user), audio=False)
+        wide = self.rng.random() < self.shares.wide
+        turn = wide_turn(self.rng) if wide else turn_of_kind(self._kind(), self.rng)
+        before, after = self.prompts.around(self._before(turn), self._typed(turn.user), audio=False)
         return self._item(before, after, turn.reply, None)
 
     def _typed(self, text: str) -> str:
@@ -190,6 +264,12 @@ class Examples:
             return text
         typed = text[0].upper() + text[1:].replace(" i ", " I ").replace(" i'", " I'")
         return typed if draw < 0.5 else typed + self.rng.choice(".?.!")
+
+
+def silent_speech() -> SpokenText:
+    """The speech of an answer without words: none."""
+    nothing = np.zeros(0, np.int64)
+    return SpokenText(SILENCE, {hz: (nothing, nothing) for hz in RATES_HZ}, [])
 
 
 @dataclass(frozen=True)

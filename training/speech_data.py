@@ -1,4 +1,4 @@
-"""Synthesised customers: espeak-ng, flite and festival voices with varied rate and pitch, written as one int16 store.
+"""Synthesised customers: espeak-ng, flite, festival and hibari voices with varied rate and pitch, as one int16 store.
 
 A store is a folder with `audio.i16` (mono 16 kHz samples, clips end to end) and `index.jsonl` (one object per clip:
 first sample, sample count, text, seed of the pool turn or null, voice). `agogic train speech_data --config ...` makes
@@ -7,12 +7,13 @@ it.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ import soundfile
 import soxr
 from rich.progress import Progress
 
+from training.conversations import WIDE_SEED, numbered_turn
 from training.sentences import collect_sentences
+from training.wide_world import FOREIGN_SENTENCES
 from training.world import pool_turn, sample_turn
 
 SAMPLE_RATE = 16_000
@@ -43,24 +46,29 @@ _FESTIVAL_VOICES = ("cmu_us_slt_arctic_hts", "ked_diphone", "kal_diphone")
 
 class SpeechDataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many clips of each synthesiser; `general_share` of them are open-vocabulary sentences, `pool_turns` numbers
-    the pool."""
+    the pool. `wide_share` of the others are turns of the wide world, of which there are `wide_turns`."""
 
     output: str
     espeak_clips: int = 6800
     flite_clips: int = 6000
     festival_clips: int = 1500
+    hibari_clips: int = 0
     general_share: float = 0.25
     pool_turns: int = 6000
+    wide_share: float = 0.0
+    wide_turns: int = 3000
     seed: int = 1
     workers: int = 2
 
 
 @dataclass(frozen=True)
 class Line:
-    """A text to be spoken and the pool turn it stands in, if any."""
+    """A text to be spoken and the numbered turn it stands in, if any; language: espeak-ng's name of it, "" is
+    English."""
 
     text: str
     seed: int | None
+    language: str = ""
 
 
 class SynthesisError(Exception):
@@ -75,12 +83,20 @@ def lines(config: SpeechDataConfig, count: int, rng: random.Random) -> list[Line
         draw = rng.random()
         if draw < config.general_share:
             drawn.append(Line(rng.choice(sentences), None))
+        elif rng.random() < config.wide_share:
+            drawn.append(_wide_line(WIDE_SEED + rng.randrange(config.wide_turns)))
         elif draw < config.general_share + 0.45:
             seed = rng.randrange(config.pool_turns)
             drawn.append(Line(pool_turn(seed).user, seed))
         else:
             drawn.append(Line(sample_turn(rng).user, None))
     return drawn
+
+
+def _wide_line(seed: int) -> Line:
+    said = numbered_turn(seed).user
+    languages = [language for language, sentences in FOREIGN_SENTENCES.items() if said in sentences]
+    return Line(said, seed, languages[0] if languages else "")
 
 
 def _run(command: list[str], package: str) -> bytes:
@@ -99,10 +115,10 @@ def _to_int16(samples: np.ndarray, rate: int) -> np.ndarray:
     return np.round(samples * min(1.0, 0.6 / peak) * 32767).astype(np.int16)
 
 
-def espeak(text: str, rng: random.Random) -> tuple[np.ndarray, str]:
+def espeak(text: str, rng: random.Random, language: str = "") -> tuple[np.ndarray, str]:
     """int16 [N] at 16 kHz, and the voice's name."""
     variant = rng.choice(_ESPEAK_VARIANTS)
-    voice = rng.choice(_ESPEAK_ACCENTS) + (f"+{variant}" if variant else "")
+    voice = (language or rng.choice(_ESPEAK_ACCENTS)) + (f"+{variant}" if variant else "")
     speed, pitch = rng.randint(115, 235), rng.randint(15, 85)
     wave = _run(["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", text], "espeak-ng")
     samples, rate = soundfile.read(io.BytesIO(wave), dtype="float32")
@@ -139,14 +155,35 @@ def festival(texts: list[str], rng: random.Random) -> list[tuple[np.ndarray, str
     return clips
 
 
+@functools.cache
+def _hibari() -> Callable[..., np.ndarray]:
+    try:
+        from hibari import Hibari
+    except ImportError as error:
+        raise SynthesisError('hibari-tts is not installed; run pip install -e ".[voices]"') from error
+    speaker: Callable[..., np.ndarray] = Hibari()
+    return speaker
+
+
+def hibari(text: str, rng: random.Random) -> tuple[np.ndarray, str]:
+    """int16 [N] at 16 kHz, and the voice's name: read faster or slower, and made larger or smaller by resampling."""
+    size, tempo = rng.uniform(0.78, 1.3), rng.uniform(0.8, 1.35)
+    samples = _hibari()(text, speed=tempo * size, seed=rng.randrange(1 << 30))
+    return _to_int16(np.asarray(samples, np.float32), round(24_000 / size)), f"hibari x{size:.2f}"
+
+
 def _jobs(config: SpeechDataConfig) -> Iterator[tuple[str, list[Line], int]]:
     rng = random.Random(config.seed)
     for kind, count, batch in (
         ("espeak", config.espeak_clips, 50),
         ("flite", config.flite_clips, 20),
         ("festival", config.festival_clips, 50),
+        ("hibari", config.hibari_clips, 20),
     ):
         drawn = lines(config, count, rng)
+        if kind != "espeak":  # the others speak English alone
+            drawn = [line for line in drawn if not line.language]
+            count = len(drawn)
         for start in range(0, count, batch):
             yield kind, drawn[start : start + batch], rng.randrange(1 << 30)
 
@@ -155,7 +192,9 @@ def _speak(kind: str, batch: list[Line], seed: int) -> list[tuple[np.ndarray, st
     rng = random.Random(seed)
     if kind == "festival":
         return festival([line.text for line in batch], rng)
-    speak = espeak if kind == "espeak" else flite
+    if kind == "espeak":
+        return [espeak(line.text, rng, line.language) for line in batch]
+    speak = hibari if kind == "hibari" else flite
     return [speak(line.text, rng) for line in batch]
 
 
@@ -180,7 +219,8 @@ def synthesise(config: SpeechDataConfig) -> int:
         for (_, batch, _), clips in zip(jobs, pool.map(lambda job: _speak(*job), jobs), strict=True):
             for line, (samples, voice) in zip(batch, clips, strict=True):
                 audio.write(samples.tobytes())
-                entry = {"start": offset, "samples": len(samples), "text": line.text, "seed": line.seed, "voice": voice}
+                words = "" if line.language else line.text  # nobody is to write other languages down
+                entry = {"start": offset, "samples": len(samples), "text": words, "seed": line.seed, "voice": voice}
                 index.write(json.dumps(entry) + "\n")
                 offset += len(samples)
             progress.advance(bar)

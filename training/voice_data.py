@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import soundfile
 
+from training.conversations import WIDE_SEED, numbered_turn
 from training.open_text import HARVARD_SENTENCES, open_sentences, template_sentence
 from training.toml_config import load_config
 from training.world import HELD_OUT_SEED, reply_pool
@@ -30,6 +31,8 @@ TRAILING_SAMPLES = 1600
 
 
 class VoiceDataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`wide_turns`: the replies of so many numbered turns of the wide world are read as well."""
+
     directory: str
     replies: int
     open_sentences: int
@@ -37,6 +40,7 @@ class VoiceDataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     held_out_open: int
     seed: int = 7
     processes: int = 2
+    wide_turns: int = 0
 
 
 class VoiceClip(msgspec.Struct, frozen=True):
@@ -181,6 +185,8 @@ def voice_texts(config: VoiceDataConfig) -> list[tuple[str, str]]:
     # Every customer's turn needs its reply's codes, so all replies of the first seeds are read, in their order.
     replies = [text for text in reply_pool(config.replies) if text not in forbidden]
     opened = [text for text in open_sentences(config.open_sentences, config.seed) if text not in forbidden]
+    wide = dict.fromkeys(numbered_turn(WIDE_SEED + number).reply for number in range(config.wide_turns))
+    replies += [text for text in wide if text and text not in forbidden]
     parts = (("held_out_reply", judged), ("held_out_open", judged_open), ("open", opened), ("reply", replies))
     return [(part, text) for part, texts in parts for text in texts]
 

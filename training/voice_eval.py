@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from streaming.flexicodec.codec import INPUT_FRAME_SAMPLES
 from streaming.speaking.flow_decoder import FlowDecoder, FlowDials
 from streaming.speaking.mel24k import Mel24k
 from training.features import log_power, scale
-from training.judge import Judge, Verdict, total
+from training.judge import Hearer, Judge, Verdict, total
+from training.opinions import own_similarity, predicted_mos, similarity, voice_embeddings
 from training.voice_data import lexicon_of, synthesise
 from training.voice_features import audio_24k, frames_of
+from training.whisper_judge import WhisperJudge
 from training.world import HELD_OUT_SEED, reply_pool
 
 
@@ -44,19 +47,37 @@ def held_out_replies(count: int) -> list[Spoken]:
     return [Spoken(text, synthesise(text, lexicon)[0]) for text in texts]
 
 
-_judges: list[Judge] = []
+@dataclass(frozen=True)
+class JudgeChoice:
+    """pocketsphinx, or with a directory the whisper model in it."""
+
+    whisper: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return "whisper" if self.whisper else "pocketsphinx"
+
+    def make(self) -> Hearer:
+        """Raises JudgeError where it is not installed."""
+        return WhisperJudge(self.whisper) if self.whisper else Judge()
 
 
-def _judge_one(job: tuple[str, np.ndarray, int]) -> Verdict:
-    if not _judges:
-        _judges.append(Judge())
-    return _judges[0].errors(*job)
+POCKETSPHINX = JudgeChoice()
+_judges: dict[JudgeChoice, Hearer] = {}
 
 
-def judge_all(jobs: Iterable[tuple[str, np.ndarray, int]], processes: int) -> Verdict:
+def _judge_one(choice: JudgeChoice, job: tuple[str, np.ndarray, int]) -> Verdict:
+    if choice not in _judges:
+        _judges[choice] = choice.make()
+    return _judges[choice].errors(*job)
+
+
+def judge_all(
+    jobs: Iterable[tuple[str, np.ndarray, int]], processes: int, choice: JudgeChoice = POCKETSPHINX
+) -> Verdict:
     """Verdict over (text, samples, rate) of many sentences."""
     with ProcessPoolExecutor(processes) as pool:
-        return total(list(pool.map(_judge_one, jobs)))
+        return total(list(pool.map(_judge_one, repeat(choice), jobs)))
 
 
 class Resynthesis:
@@ -99,9 +120,37 @@ def parts(
     return {name: verdict.word_error_rate for name, verdict in rows.items()}
 
 
-def run(speak: Speak, sentences: int, processes: int = 1) -> dict[str, float]:
-    """`sentences`, `wer` of the replies as `speak` speaks them, and `source_wer` of the source voice on the same."""
+def run(
+    speak: Speak,
+    sentences: int,
+    processes: int = 1,
+    choice: JudgeChoice = POCKETSPHINX,
+    *,
+    opinions: bool = False,
+) -> dict[str, object]:
+    """`wer` of the replies as `speak` speaks them and `source_wer` of the source voice on the same; with `opinions`
+    also predicted MOS and likeness of both to the source voice. Raises JudgeError."""
     replies = held_out_replies(sentences)
-    spoken = judge_all([(reply.text, *speak(reply.text)) for reply in replies], processes)
-    source = judge_all([(r.text, r.source.astype(np.float32) / 32768, 16_000) for r in replies], processes)
-    return {"sentences": len(replies), "wer": spoken.word_error_rate, "source_wer": source.word_error_rate}
+    spoken = [speak(reply.text) for reply in replies]
+    sources = [(reply.source.astype(np.float32) / 32768, 16_000) for reply in replies]
+    texts = [reply.text for reply in replies]
+    verdicts = [
+        judge_all([(text, *sound) for text, sound in zip(texts, sounds, strict=True)], processes, choice)
+        for sounds in (spoken, sources)
+    ]
+    report: dict[str, object] = {
+        "judge": choice.name,
+        "sentences": len(replies),
+        "wer": verdicts[0].word_error_rate,
+        "source_wer": verdicts[1].word_error_rate,
+    }
+    if not opinions:
+        return report
+    ours, source = voice_embeddings(spoken), voice_embeddings(sources)
+    return {
+        **report,
+        "mos": round(predicted_mos(spoken), 3),
+        "source_mos": round(predicted_mos(sources), 3),
+        "similarity": round(similarity(ours, source), 3),
+        "source_similarity": round(own_similarity(source), 3),
+    }

@@ -133,7 +133,7 @@ _GREETINGS = (
     "hello there",
     "hey there",
 )
-_SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
+SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     (_GREETINGS, "Hello, what can I get you?"),
     (
         ("how are you", "how are you doing", "how is it going", "how are you today"),
@@ -175,12 +175,42 @@ _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
         "I recommend the house coffee.",
     ),
 )
+PRICE_QUESTIONS = (
+    "how much is that",
+    "how much is it",
+    "what does it cost",
+    "how much do i owe you",
+    "what is the price",
+    "how much does that cost",
+    "what do i owe you",
+)
+CLOSINGS = (
+    "no that's all",
+    "that's all",
+    "that's it",
+    "no thank you",
+    "no thanks",
+    "nothing else",
+    "no that is all thanks",
+    "that would be all",
+    "no",
+    "that's it thank you",
+)
+CANCELLATIONS = ("cancel my order", "cancel that", "never mind", "forget it", "please cancel my order")
+REPETITIONS = (
+    "can you repeat that",
+    "what did you say",
+    "say that again",
+    "repeat that please",
+    "pardon",
+    "sorry what",
+)
 DECLINE = "Sorry, I can only help with coffee orders."
 NOTHING_ORDERED = "You have not ordered anything yet. What can I get you?"
 CANCELLED = "No problem, I cancelled your order."
-SMALL_TALK_REPLIES = tuple(reply for _, reply in _SMALL_TALK)
+SMALL_TALK_REPLIES = tuple(reply for _, reply in SMALL_TALK)
 
-_OFF_TOPIC = (
+OFF_TOPIC = (
     "what is the weather like {when}",
     "play some music by {name}",
     "call {name}",
@@ -340,10 +370,13 @@ def confirm_change(order: Order) -> str:
     return f"Sure, {phrase_order(order)}. Anything else?"
 
 
+def order_cents(order: Order) -> int:
+    return _BASE_PRICE_CENTS[order["coffeeDrink"]] + _SIZE_PRICE_CENTS[order.get("size", "small")]
+
+
 def price_text(order: Order) -> str:
     """Price from drink and size, in words: "three dollars fifty"."""
-    cents = _BASE_PRICE_CENTS[order["coffeeDrink"]] + _SIZE_PRICE_CENTS[order.get("size", "small")]
-    dollars, rest = divmod(cents, 100)
+    dollars, rest = divmod(order_cents(order), 100)
     return f"{_NUMBERS[dollars]} dollars" + (" fifty" if rest else "")
 
 
@@ -372,7 +405,7 @@ def parse_order(reply: str) -> Order | None:
     return order
 
 
-def _change(order: Order, rng: random.Random) -> tuple[str, Order]:
+def change(order: Order, rng: random.Random) -> tuple[str, Order]:
     """A wish to change `order`, and the order after it."""
     changed = dict(order)
     kind = rng.choice(("size", "shots", "roast", "drink", "milk", "sugar", "no milk", "no sugar"))
@@ -429,7 +462,7 @@ def _change(order: Order, rng: random.Random) -> tuple[str, Order]:
     return lead + said, changed
 
 
-def _fill(template: str, rng: random.Random) -> str:
+def fill(template: str, rng: random.Random) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: rng.choice(_FILL[match.group(1)]), template)
 
 
@@ -442,7 +475,7 @@ def sample_turn(rng: random.Random) -> Turn:
         earlier = "" if rng.random() < 0.7 else rng.choice([*SMALL_TALK_REPLIES, DECLINE])
         return Turn(earlier, say_order(order, rng), confirm(order), order)
     if draw < 0.78:
-        said, changed = _change(order, rng)
+        said, changed = change(order, rng)
         return Turn(history, said, confirm_change(changed), changed)
     if draw < 0.84:
         if rng.random() < 0.5:
@@ -477,16 +510,16 @@ def sample_turn(rng: random.Random) -> Turn:
         return Turn(history, said, f"Great, that is {price_text(order)}.", None)
     if draw < 0.87:
         if rng.random() < 0.5:
-            said = rng.choice(("cancel my order", "cancel that", "never mind", "forget it", "please cancel my order"))
+            said = rng.choice(CANCELLATIONS)
             return Turn(history, said, CANCELLED, None)
         said = rng.choice(
             ("can you repeat that", "what did you say", "say that again", "repeat that please", "pardon", "sorry what")
         )
         return Turn(history, said, confirm(order), order)
     if draw < 0.94:
-        phrases, reply = rng.choice(_SMALL_TALK)
+        phrases, reply = rng.choice(SMALL_TALK)
         return Turn("" if rng.random() < 0.5 else history, rng.choice(phrases), reply, None)
-    return Turn("" if rng.random() < 0.6 else history, _fill(rng.choice(_OFF_TOPIC), rng), DECLINE, None)
+    return Turn("" if rng.random() < 0.6 else history, fill(rng.choice(OFF_TOPIC), rng), DECLINE, None)
 
 
 def pool_turn(seed: int) -> Turn:

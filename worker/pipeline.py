@@ -6,6 +6,7 @@ Speaker:  end of prompt ─► joint Thinker/Talker steps ─► (code, duration
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -146,16 +147,22 @@ class Pipeline:
         if question.transcribe:
             text = self.networks.slm.config.agogic.prompts.asks_transcript
         prompt = self.prompt(conversation, text, audio=spoken, speech=question.speech)
-        steps = max(1, min(question.max_output_tokens, MAX_STEPS))
+        steps = max(1, min(question.max_output_tokens, MAX_STEPS, self._most_steps()))
         options = GenerationOptions(
             output_hz=question.output_hz,
             speech=question.speech,
             max_steps=steps,
             uniforms=counted_uniforms(question.session, question.generation, steps) if self.networks.draws else None,
+            ends_circles=True,
         )
         if isinstance(utterance, PipelineListener) and spoken:
             return PipelineSpeaker(self, utterance.prefill, prompt, utterance, options)
         return PipelineSpeaker(self, self.new_prefill(question.output_hz), prompt, None, options)
+
+    def _most_steps(self) -> int:
+        """Steps of the longest answer that is sane: one for each frame, and those of the delay."""
+        config = self.networks.slm.config
+        return math.ceil(config.agogic.longest_answer_s * CODEC_FRAME_RATE_HZ) + config.speech_delay_tokens
 
     @torch.inference_mode()
     def open(self, listeners: Sequence[Listener]) -> None:
@@ -502,7 +509,11 @@ class PipelineSpeaker:
         return bool(self.answer.ended) or self._runs_on()
 
     def _runs_on(self) -> bool:
-        """Whether sound goes on long after every word must have been said: a small Talker can miss its end."""
+        """Whether sound goes on long after every word must have been said, or longer than any answer should last: a
+        small Talker can miss its end."""
+        longest = self._pipeline.networks.slm.config.agogic.longest_answer_s
+        if self._tokens.frames >= longest * CODEC_FRAME_RATE_HZ:
+            return True
         return self._words.text_ended and self._tokens.frames > LONGEST_PER_LETTER * len(self.text) + LONGEST_PAUSE
 
     def take_sound(self, pcm: Pcm) -> list[Spoken]:

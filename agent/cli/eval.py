@@ -20,6 +20,11 @@ class Eagerness(StrEnum):
     AUTO = "auto"
 
 
+class Judges(StrEnum):
+    pocketsphinx = "pocketsphinx"
+    whisper = "whisper"
+
+
 app = typer.Typer(no_args_is_help=True, help="Measure the model: understanding, voice.")
 
 
@@ -30,6 +35,9 @@ def barista(
     input_rate: Annotated[float, typer.Option(min=4.0, max=12.5, help="Hz of the merged embeddings")] = 12.5,
     held_out: Annotated[bool, typer.Option("--held-out", help="only the fifth that was never trained on")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="group at the end of the turn, by offline top-k")] = False,
+    channel: Annotated[str, typer.Option(help="heard through: g711 (300 to 3400 Hz), narrow, quiet")] = "",
+    noise: Annotated[str, typer.Option(help="heard among: kitchen, street, crowd")] = "",
+    snr: Annotated[float, typer.Option(help="dB by which that noise is weaker than the recording")] = 12.0,
     model: Model = "embedded",
     threads: Threads = 1,
     json: Json = False,
@@ -37,6 +45,7 @@ def barista(
     """Share of recorded orders whose every slot the answer restates."""
     with measuring("eval", threads):
         from benchmarks.dialogue import barista as benchmark
+        from benchmarks.dialogue.disturbances import DisturbanceError
         from worker.loading import load_model
 
         try:
@@ -44,13 +53,19 @@ def barista(
         except benchmark.LabelsError as error:
             fail("eval", error)
         loaded = load_model(model, exact_at_end=exact)
-        print_report(benchmark.run(loaded, chosen, input_rate, None if json else progress), json, lists=False)
+        disturbance = benchmark.Disturbance(channel, noise, snr)
+        try:
+            report = benchmark.run(loaded, chosen, input_rate, None if json else progress, disturbance)
+        except DisturbanceError as error:
+            fail("eval", error)
+        print_report(report, json, lists=False)
 
 
 @app.command()
 def conversation(
     per_kind: Annotated[int, typer.Option(min=1, help="turns of each kind: orders, changes, prices, ...")] = 25,
     spoken: Annotated[bool, typer.Option("--spoken", help="spoken by espeak-ng instead of written")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="also what is no plain order of one drink")] = False,
     input_rate: Annotated[float, typer.Option(min=4.0, max=12.5, help="Hz of the merged embeddings")] = 12.5,
     model: Model = "embedded",
     threads: Threads = 1,
@@ -63,7 +78,8 @@ def conversation(
         from worker.loading import load_model
 
         try:
-            report = benchmark.run(load_model(model), per_kind, spoken, input_rate, None if json else progress)
+            shown = None if json else progress
+            report = benchmark.run(load_model(model), per_kind, spoken, input_rate, shown, wide=wide)
         except SynthesisError as error:
             fail("eval", error)
         print_report(report, json, lists=False)
@@ -129,17 +145,29 @@ def turns(
 def voice(
     sentences: Annotated[int, typer.Option(min=1, help="order replies to speak")] = 200,
     output_rate: Annotated[float, typer.Option(min=4.0, max=12.5, help="Hz of the speech tokens")] = 12.5,
+    judge: Annotated[Judges, typer.Option(help="the recogniser that listens")] = Judges.pocketsphinx,
+    whisper: Annotated[Path | None, typer.Option(help="directory of whisper-base for CTranslate2")] = None,
+    opinions: Annotated[bool, typer.Option("--opinions", help="also predicted MOS and speaker similarity")] = False,
     model: Model = "embedded",
     threads: Threads = 1,
     processes: Annotated[int, typer.Option(min=1, help="recognisers at work at once")] = 1,
     json: Json = False,
 ) -> None:
     """Word error rate of an outside recogniser on spoken replies, beside the source voice's own."""
+    if judge is Judges.whisper and whisper is None:
+        raise typer.BadParameter("the judge whisper needs its weights: --whisper DIR")
     with measuring("eval", threads):
-        from training.voice_eval import run
+        from training.judge import JudgeError
+        from training.voice_eval import JudgeChoice, run
         from worker.loading import load_model
         from worker.turn import TurnSettings, speak_text
 
         loaded, settings = load_model(model), TurnSettings(output_hz=output_rate)
-        report: dict[str, object] = dict(run(lambda text: speak_text(loaded, text, settings), sentences, processes))
+        chosen = JudgeChoice(whisper if judge is Judges.whisper else None)
+        try:
+            report = run(
+                lambda text: speak_text(loaded, text, settings), sentences, processes, chosen, opinions=opinions
+            )
+        except JudgeError as error:
+            fail("eval", error)
         print_report({**report, "requested_output_hz": output_rate}, json, lists=False)

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 STAGES = (
-    "speech_data", "recogniser", "slm", "voice_data", "codec", "flow", "vocoder", "talker", "assemble", "turn_end",
+    "speech_data", "recogniser", "slm", "voice_data", "codec", "flow", "vocoder", "talker", "hard_data", "hearing",
+    "codes", "assemble", "turn_end",
 )  # fmt: skip
 
 

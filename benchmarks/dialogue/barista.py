@@ -1,4 +1,7 @@
-"""`agogic eval barista`: recorded orders in, answers out; a clip counts if the answer restates every slot."""
+"""`agogic eval barista`: recorded orders in, answers out; a clip counts if the answer restates every slot.
+
+They may be heard through a telephone or among noises, see `benchmarks.dialogue.disturbances`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.dialogue.disturbances import among, through
 from training.features import held_out
 from training.world import Order, parse_order
 from worker.audio_files import read_question
-from worker.parts import SpeechModel
+from worker.parts import Pcm, SpeechModel
 from worker.turn import TurnSettings, ask_by_voice
 
 Progress = Callable[[int, int], None]
@@ -32,6 +36,25 @@ class Clip:
     slots: Order
 
 
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """`noise` at `snr_db` where somebody speaks, and the `channel` to the model behind it; "" is none."""
+
+    channel: str = ""
+    noise: str = ""
+    snr_db: float = 12.0
+
+    def applied(self, samples: Pcm, seed: int, others: list[Pcm]) -> Pcm:
+        """Raises DisturbanceError for names that do not exist."""
+        if self.noise:
+            samples = among(self.noise, samples, self.snr_db, seed, others)
+        return through(self.channel, samples) if self.channel else samples
+
+    def report(self) -> dict[str, object]:
+        named: dict[str, object] = {"channel": self.channel} if self.channel else {}
+        return {**named, "noise": self.noise, "snr_db": self.snr_db} if self.noise else named
+
+
 def read_clips(folder: Path, labels: Path, only_held_out: bool) -> list[Clip]:
     """Every labelled clip that is there, as .opus, .flac or .wav. Raises LabelsError."""
     try:
@@ -49,12 +72,21 @@ def read_clips(folder: Path, labels: Path, only_held_out: bool) -> list[Clip]:
     return clips
 
 
-def run(model: SpeechModel, clips: list[Clip], input_hz: float, progress: Progress | None = None) -> dict[str, object]:
-    """Summary and, under `rejected`, what was understood instead."""
+def run(
+    model: SpeechModel,
+    clips: list[Clip],
+    input_hz: float,
+    progress: Progress | None = None,
+    disturbance: Disturbance | None = None,
+) -> dict[str, object]:
+    """Summary and, under `rejected`, what was understood instead. Raises DisturbanceError."""
+    disturbance = disturbance or Disturbance()
+    sounds = [read_question(clip.path) for clip in clips]
     accepted, frames, groups, rejected = 0, 0, 0, []
     settings = TurnSettings(input_hz=input_hz, speech=False)
     for number, clip in enumerate(clips, 1):
-        turn = ask_by_voice(model, read_question(clip.path), settings)
+        heard = disturbance.applied(sounds[number - 1], number, sounds[: number - 1] + sounds[number:])
+        turn = ask_by_voice(model, heard, settings)
         understood = parse_order(turn.text)
         if understood == clip.slots:
             accepted += 1
@@ -72,5 +104,6 @@ def run(model: SpeechModel, clips: list[Clip], input_hz: float, progress: Progre
         "acceptance_rate": round(accepted / len(clips), 4),
         "requested_input_hz": input_hz,
         "realised_input_hz": round(25.0 * groups / frames, 3) if frames else 0.0,
+        **disturbance.report(),
         "rejected": rejected,
     }

@@ -77,10 +77,11 @@ class AgogicConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Our own additions, absent from official checkpoints; the parts' configs are read by their owners.
 
     delay_is_given: the first `speech_delay_tokens` speech tokens are START by rule; the Talker is not asked for them
-    and reads them in one piece.
+    and reads them in one piece. longest_answer_s: what lasts longer has gone astray and is cut.
     """
 
     delay_is_given: bool = False
+    longest_answer_s: float = 120.0
     alignment_head: tuple[int, int] | None = None
     max_group_frames: int = OFFICIAL_MAX_GROUP_FRAMES
     prompts: Prompts = Prompts()

@@ -31,6 +31,7 @@ from kernels.step_runner import Work, buckets_for, in_buckets, make_steps, steps
 from models.networks.flexislm import FlexiSLM
 from models.networks.joint_step import DRAWS, FOCUS, HUSHED, LENGTH, PROMPT, SPEAKS, SPEECH, TEXT, JointStep
 from models.networks.prompt_slots import PromptSlots
+from models.networks.repetition import SEEN_TOKENS, in_circles
 from models.networks.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
 from models.networks.tokenizer import SpecialIds
 
@@ -43,7 +44,8 @@ class GenerationOptions:
 
     output_hz: requested rate of the speech tokens; speech False: text alone; uniforms: numbers in [0, 1), one a step,
     to draw speech tokens with, None for the most probable ones; forced_text: text ids to say; forced_speech: codes
-    spoken right after the delay, as prompt of a voice, which are not output (section 4.6).
+    spoken right after the delay, as prompt of a voice, which are not output (section 4.6); ends_circles: text that
+    repeats itself without end is ended (`repetition`), which the original does not do.
     """
 
     output_hz: float
@@ -52,6 +54,7 @@ class GenerationOptions:
     uniforms: NDArray[np.float64] | None = None
     forced_text: tuple[int, ...] = ()
     forced_speech: tuple[int, ...] = ()
+    ends_circles: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Step:
 class Generation:
     """An answer in the making.
 
-    talker_steps: how often the Talker ran for it; delayed: Talker inputs [D] of the delay, waiting to be fed at once.
+    talker_steps: how often the Talker ran for it; delayed: Talker inputs [D] of the delay, waiting to be fed at once;
+    written: the end of its text; cut: it turned in circles and was ended.
     """
 
     slot: int
@@ -104,6 +108,8 @@ class Generation:
     forced_spoken: int = 0
     talker_steps: int = 0
     delayed: list[Tensor] = field(default_factory=list)
+    written: tuple[int, ...] = ()
+    cut: bool = False
 
     @property
     def forcing_speech(self) -> bool:
@@ -245,7 +251,7 @@ class Runner(PromptSlots):
         before, times = self._report, (0.0, 0.0)
         assert before is not None
         # What is forced on the networks must be known before they go on.
-        forced = any(one.options.forced_text or one.options.forced_speech for one in generations)
+        forced = any(one.options.forced_text or one.options.forced_speech or one.cut for one in generations)
         late = self.late and not forced
         if late:
             times = self._feed(generations)
@@ -269,7 +275,10 @@ class Runner(PromptSlots):
         numbers, options, choice = self._numbers[generation.slot], generation.options, _Choice()
         if not generation.text_frozen:
             forced = options.forced_text
-            choice.text = forced[generation.steps] if generation.steps < len(forced) else numbers[TEXT]
+            if generation.steps < len(forced):
+                choice.text = forced[generation.steps]
+            else:
+                choice.text = self._unless_in_circles(generation, numbers[TEXT])
         if not options.speech:
             return choice
         choice.focus = numbers[FOCUS] if numbers[FOCUS] >= 0 else None
@@ -283,6 +292,18 @@ class Runner(PromptSlots):
         elif choice.speech == AUDIO_END:
             generation.starts_sampled = 0
         return choice
+
+    def _unless_in_circles(self, generation: Generation, token: int) -> int:
+        """`token`, or the end of the text (<|im_end|> and a line break) where it would only go round once more."""
+        if not generation.options.ends_circles:
+            return token
+        if generation.cut:
+            return self.special.newline
+        if token in (self.special.im_end, self.special.end_of_text, self.special.newline):
+            return token  # padding, where there is some, repeats itself by rule
+        generation.written = (*generation.written, token)[-SEEN_TOKENS:]
+        generation.cut = in_circles(generation.written)
+        return self.special.im_end if generation.cut else token
 
     def _in_given_delay(self, generation: Generation) -> bool:
         return self.model.config.agogic.delay_is_given and generation.steps < generation.delay_tokens
@@ -305,7 +326,7 @@ class Runner(PromptSlots):
     def _force(self, generation: Generation, choice: _Choice) -> None:
         """Tells the networks which tokens are forced on them."""
         numbers = self.joint.state.numbers
-        if generation.steps < len(generation.options.forced_text) and not generation.text_frozen:
+        if (generation.steps < len(generation.options.forced_text) or generation.cut) and not generation.text_frozen:
             numbers[generation.slot, TEXT] = choice.text
         if choice.forced:
             numbers[generation.slot, SPEECH] = choice.speech

@@ -32,9 +32,10 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     perceives: for audio in or speech out; text: for text alone; transcribe: for the recognition request.
     asks_transcript, asks_repetition: what the user turn says before the audio or the sentence in these tasks.
     history: which earlier turns stand in the prompt. The official models were trained with none, but their Thinker
-    comes from a text model that reads whole conversations; the embedded one was trained with the assistant's last two
-    answers, which restate all that matters. history_tokens: how long the earlier turns may be together;
-    request_tokens: how long what is typed may be, of which the end is read.
+    comes from a text model that reads whole conversations. The embedded one was first trained with the assistant's last
+    two answers, which restate all that matters, and later with the last three exchanges: what an answer that was
+    interrupted did not get to restate stands in the question. history_tokens: how long the earlier turns may be
+    together; request_tokens: how long what is typed may be, of which the end is read.
     instructable: the caller's instructions may replace the system message.
     """
 
@@ -46,7 +47,7 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transcribe: str = "You are a speech recognition model."
     asks_transcript: str = TRANSCRIBE
     asks_repetition: str = REPEAT
-    history: Literal["none", "last_answer", "last_two_answers", "all"] = "all"
+    history: Literal["none", "last_answer", "last_two_answers", "last_three_exchanges", "all"] = "all"
     history_tokens: int = 512
     request_tokens: int = 512
     instructable: bool = True
@@ -115,7 +116,7 @@ def chat_prompt(
 
 def _exchanges(history: Sequence[PastTurn], prompts: Prompts) -> tuple[str, ...]:
     """The exchanges of `history` that the model is to know, as closed ChatML turns."""
-    if prompts.history != "all":
+    if prompts.history not in ("all", "last_three_exchanges"):
         answers = [turn for turn in history if turn.role == "assistant" and turn.text]
         count = {"none": 0, "last_answer": 1, "last_two_answers": 2}[prompts.history]
         return tuple(block(turn.role, turn.text) for turn in answers[max(0, len(answers) - count) :])
@@ -125,7 +126,8 @@ def _exchanges(history: Sequence[PastTurn], prompts: Prompts) -> tuple[str, ...]
             exchanges.append("")
         text = _spoken_text(turn.text)
         exchanges[-1] += block(turn.role, text) if text else ""
-    return tuple(filter(None, exchanges))
+    told = tuple(filter(None, exchanges))
+    return told[-3:] if prompts.history == "last_three_exchanges" else told
 
 
 def _spoken_text(text: str) -> str:

@@ -254,6 +254,41 @@ def test_own_prompts_hold_the_answers_that_the_weights_were_trained_with(history
     )
 
 
+def test_three_exchanges_hold_what_both_said() -> None:
+    prompts = msgspec.convert({"perceives": "", "history": "last_three_exchanges"}, Prompts)
+    past = turns(
+        "A latte.", "Sure.", "And a tea.", "No tea.", "Thanks.", "You are welcome.", "A large mocha.", "Okay, one"
+    )
+    told = chat_prompt(audio=True, speech=True, history=past, prompts=prompts)
+    assert len(told.past) == 3
+    assert told.past[0].startswith("<|im_start|>user\nAnd a tea.") and told.past[1].endswith(
+        "You are welcome.<|im_end|>\n"
+    )
+    assert told.past[2] == (
+        "<|im_start|>user\nA large mocha.<|im_end|>\n<|im_start|>assistant\nOkay, one<|im_end|>\n"
+    ), "an answer that was interrupted stands behind the whole question"
+
+
+def test_text_that_turns_in_circles_is_ended(model: FlexiSLM, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    word = TOKENIZER.encode(" small")[0]
+
+    def only_small(hidden: Tensor) -> Tensor:
+        logits = torch.zeros(*hidden.shape[:-1], model.config.vocab_size)
+        logits[..., word] = 1.0
+        return logits
+
+    monkeypatch.setattr(model.thinker, "text_logits", only_small)
+    runner.extend(0, prompt(model))
+    endless = finish(runner, 0, options(speech=False))
+    assert len(endless) == 25 and endless[-1].ended == "max_steps", "the original goes on"
+    ended = finish(runner, 0, options(speech=False, ends_circles=True))
+    assert ended[-1].ended == "end" and ended[-1].text_token == TOKENIZER.special.im_end
+    assert 5 < len(ended) < 12
+    spoken = [step.text_token for step in finish(runner, 0, options(ends_circles=True))]
+    at = spoken.index(TOKENIZER.special.im_end)
+    assert spoken[at + 1] == TOKENIZER.special.newline and word not in spoken[at:]
+
+
 def test_a_turn_that_nobody_wrote_down_leaves_the_rest_of_its_exchange() -> None:
     past = turns("", "Paris.", "And of Spain?", "", "", "", "Wait.", "Yes?")
     assert chat_prompt(audio=True, speech=True, history=past).past == (

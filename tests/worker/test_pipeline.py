@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -368,3 +370,18 @@ def test_rates_out_of_range_are_refused(hz: float) -> None:
         model.listen(NOTHING, hz, 12.5)
     with pytest.raises(RequestError, match=r"4 to 12\.5 Hz"):
         model.respond(question(None, hz))
+
+
+def test_no_answer_lasts_longer_than_its_model_allows() -> None:
+    usual = ask_by_text(pipeline(), "one latte", TurnSettings(max_output_tokens=60))
+    assert sum(token.duration_frames for token in usual.tokens) > 20
+    parts = networks()
+    slm = copy.copy(parts.slm)
+    agogic = msgspec.structs.replace(slm.config.agogic, longest_answer_s=0.8)
+    slm.config = msgspec.structs.replace(slm.config, agogic=agogic)
+    short = ask_by_text(
+        Pipeline(dataclasses.replace(parts, slm=slm), 2), "one latte", TurnSettings(max_output_tokens=60)
+    )
+    assert short.reason == "max_output_tokens"
+    assert 0 < sum(token.duration_frames for token in short.tokens[:-1]) < 10, "0.8 s are ten frames"
+    assert short.tokens == usual.tokens[: len(short.tokens)]

@@ -1,0 +1,216 @@
+"""The encoder learns hard listening from itself: what it makes of a clear recording is what it shall make of the same
+recording over a telephone or in a noisy place.
+
+The finished encoder stays as the teacher; merger, Thinker and Talker, which know its frames, need not change. Beside
+the likeness to the teacher's frames stands the CTC loss of `training.recogniser`, so that the pupil may become better
+than the teacher. `agogic train hearing --config ...`
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from models.checkpoints.packing import load_packed, save_packed
+from streaming.hearing.encoder import BlockCausalEncoder, Encoded, EncoderConfig
+from training.channels import HardAugmenter, Hardships
+from training.features import Clip
+from training.hard_data import load_backgrounds
+from training.recogniser import Example, character_ids, loss_of
+from training.slm_config import SlmConfig
+from training.slm_data import Examples
+from training.slm_model import SpeechLanguageModel
+from training.slm_stores import load_examples, load_finished
+from training.slm_trial import accepted
+from training.toml_config import load_config
+
+
+class HearingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The finished model in `model` goes on learning from the stores; `hard` is `agogic train hard_data`'s folder.
+
+    recorded: share of the batches' clips that are recorded orders; recognition: weight of the CTC loss beside the
+    likeness. `output` is the run's checkpoint, `weights` the encoder at its end. The pupil begins as its teacher, or as
+    the encoder in the file `start_from`.
+    """
+
+    model: str
+    speech: str
+    clips: str
+    labels: str
+    hard: str
+    output: str
+    weights: str
+    start_from: str = ""
+    more_speech: tuple[str, ...] = ()
+    hardships: Hardships = Hardships()
+    minutes: float = 30.0
+    test_minutes: float = 6.0
+    batch_frames: int = 4500
+    recorded: float = 0.5
+    recognition: float = 0.25
+    pauses: float = 0.2
+    learning_rate: float = 6e-4
+    warmup_steps: int = 60
+    average_decay: float = 0.99
+    threads: int = 1
+    seed: int = 41
+
+
+def _encoder(weights: dict[str, Tensor]) -> BlockCausalEncoder:
+    encoder = BlockCausalEncoder(EncoderConfig())
+    encoder.load_state_dict({n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")})
+    return encoder
+
+
+def likeness_loss(heard: Tensor, wanted: Tensor, mel_lengths: Tensor) -> Tensor:
+    """Squared distance of frames [rows, n, hidden] over the frames that are real, relative to what is wanted."""
+    frames = -(-mel_lengths // 4)
+    real = (torch.arange(heard.shape[1]) < frames[:, None]).unsqueeze(2)
+    error = ((heard.float() - wanted.float()).square() * real).sum()
+    return error / (wanted.float().square() * real).sum().clamp_min(1e-6)
+
+
+class Hearing:
+    """The run: teacher, pupil, data, optimiser, and a checkpoint that resumes it."""
+
+    def __init__(self, config: HearingConfig) -> None:
+        self.config = config
+        torch.manual_seed(config.seed)
+        self.weights = load_finished(Path(config.model))
+        self.teacher, self.model, self.average = (_encoder(self.weights) for _ in range(3))
+        if config.start_from:
+            for encoder in (self.model, self.average):
+                encoder.load_state_dict(load_packed(Path(config.start_from)))
+        self.teacher.requires_grad_(False).eval()
+        self.average.requires_grad_(False).eval()
+        self.data = self._examples()
+        self.rng: random.Random = self.data.rng
+        self.augment = HardAugmenter(load_backgrounds(Path(config.hard)), self.rng, config.hardships, config.pauses)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        self.step, self.minutes = 0, 0.0
+        self.checkpoint = Path(config.output)
+        if self.checkpoint.exists():
+            self._resume()
+
+    def _examples(self) -> Examples:
+        c = self.config
+        tokenizer = str(Path(c.model) / "tokenizer.json")
+        return load_examples(
+            SlmConfig(
+                c.speech, c.clips, c.labels, tokenizer, "", "", "", model=c.model, more_speech=c.more_speech,
+                hard=c.hard, transcribed=True, seed=c.seed,
+            )
+        )  # fmt: skip
+
+    def _resume(self) -> None:
+        saved = torch.load(self.checkpoint, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.minutes = saved["step"], saved["minutes"]
+
+    def save(self) -> None:
+        partial = self.checkpoint.with_suffix(".partial")
+        state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
+        torch.save(
+            {**state, "optimizer": self.optimizer.state_dict(), "step": self.step, "minutes": self.minutes}, partial
+        )
+        partial.rename(self.checkpoint)
+
+    def _draw(self) -> list[Clip]:
+        """Clips of like length: one is drawn, then the nearest of a few others again and again."""
+        data, batch, frames = self.data, list[Clip](), 0
+        orders = (data.trimmed, data.trimmed, data.copies or data.trimmed, data.recordings)
+        target = len(self.rng.choice(data.synthetic).mel)
+        while frames < self.config.batch_frames:
+            if self.rng.random() < self.config.recorded:
+                found = [clip for clip, _ in self.rng.sample(self.rng.choice(orders[: 3 + (frames == 0)]), 6)]
+            else:
+                found = self.rng.sample(data.synthetic, 6)
+            clip = min(found, key=lambda c: abs(len(c.mel) - target))
+            batch.append(clip)
+            frames += len(clip.mel)
+        return batch
+
+    def train_step(self) -> tuple[float, float]:
+        """Likeness and recognition losses of one batch."""
+        c, clips = self.config, self._draw()
+        mel, lengths, clean = self.augment.pairs([clip.mel for clip in clips], [clip.clean for clip in clips])
+        done = self.minutes / c.minutes
+        factor = min(1.0, (self.step + 1) / c.warmup_steps) * (1.0 if done < 0.4 else max(0.02, (1 - done) / 0.6))
+        for group in self.optimizer.param_groups:
+            group["lr"] = c.learning_rate * factor
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.no_grad():
+                wanted = self.teacher.encode(clean, lengths).frames
+            encoded = self.model.encode(mel, lengths)
+        likeness = likeness_loss(encoded.frames, wanted, lengths)
+        recognition = self._recognition(clips, encoded, lengths)
+        self.optimizer.zero_grad(set_to_none=True)
+        (likeness + c.recognition * recognition).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        decay = min(c.average_decay, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            for mean, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(parameter, 1 - decay)
+        self.step += 1
+        return float(likeness.detach()), float(recognition.detach())
+
+    def _recognition(self, clips: list[Clip], encoded: Encoded, mel_lengths: Tensor) -> Tensor:
+        known = [row for row, clip in enumerate(clips) if clip.text]
+        if not known:
+            return encoded.frames.new_zeros(())
+        texts = [" " + clips[row].text for row in known]
+        examples = [
+            Example(clips[row], character_ids(text), self.data.prompts.ids(text))
+            for row, text in zip(known, texts, strict=True)
+        ]
+        rows = torch.tensor(known)
+        return loss_of(Encoded(*(part[rows] for part in encoded.parts())), mel_lengths[rows], examples)
+
+    def test(self) -> None:
+        """Held-out recordings, clear and over a telephone, answered by the finished model with the pupil's ear."""
+        model = SpeechLanguageModel(self.data.tokenizer.get_vocab_size(), codes=1)  # nothing is spoken here
+        parts = {n: w for n, w in self.weights.items() if n.startswith(("merger.", "thinker."))}
+        model.load_state_dict(parts, strict=False)
+        model.thinker.tie()
+        for hz, channel in ((12.5, ""), (8.0, ""), (8.0, "telephone")):
+            share, _ = accepted(model.eval(), self.average, self.data, hz, channel=channel)
+            print(f"  held out at {hz:g} Hz {channel}: {100 * share:.1f} % accepted", flush=True)
+
+    def run(self) -> None:
+        report_at, save_at = self.minutes, self.minutes + self.config.test_minutes
+        history: list[tuple[float, float]] = []
+        while self.minutes < self.config.minutes:
+            # Processor time: other work on the machine makes a run longer, but not worse.
+            started = time.process_time()
+            history.append(self.train_step())
+            self.minutes += (time.process_time() - started) / 60 / torch.get_num_threads()
+            if self.minutes >= report_at:
+                likeness, recognition = (sum(part) / len(history) for part in zip(*history, strict=True))
+                shown = f"likeness {likeness:.3f} recognition {recognition:.3f}"
+                print(f"step {self.step} at {self.minutes:.1f} min: {shown}", flush=True)
+                history.clear()
+                report_at = self.minutes + 1
+            if self.minutes >= save_at:
+                self.save()
+                self.test()
+                save_at = self.minutes + self.config.test_minutes
+        self.save()
+        self.test()
+        save_packed(self.average.state_dict(), Path(self.config.weights))
+
+
+def main(config_path: Path) -> None:
+    """`agogic train hearing --config FILE`."""
+    config = load_config(config_path, HearingConfig)
+    torch.set_num_threads(config.threads)
+    Hearing(config).run()
