@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress
+from agent.cli.measuring import Json, Model, Progress, Threads, fail, measuring, print_report
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and exactness.")
 
@@ -53,7 +53,7 @@ def turn(
         files = _recordings(clips)
         settings = TurnSettings(input_rate, output_rate, realtime=realtime)
         loaded = load_model(model, latency="low" if low_latency else "usual")
-        report = benchmark.run(loaded, files, settings, repeat, None if json else progress)
+        report = benchmark.run(loaded, files, settings, repeat, None if json else Progress())
         print_report({**report, "threads": threads}, json)
 
 

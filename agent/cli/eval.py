@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress
+from agent.cli.measuring import Json, Model, Progress, Threads, fail, measuring, print_report
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +44,7 @@ def barista(
         except benchmark.LabelsError as error:
             fail("eval", error)
         loaded = load_model(model, exact_at_end=exact)
-        print_report(benchmark.run(loaded, chosen, input_rate, None if json else progress), json, lists=False)
+        print_report(benchmark.run(loaded, chosen, input_rate, None if json else Progress()), json, lists=False)
 
 
 @app.command()
@@ -63,7 +63,7 @@ def conversation(
         from worker.loading import load_model
 
         try:
-            report = benchmark.run(load_model(model), per_kind, spoken, input_rate, None if json else progress)
+            report = benchmark.run(load_model(model), per_kind, spoken, input_rate, None if json else Progress())
         except SynthesisError as error:
             fail("eval", error)
         print_report(report, json, lists=False)
