@@ -116,7 +116,7 @@ def voice_to_voice(
     if not chosen:
         fail("bench", ValueError(f"{clips} holds no held-out recordings; give the folder of the orders"))
     try:
-        report = benchmark.run(chosen, model, beside=beside, progress=None if json else progress)
+        report = benchmark.run(chosen, model, beside=beside, progress=None if json else Progress())
     except ServerError as error:
         fail("bench", error)
     print_report(report, json)
@@ -148,7 +148,7 @@ def network(
         except LabelsError as error:
             fail("bench", error)
         loaded = load_model(model)
-        report = benchmark.run(loaded, chosen, name, loss, jitter_ms, None if json else progress)
+        report = benchmark.run(loaded, chosen, name, loss, jitter_ms, None if json else Progress())
         print_report({"transport": transport.value, **report}, json)
 
 

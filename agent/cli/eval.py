@@ -120,7 +120,7 @@ def turns(
             chosen,
             eagerness=eagerness.value,
             smart_turn=smart_turn,
-            progress=None if json else progress,
+            progress=None if json else Progress(),
         )
         print_report(report, json)
 
