@@ -13,7 +13,7 @@ from playwright.async_api import Page, expect
 
 from tests.clients.conftest import Server, running
 from tests.support.chromium import chromium
-from tests.support.speech import order_file
+from tests.support.speech import endless_order_file
 
 pytestmark = pytest.mark.browser
 
@@ -154,7 +154,7 @@ async def test_without_webrtc_the_page_talks_over_websocket(fake_server: Server,
 @pytest.mark.parametrize("transport", ["webrtc", "websocket"])
 async def test_push_to_talk_with_the_space_bar(fake_server: Server, tmp_path: Path, transport: str) -> None:
     # Somebody who never stops: whenever the button is held, there is speech.
-    microphone = order_file(tmp_path / "orders.wav", before_s=0.0, after_s=0.1, times=12)
+    microphone = endless_order_file(tmp_path / "orders.wav", times=40)
     async with chromium(microphone=microphone) as page:
         await page.goto(f"{fake_server.url}/?transport={transport}")
         await page.evaluate("""localStorage.setItem('agogic.preferences', '{"turns": "push"}')""")

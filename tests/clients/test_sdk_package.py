@@ -12,7 +12,7 @@ from playwright.async_api import Page, Route, WebSocketRoute, expect
 
 from tests.clients.conftest import ROOT, Server
 from tests.support.chromium import chromium
-from tests.support.speech import order_file
+from tests.support.speech import endless_order_file
 
 WEB = ROOT / "clients" / "web"
 EXAMPLES = WEB / "examples"
@@ -135,7 +135,7 @@ async def test_the_react_example_talks(
 
 @pytest.mark.browser
 async def test_the_push_to_talk_example_talks(fake_server: Server, node_modules: Path, tmp_path: Path) -> None:
-    microphone = order_file(tmp_path / "orders.wav", before_s=0.0, after_s=0.1, times=12)
+    microphone = endless_order_file(tmp_path / "orders.wav", times=40)
     async with chromium(microphone=microphone) as page:
         await open_example(page, fake_server, bundle(node_modules, "push-to-talk.ts", tmp_path))
         await page.click("button")
