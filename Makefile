@@ -12,7 +12,7 @@ PACKAGE_OF_baresip := baresip-core
 PACKAGE_OF_sipp := sip-tester
 MISSING_PACKAGES = $(foreach program,$(TEST_PROGRAMS),$(if $(shell command -v $(program)),,$(or $(PACKAGE_OF_$(program)),$(program))))
 
-.PHONY: setup serve test chaos fuzz lint web test-programs clean
+.PHONY: setup serve test chaos fuzz lint docs web test-programs clean
 .DEFAULT_GOAL := serve
 
 setup: $(STAMPS)/base
@@ -70,6 +70,11 @@ lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The guide, into build/site; a dead link ends it.
+docs: $(STAMPS)/dev
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/python -m mkdocs build --strict
 
 web: test-programs $(STAMPS)/web
 	cd clients/web && npm run build

@@ -6,7 +6,8 @@ import ipaddress
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -273,8 +274,45 @@ def _explain(message: str, raw: dict[str, object]) -> str:
     if unknown:
         key = f"{path}.{unknown[1]}" if path else unknown[1]
         return f"unknown key `{key}`; allowed here: {', '.join(_keys_at(path))}"
+    kind = _kind_at(path)
+    rule = f"{what[0].lower()}{what[1:]}" if kind is None else f"allowed is {allowed(kind)}"
     shown = "(hidden)" if _SECRET.match(path) else repr(_value_at(raw, path))
-    return f"`{path}` = {shown}: {what[0].lower()}{what[1:]}"
+    return f"`{path}` = {shown}: {rule}"
+
+
+def allowed(kind: object) -> str:
+    """What a field of this type takes, in words: for errors and for the reference."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(f'"{value}"' for value in parts)
+    if origin in (Union, UnionType):
+        return " or ".join(allowed(part) for part in parts)
+    if origin is tuple:
+        return "a list of texts"
+    if origin is Annotated:
+        return f"{allowed(parts[0])}{_bounds(parts[1])}"
+    plain: dict[object, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return plain.get(kind, str(kind))
+
+
+def _bounds(meta: Meta) -> str:
+    if meta.ge is not None and meta.le is not None:
+        return f" from {meta.ge:g} to {meta.le:g}"
+    if meta.ge is not None:
+        return f" of at least {meta.ge:g}"
+    if meta.gt is not None:
+        return f" above {meta.gt:g}"
+    return " that is not empty" if meta.min_length else ""
+
+
+def _kind_at(path: str) -> object:
+    """The type of the field, None where the path leads into a list or nowhere."""
+    kind: object = ServerConfig
+    for part in path.split("."):
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            return None
+        kind = next((field.type for field in msgspec.structs.fields(kind) if field.encode_name == part), None)
+    return None if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else kind
 
 
 def _keys_at(path: str) -> tuple[str, ...]:

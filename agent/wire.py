@@ -214,6 +214,8 @@ class EndJudged(Message, frozen=True):
 
 
 class UtteranceEncoded(Message, frozen=True):
+    """`group_ms`: how long each group is that the frames were merged to, where the worker tells."""
+
     session: int
     utterance: int
     samples: int
@@ -221,6 +223,7 @@ class UtteranceEncoded(Message, frozen=True):
     groups: int
     realised_input_hz: float
     encode_ms: float
+    group_ms: list[int] = []
 
 
 class TextDelta(Message, frozen=True):

@@ -281,6 +281,7 @@ class Utterances:
                 encoded.groups,
                 encoded.realised_hz,
                 encoded.encode_ms,
+                list(encoded.group_ms),
             )
         )
 

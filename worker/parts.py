@@ -40,13 +40,15 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What one utterance became. frames counts encoder frames, groups what the merger made of them."""
+    """What one utterance became. frames counts encoder frames, groups what the merger made of them, group_ms how long
+    each group lasts."""
 
     samples: int
     frames: int
     groups: int
     realised_hz: float
     encode_ms: float
+    group_ms: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

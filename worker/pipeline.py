@@ -25,7 +25,7 @@ from models.networks.prompts import PastTurn, Prompt, chat_prompt, repeat_reques
 from models.networks.tokenizer import TextTokenizer
 from streaming.speaking.mel24k import SAMPLE_RATE_HZ
 from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES
-from worker.ears.ear import Ear, Hearing, realised_hz
+from worker.ears.ear import Ear, Hearing, group_ms, realised_hz
 from worker.parts import (
     Conversation,
     Encoded,
@@ -346,7 +346,9 @@ class PipelineListener:
         self.hearing.finish()
         self.prefill.complete()
         hearing = self.hearing
-        return Encoded(hearing.samples, hearing.frames, hearing.groups, realised_hz(hearing), self.encode_ms)
+        realised = realised_hz(hearing)
+        lengths = group_ms(hearing)
+        return Encoded(hearing.samples, hearing.frames, hearing.groups, realised, self.encode_ms, lengths)
 
     def close(self) -> None:
         self.prefill.close()

@@ -108,15 +108,16 @@ def speak_text(model: SpeechModel, sentence: str, settings: TurnSettings) -> tup
 
 
 def write_down(model: SpeechModel, question: Pcm, settings: TurnSettings) -> Turn:
-    """Only the transcript: by the recogniser head where the model has one, else as the model's answer."""
+    """Only the transcript: by the recogniser head where the model has one, else as the model's answer. Nothing is
+    written of digital silence."""
     ended, stopwatch = time.perf_counter(), _Stopwatch()
     with stopwatch:
         listener = model.listen(Conversation("", ()), settings.input_hz, settings.output_hz)
         for at in range(0, len(question), PIECE_SAMPLES):
             listener.feed(question[at : at + PIECE_SAMPLES])
         encoded = listener.finish()
-    text = listener.transcript
-    if text or not encoded.groups:
+    text = listener.transcript if question.any() else ""
+    if text or not encoded.groups or not question.any():
         ms = (time.perf_counter() - ended) * 1e3
         nothing = np.zeros(0, np.float32)
         return Turn(text, text, "completed", nothing, [], [], encoded, ResponseStats(total_ms=ms), 0.0, ms, ms)
@@ -169,9 +170,10 @@ def _answer(
 
 
 def report(turn: Turn, output_sample_rate: int, input_hz: float) -> dict[str, object]:
-    """The JSON object of a turn: units in the names, times from the end of the question."""
+    """The JSON object of a turn: units in the names, times from the end of the question. What did not happen is
+    absent."""
     stats = turn.stats
-    return {
+    whole: dict[str, object] = {
         "transcript": turn.transcript,
         "text": turn.text,
         "reason": turn.reason,
@@ -179,10 +181,10 @@ def report(turn: Turn, output_sample_rate: int, input_hz: float) -> dict[str, ob
         "first_audio_ms": round(turn.first_audio_ms, 1),
         "total_ms": round(turn.total_ms, 1),
         "busy_ms": round(turn.busy_ms, 1),
-        "question_s": round(turn.encoded.samples / INPUT_SAMPLE_RATE, 3) if turn.encoded else 0.0,
+        "question_s": round(turn.encoded.samples / INPUT_SAMPLE_RATE, 3) if turn.encoded else None,
         "answer_s": round(len(turn.pcm) / output_sample_rate, 3),
         "requested_input_hz": input_hz,
-        "realised_input_hz": round(turn.encoded.realised_hz, 3) if turn.encoded else 0.0,
+        "realised_input_hz": round(turn.encoded.realised_hz, 3) if turn.encoded else None,
         "requested_output_hz": stats.requested_output_hz,
         "realised_output_hz": round(stats.realised_output_hz, 3),
         "tokens": [[token.code, token.duration_frames] for token in turn.tokens],
@@ -190,8 +192,15 @@ def report(turn: Turn, output_sample_rate: int, input_hz: float) -> dict[str, ob
             [word.text, *(round(sample / output_sample_rate, 3) for sample in (word.start_sample, word.end_sample))]
             for word in turn.words
         ],
-        "stages_ms": {
-            name: round(getattr(stats, f"{name}_ms"), 2)
+        "stages": {
+            f"{name}_ms": round(getattr(stats, f"{name}_ms"), 2)
             for name in ("encode", "prefill", "thinker", "talker", "flow", "vocoder")
+            if getattr(stats, f"{name}_ms")
         },
     }
+    if turn.encoded is None:
+        del whole["requested_input_hz"]
+    if not len(turn.pcm):
+        for name in ("first_audio_ms", "answer_s", "requested_output_hz", "realised_output_hz", "tokens", "words"):
+            del whole[name]
+    return {name: value for name, value in whole.items() if value is not None}

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress
+from agent.cli.measuring import Json, Model, Progress, Threads, fail, measuring, print_report
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and exactness.")
 
@@ -53,7 +53,7 @@ def turn(
         files = _recordings(clips)
         settings = TurnSettings(input_rate, output_rate, realtime=realtime)
         loaded = load_model(model, latency="low" if low_latency else "usual")
-        report = benchmark.run(loaded, files, settings, repeat, None if json else progress)
+        report = benchmark.run(loaded, files, settings, repeat, None if json else Progress())
         print_report({**report, "threads": threads}, json)
 
 
@@ -116,7 +116,7 @@ def voice_to_voice(
     if not chosen:
         fail("bench", ValueError(f"{clips} holds no held-out recordings; give the folder of the orders"))
     try:
-        report = benchmark.run(chosen, model, beside=beside, progress=None if json else progress)
+        report = benchmark.run(chosen, model, beside=beside, progress=None if json else Progress())
     except ServerError as error:
         fail("bench", error)
     print_report(report, json)
@@ -148,7 +148,7 @@ def network(
         except LabelsError as error:
             fail("bench", error)
         loaded = load_model(model)
-        report = benchmark.run(loaded, chosen, name, loss, jitter_ms, None if json else progress)
+        report = benchmark.run(loaded, chosen, name, loss, jitter_ms, None if json else Progress())
         print_report({"transport": transport.value, **report}, json)
 
 

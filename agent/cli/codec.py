@@ -51,6 +51,9 @@ def encode(
     """Turn speech into codes."""
     if rate is not None and threshold is not None:
         raise typer.BadParameter("give --rate or --threshold, not both")
+    _check_output(output, ".agc", sound)
+    if plot is not None:
+        _check_output(plot, ".png", sound)
     import numpy as np
     import torch
 
@@ -86,18 +89,33 @@ def decode(
     json: Json = False,
 ) -> None:
     """Turn codes back into sound."""
+    _check_output(output, ".wav", codes_file)
+    import numpy as np
+
     from models.codec.code_file import CodeFileError, read_codes
-    from models.codec.coders import check_same_model
+    from models.codec.coders import INPUT_HZ, check_codes, check_same_model
     from worker.audio_files import AudioFileError, write_reply
 
     try:
         header, codes = read_codes(codes_file)
         coder = _load(model or header.model)
         check_same_model(coder, header, codes_file)
-        write_reply(output, coder.decode(codes).numpy(), coder.output_hz)
+        check_codes(coder, codes, codes_file)
+        # Codes stand for whole frames: the last one is cut, or filled with silence, to what went in.
+        samples = round(header.samples * coder.output_hz / INPUT_HZ)
+        sound = coder.decode(codes).numpy()[:samples]
+        write_reply(output, np.pad(sound, (0, samples - len(sound))), coder.output_hz)
     except (CodeFileError, AudioFileError) as error:
         _refuse(str(error))
     _show(header, codes_file, json)
+
+
+def _check_output(path: Path, suffix: str, source: Path) -> None:
+    """Nothing is written over what is read, nor under the name of another format."""
+    if path.suffix.lower() != suffix:
+        _refuse(f"{path} would hold a {suffix} file; call it {path.with_suffix(suffix).name}")
+    if path.resolve() == source.resolve():
+        _refuse(f"{path} is what is to be read; write to another file")
 
 
 def _load(model: str) -> Coder:

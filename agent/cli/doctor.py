@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import typer
+
+from agent.cli.serve import overridden
+from agent.config import ConfigError, ServerConfig, check_exposure, load_config
 
 if TYPE_CHECKING:
     from models.checkpoints.inventory import Sizes
@@ -45,15 +49,19 @@ class Finding:
 
 
 def doctor(
-    model: Annotated[str, typer.Option(help="'embedded', a checkpoint directory, or a hub id")] = "embedded",
+    model: Annotated[str | None, typer.Option(help="'embedded', a checkpoint directory, or a hub id")] = None,
     sessions: Annotated[int, typer.Option(min=1, help="callers at once that memory must do for")] = 4,
-    port: Annotated[int, typer.Option(help="port that `agogic serve` would take")] = 8790,
+    config: Annotated[Path | None, typer.Option(help="the TOML file that `agogic serve` would be given")] = None,
+    host: Annotated[str | None, typer.Option(help="address that it would listen on")] = None,
+    port: Annotated[int | None, typer.Option(help="port that it would take")] = None,
     json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """What works on this machine, and what to do about the rest."""
     findings = [finding for check in (_python, _packages, _machine, _torch, _vad, _page) for finding in check()]
-    findings += _model(model, sessions)
-    findings += _port(port)
+    loaded, configured = _configuration(config, host, port, model)
+    findings += configured
+    findings += _model(loaded.model.spec, sessions)
+    findings += _port(loaded.http.host, loaded.http.port)
     broken = [finding for finding in findings if finding.verdict in ("missing", "too big")]
     if json:
         report = {"ok": not broken, "findings": [msgspec.to_builtins(finding) for finding in findings]}
@@ -228,12 +236,27 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _port(port: int) -> list[Finding]:
-    with socket.socket() as probe:
+def _configuration(
+    path: Path | None, host: str | None, port: int | None, model: str | None
+) -> tuple[ServerConfig, list[Finding]]:
+    """As `agogic serve` would read it, and whether it would start with it."""
+    try:
+        config = overridden(load_config(path), host=host, port=port, model=model)
+        check_exposure(config)
+    except ConfigError as error:
+        return ServerConfig(), [Finding("configuration", "missing", str(error), "mend that line")]
+    return config, [Finding("configuration", "ok", str(path) if path is not None else "the defaults")]
+
+
+def _port(host: str, port: int) -> list[Finding]:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         # As the service binds: connections that have just been closed do not occupy a port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return [Finding("port", "note", f"{port} is in use", "agogic serve --port another")]
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return [Finding("port", "note", f"{port} is in use", "agogic serve --port another")]
+            why = f"{host} cannot be listened on: {error.strerror or error}"
+            return [Finding("port", "missing", why, "give --host an address of this machine")]
     return [Finding("port", "ok", f"{port} is free")]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress
+from agent.cli.measuring import Json, Model, Progress, Threads, fail, measuring, print_report
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +55,7 @@ def barista(
         loaded = load_model(model, exact_at_end=exact)
         disturbance = benchmark.Disturbance(channel, noise, snr)
         try:
-            report = benchmark.run(loaded, chosen, input_rate, None if json else progress, disturbance)
+            report = benchmark.run(loaded, chosen, input_rate, None if json else Progress(), disturbance)
         except DisturbanceError as error:
             fail("eval", error)
         print_report(report, json, lists=False)
@@ -78,7 +78,7 @@ def conversation(
         from worker.loading import load_model
 
         try:
-            shown = None if json else progress
+            shown = None if json else Progress()
             report = benchmark.run(load_model(model), per_kind, spoken, input_rate, shown, wide=wide)
         except SynthesisError as error:
             fail("eval", error)
@@ -136,7 +136,7 @@ def turns(
             chosen,
             eagerness=eagerness.value,
             smart_turn=smart_turn,
-            progress=None if json else progress,
+            progress=None if json else Progress(),
         )
         print_report(report, json)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -31,7 +34,6 @@ def build(wanted: str | None) -> typer.Typer:
         name="agogic",
         help="Real-time spoken dialogue with a dynamic, controllable frame rate on both sides.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
     app.callback()(_front_door)
@@ -51,11 +53,23 @@ def build(wanted: str | None) -> typer.Typer:
 
 
 def main() -> None:
-    wanted = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    build(wanted)()
+    # A shell that completes says in the environment what has been typed so far.
+    typed = os.environ.get("_TYPER_COMPLETE_ARGS", "").split() or sys.argv
+    wanted = next((word for word in typed[1:] if not word.startswith("-")), None)
+    build(wanted)(prog_name="agogic")
 
 
-def _front_door() -> None:
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"agogic {importlib.metadata.version('agogic')}")
+        raise typer.Exit
+
+
+def _front_door(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and stop")
+    ] = False,
+) -> None:
     """Keeps the verb's name on the command line even while there is only one."""
 
 

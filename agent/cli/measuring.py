@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, NoReturn
@@ -36,8 +37,16 @@ def fail(command: str, error: Exception) -> NoReturn:
     raise typer.Exit(2) from error
 
 
-def progress(done: int, total: int) -> None:
-    print(f"\r{done} of {total} turns", end="" if done < total else "\n", file=sys.stderr, flush=True)
+class Progress:
+    """A line that says how many turns are done and how long the rest will take at that pace."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        left_s = (time.monotonic() - self._began_s) * (total - done) / max(done, 1)
+        rest = f", about {left_s:.0f} s left" if 0 < done < total else " " * 20
+        print(f"\r{done} of {total} turns{rest}   ", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
 
 def print_report(report: dict[str, object], json: bool, *, lists: bool = True) -> None:

@@ -58,7 +58,9 @@ def serve(
     """Serve the page, the Realtime API and the model."""
     started_s = time.monotonic()
     try:
-        loaded = _overridden(load_config(config), host, port, model, voice, workers, threads)
+        loaded = overridden(
+            load_config(config), host=host, port=port, model=model, voice=voice, workers=workers, threads=threads
+        )
         check_keys(loaded)
         check_exposure(loaded)
         listening = _listen(loaded.http.host, loaded.http.port)
@@ -78,14 +80,15 @@ def serve(
         raise typer.Exit(status)
 
 
-def _overridden(
+def overridden(
     config: ServerConfig,
-    host: str | None,
-    port: int | None,
-    model: str | None,
-    voice: Path | None,
-    workers: int | None,
-    threads: int | None,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    model: str | None = None,
+    voice: Path | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
 ) -> ServerConfig:
     """Command line over environment over file."""
     http, chosen = config.http, config.model

@@ -216,6 +216,11 @@ class Conversation:
         """The item, or the one that it became part of."""
         return self._by_id.get(item_id)
 
+    def of_utterance(self, utterance: int) -> UserMessage | None:
+        """The item that was spoken so."""
+        spoken = (item for item in reversed(self.items) if isinstance(item, UserMessage))
+        return next((item for item in spoken if item.utterance == utterance), None)
+
     def previous_id(self, item: Item) -> str | None:
         """Id of the item before, None for the first."""
         # Most questions are about the newest one.

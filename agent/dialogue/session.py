@@ -270,7 +270,7 @@ class Session:
             case Transcript():
                 self._heard(message)
             case UtteranceEncoded():
-                self._captions.encoded(message.utterance)
+                self._encoded(message)
             case WorkerError():
                 self._worker_error(message)
             case WorkerLoad():
@@ -438,6 +438,12 @@ class Session:
             return
         for event in self._captions.heard(message.utterance, message.text, final=message.final):
             self._outbox.send(event)
+
+    def _encoded(self, message: UtteranceEncoded) -> None:
+        self._captions.encoded(message.utterance)
+        item = self._conversation.of_utterance(message.utterance)
+        if item is not None and message.group_ms and "input_tokens" in self.settings.x_agogic.events:
+            self._outbox.send(events.InputTokens(item_id=item.id, durations_ms=message.group_ms))
 
     def _worker_error(self, message: WorkerError) -> None:
         """What failed is heard again when it is needed next: an open utterance at its end, another with a question."""

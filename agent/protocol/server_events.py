@@ -200,6 +200,13 @@ class InputTranscript(ServerEvent, frozen=True, kw_only=True, tag="x_agogic.inpu
     transcript: str
 
 
+class InputTokens(ServerEvent, frozen=True, kw_only=True, tag="x_agogic.input_tokens"):
+    """Opt-in: how long each token is that the user's turn was merged to."""
+
+    item_id: str
+    durations_ms: list[int]
+
+
 _encoder = msgspec.json.Encoder()
 
 

@@ -22,7 +22,7 @@ from agent.protocol.formats import AudioFormat, PcmFormat
 JsonObject = dict[str, object]
 TRANSCRIPTION_MODEL = "agogic-ctc"
 MAX_TOOLS = 128
-OPT_IN_EVENTS = ("input_transcript",)
+OPT_IN_EVENTS = ("input_transcript", "input_tokens")
 
 # Silence that each eagerness of semantic_vad waits for where nobody can tell how finished a turn sounds (where somebody
 # can, `agent.turn.patience` has the numbers). The published upper waits are 2, 4 and 8 s; with silence as the only

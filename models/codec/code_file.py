@@ -1,16 +1,18 @@
 """The `.agc` file: speech as duration-tagged codes.
 
-4 bytes   magic "AGC1"
+4 bytes   magic "AGC2"
 4 bytes   length of the header, little-endian
 header    JSON, see `CodeHeader`
 payload   bits, most significant first, padded with zeros to a whole byte:
           for every group its duration - 1 (`duration_bits`), then for every group its semantic code
           (`semantic_bits`), then for every acoustic book the code of every group (`acoustic_bits`)
+4 bytes   CRC-32 of everything before, little-endian: a flipped bit is refused instead of heard
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from streaming.flexicodec.flexicodec import FRAME_RATE_HZ, SpeechCodes
 
-MAGIC = b"AGC1"
+MAGIC = b"AGC2"
 DURATION_BITS = 3  # 1 to 8 frames
 _LONGEST_HEADER = 1 << 16
 
@@ -77,7 +79,8 @@ def write_codes(path: Path, header: CodeHeader, codes: SpeechCodes) -> None:
     text = msgspec.json.encode(header)
     payload = np.packbits(np.concatenate(parts)).tobytes()
     try:
-        path.write_bytes(MAGIC + struct.pack("<I", len(text)) + text + payload)
+        whole = MAGIC + struct.pack("<I", len(text)) + text + payload
+        path.write_bytes(whole + struct.pack("<I", zlib.crc32(whole)))
     except OSError as error:
         raise CodeFileError(f"cannot write {path} ({error.strerror}); choose another place") from None
 
@@ -88,8 +91,11 @@ def read_codes(path: Path) -> tuple[CodeHeader, SpeechCodes]:
         data = path.read_bytes()
     except OSError as error:
         raise CodeFileError(f"cannot read {path} ({error.strerror}); give a file that `codec encode` wrote") from None
-    if data[:4] != MAGIC or len(data) < 8:
+    if data[:4] != MAGIC or len(data) < 12:
         raise CodeFileError(f"{path} is no .agc file; give a file that `codec encode` wrote")
+    data, check = data[:-4], struct.unpack("<I", data[-4:])[0]
+    if zlib.crc32(data) != check:
+        raise CodeFileError(f"{path} is cut off or damaged: its checksum does not fit; encode it again")
     size = struct.unpack("<I", data[4:8])[0]
     try:
         header = msgspec.json.decode(data[8 : 8 + min(size, _LONGEST_HEADER)], type=CodeHeader)

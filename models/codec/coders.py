@@ -33,9 +33,18 @@ class Coder(Protocol):
     name: str
     fingerprint: str
     output_hz: int
-    semantic_bits: int
-    acoustic_bits: int
+    semantic_size: int
+    acoustic_size: int
     max_quantizers: int
+
+    @property
+    def semantic_bits(self) -> int:
+        """Of one code in a file."""
+        return _bits(self.semantic_size)
+
+    @property
+    def acoustic_bits(self) -> int:
+        return _bits(self.acoustic_size)
 
     def encode(self, audio: Tensor, target: float | None, quantizers: int) -> SpeechCodes:
         """Samples [N] at 16 kHz -> codes; `target` as in `FlexiCodec.encode`."""
@@ -44,7 +53,7 @@ class Coder(Protocol):
         """Samples [M] at `output_hz`."""
 
 
-class OfficialCoder:
+class OfficialCoder(Coder):
     """FlexiCodec with released weights, which it packs."""
 
     output_hz = INPUT_HZ
@@ -53,8 +62,8 @@ class OfficialCoder:
         self.name = name
         self._codec = codec
         self.fingerprint = fingerprint(codec.semantic_vq.fsq.project_in.weight)
-        self.semantic_bits = _bits(codec.semantic_vq.fsq.codebook_size)
-        self.acoustic_bits = _bits(codec.config.codebook_size)
+        self.semantic_size = codec.semantic_vq.fsq.codebook_size
+        self.acoustic_size = codec.config.codebook_size
         self.max_quantizers = 1 + codec.config.n_codebooks
         pack_linears(codec)
 
@@ -67,11 +76,11 @@ class OfficialCoder:
             return self._codec.decode(codes)
 
 
-class EmbeddedCoder:
+class EmbeddedCoder(Coder):
     """The codes that the embedded Talker speaks; there is one codebook, and the voice is the model's own."""
 
     output_hz = EMBEDDED_OUTPUT_HZ
-    acoustic_bits = 0
+    acoustic_size = 0
     max_quantizers = 1
 
     def __init__(self, name: str, codec: SpeechCodec, flow: FlowDecoder, vocoder: Vocos) -> None:
@@ -79,7 +88,7 @@ class EmbeddedCoder:
         self._codec, self._flow, self._vocoder = codec, flow, vocoder
         self._mel = SpeechMel(codec.config.mel_bins)
         self.fingerprint = fingerprint(codec.semantic_vq.fsq.project_in.weight)
-        self.semantic_bits = _bits(codec.semantic_vq.fsq.codebook_size)
+        self.semantic_size = codec.semantic_vq.fsq.codebook_size
 
     def encode(self, audio: Tensor, target: float | None, quantizers: int) -> SpeechCodes:
         if quantizers != 1:
@@ -142,10 +151,19 @@ def check_same_model(coder: Coder, header: CodeHeader, path: Path) -> None:
         raise CodeFileError(f"{path} was encoded by other weights ({header.model}); decode with the model that made it")
 
 
+def check_codes(coder: Coder, codes: SpeechCodes, path: Path) -> None:
+    """Every code must be one of the codebook's, which may hold fewer than its bits could name."""
+    pairs = [(codes.semantic, coder.semantic_size)]
+    if codes.acoustic is not None:
+        pairs.append((codes.acoustic, coder.acoustic_size))
+    if any(values.numel() and int(values.max()) >= size for values, size in pairs):
+        raise CodeFileError(f"{path} is damaged: it holds codes that {coder.name} does not have; encode it again")
+
+
 def fingerprint(weight: Tensor) -> str:
     """Short name of a codebook: codes made with equal weights are interchangeable."""
     return hashlib.sha256(weight.detach().to(torch.float16).contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def _bits(size: int) -> int:
-    return math.ceil(math.log2(size))
+    return math.ceil(math.log2(size)) if size else 0

@@ -47,13 +47,13 @@ def running(folder: Path, *, real: bool, extra: str = "") -> Iterator[Server]:
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
-        yield Server(_wait(process, log), real, log, process.pid)
+        yield Server(wait_until_ready(process, log), real, log, process.pid)
     finally:
         process.terminate()
         process.wait(15)
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path) -> str:
+def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline_s = time.monotonic() + START_S
     while time.monotonic() < deadline_s and process.poll() is None:
         address = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())

@@ -21,11 +21,11 @@ def run(node_modules: Path, *command: str) -> None:
 
 def test_the_sdk_passes_its_own_tests(node_modules: Path) -> None:
     run(node_modules, "tsc", "--noEmit")
-    run(node_modules, "vitest", "run")
+    run(node_modules, "vitest", "run", "--coverage")  # its configuration asks for nine lines in ten
 
 
 def test_the_committed_page_is_what_the_sources_build(node_modules: Path, tmp_path: Path) -> None:
-    run(node_modules, "vite", "build", "--outDir", str(tmp_path), "--logLevel", "error")
+    run(node_modules, "vite", "build", "--emptyOutDir", "--outDir", str(tmp_path), "--logLevel", "error")
     built = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     committed = {path.relative_to(COMMITTED): path.read_bytes() for path in COMMITTED.rglob("*") if path.is_file()}
     assert built.keys() == committed.keys()
@@ -35,7 +35,7 @@ def test_the_committed_page_is_what_the_sources_build(node_modules: Path, tmp_pa
 
 def test_the_page_asks_nothing_of_any_other_host_and_inlines_nothing() -> None:
     texts = [path.read_text() for path in COMMITTED.rglob("*") if path.suffix in (".html", ".js", ".css")]
-    assert sum(map(len, texts)) < 100_000
+    assert sum(map(len, texts)) < 150_000
     page = (COMMITTED / "index.html").read_text()
     assert "<style" not in page and "style=" not in page and "onclick" not in page
     for text in texts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,11 +77,11 @@ def wav(data: bytes) -> None:
 
 
 def codes(data: bytes) -> None:
-    """Files of speech codes."""
+    """Files of speech codes, sealed with the checksum that every change would otherwise be refused for."""
     from models.codec.code_file import CodeFileError, read_codes
 
     try:
-        header, found = read_codes(_written(data, "speech.agc"))
+        header, found = read_codes(_written(data + zlib.crc32(data).to_bytes(4, "little"), "speech.agc"))
     except CodeFileError:
         return
     assert found.semantic.numel() == header.groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -38,7 +39,7 @@ def test_codes_survive_the_file(tmp_path: Path, groups: int, books: int, seed: i
         assert codes.acoustic is not None
         assert torch.equal(codes.acoustic, acoustic)
     payload = (groups * (3 + 15 + 12 * books) + 7) // 8
-    assert path.stat().st_size == 8 + len(msgspec.json.encode(about)) + payload
+    assert path.stat().st_size == 8 + len(msgspec.json.encode(about)) + payload + 4
 
 
 def test_rates_and_bits() -> None:
@@ -46,6 +47,11 @@ def test_rates_and_bits() -> None:
     assert about.seconds == 8.0
     assert about.rate_hz == 6.25
     assert about.bits_per_second == pytest.approx(6.25 * (3 + 15 + 84))
+
+
+def sealed(data: bytes) -> bytes:
+    """With the checksum that fits: what is wrong then is what the file says."""
+    return data + zlib.crc32(data).to_bytes(4, "little")
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
@@ -56,10 +62,14 @@ def test_damage_is_named(tmp_path: Path) -> None:
     for damaged, message in (
         (b"RIFF" + whole[4:], "is no .agc file"),
         (whole[:6], "is no .agc file"),
-        (whole[:30], "damaged header"),
-        (whole[:-1], "cut off"),
-        (whole + b"x", "cut off"),
-        (whole[:-7] + b"\xff" + whole[-6:], "do not fill 5 frames"),
+        (whole[:30], "checksum does not fit"),
+        (whole[:-1], "checksum does not fit"),
+        (whole + b"x", "checksum does not fit"),
+        (whole[:-9] + b"\xfe" + whole[-8:], "checksum does not fit"),
+        (sealed(whole[:30]), "damaged header"),
+        (sealed(whole[:-5]), "cut off"),
+        (sealed(whole[:-4] + b"x"), "cut off"),
+        (sealed(whole[:-11] + b"\xff" + whole[-10:-4]), "do not fill 5 frames"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(CodeFileError, match=message):

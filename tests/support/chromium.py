@@ -36,11 +36,17 @@ def executable() -> str:
 
 @asynccontextmanager
 async def chromium(
-    *, microphone: Path | None = None, width: int = 1200, height: int = 860, dark: bool = False
+    *,
+    microphone: Path | None = None,
+    width: int = 1200,
+    height: int = 860,
+    dark: bool = False,
+    tolerated: tuple[str, ...] = (),
 ) -> AsyncIterator[Page]:
     """A fresh browser with one page. Without a recording there is no microphone and no permission for one.
 
-    Errors in the page's console, refusals of its content security policy among them, fail the test at the end.
+    Errors in the page's console, refusals of its content security policy among them, fail the test at the end, unless
+    they contain one of `tolerated`.
     """
     flags = list(_FLAGS)
     if microphone is not None:
@@ -62,5 +68,5 @@ async def chromium(
             yield page
         finally:
             await browser.close()
-        expected = ("401", "Failed to load resource")
+        expected = ("401", "Failed to load resource", *tolerated)
         assert not [text for text in complaints if not any(part in text for part in expected)], complaints

@@ -174,7 +174,14 @@ class _Connection:
         self.send(wire.Transcript(message.session, message.utterance, self._worker.behaviour.transcript, final=True))
         self.send(
             wire.UtteranceEncoded(
-                message.session, message.utterance, utterance.samples, frames, frames // 2, 12.5, encode_ms=1.0
+                message.session,
+                message.utterance,
+                utterance.samples,
+                frames,
+                frames // 2,
+                12.5,
+                encode_ms=1.0,
+                group_ms=[80] * (frames // 2),
             )
         )
 

@@ -9,6 +9,8 @@ import soundfile
 import soxr
 
 ORDER = Path(__file__).parent.parent / "clients" / "data" / "order.opus"
+SPOKEN_S = 2.0
+"""Of the 6.2 s of the recording."""
 
 
 def order(rate_hz: int, *, before_s: float = 0.0, after_s: float = 0.0) -> np.ndarray:
@@ -22,4 +24,11 @@ def order(rate_hz: int, *, before_s: float = 0.0, after_s: float = 0.0) -> np.nd
 def order_file(path: Path, *, before_s: float, after_s: float, rate_hz: int = 48_000) -> Path:
     """The same as a WAV file, for a browser's fake microphone."""
     soundfile.write(path, order(rate_hz, before_s=before_s, after_s=after_s), rate_hz, subtype="PCM_16")
+    return path
+
+
+def endless_order_file(path: Path, *, times: int, rate_hz: int = 48_000) -> Path:
+    """Somebody who never stops: the words of the order so many times in a row, without the silence recorded after."""
+    words = order(rate_hz)[: int(SPOKEN_S * rate_hz)]
+    soundfile.write(path, np.tile(words, times), rate_hz, subtype="PCM_16")
     return path

@@ -81,7 +81,7 @@ class BlockEar:
         mergers, rates = [hearing.heard.merger for hearing in rows], [hearing.target_hz for hearing in rows]
         merged = self.merger.step_together(frames, mergers, rates)
         for hearing, new, (groups, merger) in zip(rows, frames, merged, strict=True):
-            hearing.count(len(new), len(groups.durations_frames), merger)
+            hearing.count(len(new), groups.durations_frames, merger)
         return [groups.embeddings for groups, _ in merged]
 
 
@@ -95,7 +95,7 @@ class Heard:
 
     samples: int
     frames: int
-    groups: int
+    group_frames: tuple[int, ...]
     path: tuple[int, ...]
     last_class: int
     mel: SpeechMelState
@@ -119,7 +119,7 @@ class BlockHearing:
         self.heard: Heard = Heard(
             samples=0,
             frames=0,
-            groups=0,
+            group_frames=(),
             path=(),
             last_class=config.pieces - 1,
             mel=ear.mel.initial_state(1),
@@ -142,8 +142,12 @@ class BlockHearing:
         return self.heard.frames
 
     @property
+    def group_frames(self) -> tuple[int, ...]:
+        return self.heard.group_frames
+
+    @property
     def groups(self) -> int:
-        return self.heard.groups
+        return len(self.heard.group_frames)
 
     @property
     def transcript(self) -> str:
@@ -197,10 +201,11 @@ class BlockHearing:
         logits, state = head.step(frames[None], state)
         self.heard = replace(self.heard, turn_end=state, judged=logits[0, -1])
 
-    def count(self, frames: int, groups: int, merger: StreamState) -> None:
-        """Takes the merger's state after so many new frames, of which it made so many groups."""
+    def count(self, frames: int, groups: tuple[int, ...], merger: StreamState) -> None:
+        """Takes the merger's state after so many new frames, of which it made groups of these lengths."""
         heard = self.heard
-        self.heard = replace(heard, frames=heard.frames + frames, groups=heard.groups + groups, merger=merger)
+        lengths = (*heard.group_frames, *groups)
+        self.heard = replace(heard, frames=heard.frames + frames, group_frames=lengths, merger=merger)
 
     def collect(self, frames: Tensor) -> Tensor:
         """Keeps new frames [n, width] for the end; no embeddings."""
@@ -221,16 +226,16 @@ class BlockHearing:
         if ear.exact_at_end:
             return self._merge_whole(self.collect(frames))
         merged, merger = ear.merger.step(frames, heard.merger, self.target_hz)
-        self.count(len(frames), len(merged.durations_frames), merger)
+        self.count(len(frames), merged.durations_frames, merger)
         last, merger = ear.merger.flush(merger)
-        self.count(0, len(last.durations_frames), merger)
+        self.count(0, last.durations_frames, merger)
         return torch.cat((merged.embeddings, last.embeddings))
 
     def _merge_whole(self, nothing: Tensor) -> Tensor:
         if not self.frames:
             return nothing
         merged = self._ear.merger.exact(torch.cat(self.heard.whole), self.target_hz)
-        self.heard = replace(self.heard, groups=len(merged.durations_frames))
+        self.heard = replace(self.heard, group_frames=merged.durations_frames)
         return merged.embeddings
 
 

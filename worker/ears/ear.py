@@ -21,6 +21,10 @@ class Hearing(Protocol):
     def frames(self) -> int: ...
 
     @property
+    def group_frames(self) -> tuple[int, ...]:
+        """How many encoder frames each group lasts."""
+
+    @property
     def groups(self) -> int: ...
 
     @property
@@ -56,6 +60,11 @@ class Ear(Protocol):
 
     def hear(self, hearings: Sequence[Hearing], pieces: Sequence[Pcm]) -> list[Tensor]:
         """What `hear` of each gives."""
+
+
+def group_ms(hearing: Hearing) -> tuple[int, ...]:
+    """How long each group lasts."""
+    return tuple(round(1000 * frames / ENCODER_RATE_HZ) for frames in hearing.group_frames)
 
 
 def realised_hz(hearing: Hearing) -> float:

@@ -81,7 +81,7 @@ class _End:
 
     embeddings: Tensor
     frames: int
-    groups: int
+    group_frames: tuple[int, ...]
 
 
 class OmniHearing:
@@ -92,7 +92,8 @@ class OmniHearing:
     certainty = None
 
     def __init__(self, ear: OmniEar, target_hz: float) -> None:
-        self.samples = self.frames = self.groups = 0
+        self.samples = self.frames = 0
+        self.group_frames: tuple[int, ...] = ()
         self._ear = ear
         self._target_hz = target_hz
         self._clip = WhisperClip(ear.mel)
@@ -101,6 +102,10 @@ class OmniHearing:
         self._heard: list[Tensor] = []  # what the full blocks were encoded as
         self._encoded: list[Tensor] = []
         self._end: _End | None = None
+
+    @property
+    def groups(self) -> int:
+        return len(self.group_frames)
 
     def hear(self, pcm: Pcm) -> Tensor:
         """Encodes every block that is full; there are no embeddings yet."""
@@ -122,7 +127,7 @@ class OmniHearing:
     def finish(self) -> Tensor:
         """The embeddings [groups, H] of the whole utterance."""
         end = self._end_here()
-        self.frames, self.groups = end.frames, end.groups
+        self.frames, self.group_frames = end.frames, end.group_frames
         return end.embeddings
 
     def _end_here(self) -> _End:
@@ -133,7 +138,7 @@ class OmniHearing:
     def _whole(self) -> _End:
         ear = self._ear
         if not self.samples:
-            return _End(ear.nothing(), 0, 0)
+            return _End(ear.nothing(), 0, ())
         last, loudest = self._clip.end_here()
         if self._heard:
             full = floored(torch.stack(self._power), loudest)
@@ -144,9 +149,9 @@ class OmniHearing:
         open_blocks = [ear.encode(block[None])[0] for block in torch.split(rest, ear.encoder.block_mel_frames)]
         frames = torch.cat((*self._encoded, *open_blocks))
         if not len(frames):
-            return _End(ear.nothing(), 0, 0)
+            return _End(ear.nothing(), 0, ())
         merged = ear.slm.merge(frames, self._target_hz)
-        return _End(merged.embeddings, len(frames), merged.groups.count)
+        return _End(merged.embeddings, len(frames), tuple(merged.groups.lengths.tolist()))
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,8 @@ class CausalOmniHearing:
     certainty = None
 
     def __init__(self, ear: OmniEar, merger: CausalMerger, target_hz: float, previous: object | None) -> None:
-        self.samples = self.frames = self.groups = 0
+        self.samples = self.frames = 0
+        self.group_frames: tuple[int, ...] = ()
         self._ear = ear
         self._merger = merger
         self._target_hz = target_hz
@@ -177,6 +183,10 @@ class CausalOmniHearing:
         )
         self._end: _CausalEnd | None = None
 
+    @property
+    def groups(self) -> int:
+        return len(self.group_frames)
+
     def hear(self, pcm: Pcm) -> Tensor:
         """The embeddings of the groups that closed."""
         self._end = None
@@ -185,7 +195,7 @@ class CausalOmniHearing:
         frames, self._encoder = self._encode(mel)
         self.frames += len(frames)
         merged, self._state = self._merger.step(frames, self._state, self._target_hz)
-        self.groups += len(merged.durations_frames)
+        self.group_frames = (*self.group_frames, *merged.durations_frames)
         return merged.embeddings
 
     def prepare(self) -> Tensor:
@@ -195,7 +205,7 @@ class CausalOmniHearing:
     def finish(self) -> Tensor:
         """The embeddings that were still open."""
         end = self._end_here()
-        self.frames, self.groups, self._state = end.frames, end.groups, end.state
+        self.frames, self.group_frames, self._state = end.frames, end.group_frames, end.state
         return end.embeddings
 
     def _end_here(self) -> _CausalEnd:
@@ -211,7 +221,7 @@ class CausalOmniHearing:
         frames = torch.cat((head, tail[0]))
         closed, state = self._merger.step(frames, self._state, self._target_hz)
         last, state = self._merger.flush(state)
-        groups = self.groups + len(closed.durations_frames) + len(last.durations_frames)
+        groups = (*self.group_frames, *closed.durations_frames, *last.durations_frames)
         return _CausalEnd(torch.cat((closed.embeddings, last.embeddings)), self.frames + len(frames), groups, state)
 
     def _encode(self, mel: Tensor) -> tuple[Tensor, OmniEncoderState]:

@@ -1,46 +1,44 @@
 import { beforeEach, expect, it, vi } from "vitest";
-import { AgogicClient, type AgogicOptions } from "../src/sdk/client";
-import { type Connection, ConnectionError, type ConnectOptions } from "../src/sdk/connection";
-import type { ClientEvent } from "../src/sdk/events";
+import { AgogicClient, type AgogicOptions } from "../src/client";
+import type { Connect } from "../src/connection";
+import { AgogicError } from "../src/errors";
+import type { ServerEvent } from "../src/events";
+import { FakeConnection, FakeTrack, fakeStream } from "./fakes";
 
-class FakeConnection implements Connection {
-  readonly sent: ClientEvent[] = [];
-  microphone = false;
-  silenced = 0;
-  closed = false;
-  readonly tailMs = 100;
-
-  constructor(readonly kind: "webrtc" | "websocket", readonly options: ConnectOptions) {}
-
-  send(event: ClientEvent): void { this.sent.push(event); }
-  setMicrophone(open: boolean): void { this.microphone = open; }
-  silence(): void { this.silenced += 1; }
-  levels(): { microphone: number; voice: number } { return { microphone: 0.5, voice: 0.25 }; }
-  close(): void { this.closed = true; }
-
-  types(): string[] { return this.sent.map((event) => event.type); }
-}
-
-const track = { stop: vi.fn() };
+let track: FakeTrack;
+let asked: (MediaStreamConstraints | undefined)[];
 
 beforeEach(() => {
-  track.stop.mockReset();
+  asked = [];
   vi.useFakeTimers();
-  vi.stubGlobal("navigator", { mediaDevices: { getUserMedia: async () => ({ getTracks: () => [track] }) } });
+  vi.stubGlobal("navigator", {
+    mediaDevices: {
+      getUserMedia: async (wanted: MediaStreamConstraints) => {
+        asked.push(wanted);
+        track = new FakeTrack();
+        return fakeStream(track);
+      },
+    },
+  });
 });
 
-function setUp(options: Partial<AgogicOptions> = {}, refuse: { webrtc?: Error; websocket?: Error } = {}) {
+function setUp(options: Partial<AgogicOptions> = {}, refuse: { webrtc?: Error | undefined; websocket?: Error | undefined } = {}) {
   const made: FakeConnection[] = [];
-  const connect = (kind: "webrtc" | "websocket") => async (given: ConnectOptions) => {
-    if (refuse[kind]) throw refuse[kind];
+  const connect = (kind: "webrtc" | "websocket"): Connect => async (given) => {
+    const refused = refuse[kind];
+    if (refused) throw refused;
     made.push(new FakeConnection(kind, given));
     return made.at(-1)!;
   };
-  const transports = { webrtc: connect("webrtc"), websocket: connect("websocket") };
-  return { client: new AgogicClient({ origin: "http://here", ...options }, transports), made };
+  const client = new AgogicClient(
+    { url: "http://here/", ...options },
+    { webrtc: connect("webrtc"), websocket: connect("websocket") },
+  );
+  return { client, made, refuse };
 }
 
-const unreachable = new ConnectionError("no way", "unreachable");
+const unreachable = new AgogicError("no way", "unreachable");
+const lost = new AgogicError("gone", "lost");
 
 it("talks over WebRTC where it can, and leaves turns to the server", async () => {
   const { client, made } = setUp();
@@ -56,7 +54,7 @@ it("falls back to WebSocket when no media path is found, not when the server ref
   const { client } = setUp({}, { webrtc: unreachable });
   await client.connect();
   expect(client.transport).toBe("websocket");
-  const refused = setUp({}, { webrtc: new ConnectionError("key?", "unauthorised") });
+  const refused = setUp({}, { webrtc: new AgogicError("key?", "unauthorised") });
   await expect(refused.client.connect()).rejects.toThrow("key?");
   expect(refused.client.state).toBe("idle");
   expect(refused.made).toEqual([]);
@@ -65,7 +63,7 @@ it("falls back to WebSocket when no media path is found, not when the server ref
 it("lets go of the microphone when it cannot connect", async () => {
   const { client } = setUp({}, { webrtc: unreachable, websocket: unreachable });
   await expect(client.connect()).rejects.toThrow("no way");
-  expect(track.stop).toHaveBeenCalledOnce();
+  expect(track.stopped).toBe(true);
 });
 
 it("explains a refused microphone", async () => {
@@ -116,7 +114,7 @@ it("sends chosen rates at once and again with each configuration", async () => {
 it("warns of errors, but not of those that are only a race", async () => {
   const { client, made } = setUp();
   const warnings: string[] = [];
-  client.on("warning", (text) => warnings.push(text));
+  client.on("warning", (warning) => warnings.push(warning.message));
   await client.connect();
   const say = (code: string) =>
     made[0]!.options.onEvent({ type: "error", error: { type: "invalid_request_error", code, message: code } });
@@ -125,15 +123,15 @@ it("warns of errors, but not of those that are only a race", async () => {
   expect(warnings).toEqual(["invalid_value"]);
 });
 
-it("a lost connection is reported once and leaves nothing open", async () => {
-  const { client, made } = setUp();
+it("a lost connection is reported once and leaves nothing open where it is not made again", async () => {
+  const { client, made } = setUp({ reconnect: false });
   const errors: string[] = [];
   client.on("error", (error) => errors.push(error.message));
   await client.connect();
-  made[0]!.options.onLost(new ConnectionError("gone", "lost"));
+  made[0]!.options.onLost(new AgogicError("gone", "lost"));
   expect(errors).toEqual(["gone"]);
   expect(client.state).toBe("idle");
-  expect(track.stop).toHaveBeenCalledOnce();
+  expect(track.stopped).toBe(true);
 });
 
 it("says why the server ended the session", async () => {
@@ -143,7 +141,7 @@ it("says why the server ended the session", async () => {
   await client.connect();
   const error = { type: "invalid_request_error", code: "session_expired", message: "Nobody has said anything." };
   made[0]!.options.onEvent({ type: "error", error });
-  made[0]!.options.onLost(new ConnectionError("gone", "lost"));
+  made[0]!.options.onLost(new AgogicError("gone", "lost"));
   expect(errors).toEqual(["Nobody has said anything."]);
 });
 
@@ -152,7 +150,7 @@ it("leaves the microphone open when the button came up just before the mode was 
   await client.connect();
   client.startTalking();
   client.stopTalking();
-  client.setMode("open");
+  client.configure({ mode: "open" });
   vi.advanceTimersByTime(200);
   expect(made[0]!.microphone).toBe(true);
   expect(made[0]!.types()).not.toContain("input_audio_buffer.commit");
@@ -163,7 +161,194 @@ it("closing while connecting leaves no connection and no microphone behind", asy
   const connecting = client.connect();
   client.close();
   await connecting;
-  expect(track.stop).toHaveBeenCalledOnce();
+  expect(track.stopped).toBe(true);
   expect(made.every((connection) => connection.closed)).toBe(true);
   expect(client.state).toBe("idle");
+});
+
+const answer = (text: string): ServerEvent[] => [
+  { type: "conversation.item.added", item: { id: "u1", type: "message", role: "user", content: [{ type: "input_text", text: "A latte." }] } },
+  { type: "response.created", response: { id: "r1", status: "in_progress" } },
+  { type: "response.output_item.added", response_id: "r1", item: { id: "a1", type: "message", role: "assistant" } },
+  { type: "response.output_audio_transcript.delta", item_id: "a1", delta: text, start_time: 0, end_time: 1 },
+];
+
+it("makes a lost connection again and tells the new session what was said", async () => {
+  const { client, made, refuse } = setUp({ instructions: "Be kind." });
+  const states: string[] = [];
+  client.on("state", (state) => states.push(state));
+  await client.connect();
+  for (const event of answer("One latte")) made[0]!.options.onEvent(event);
+  refuse.webrtc = refuse.websocket = unreachable;
+  made[0]!.options.onLost(lost);
+  expect(client.state).toBe("reconnecting");
+  expect(client.conversation.turns.map((turn) => turn.status)).toEqual(["done", "interrupted"]);
+  await vi.advanceTimersByTimeAsync(3000);
+  refuse.webrtc = refuse.websocket = undefined;
+  await vi.advanceTimersByTimeAsync(1100);
+  expect(states).toEqual(["connecting", "connected", "reconnecting", "connected"]);
+  expect(track.stopped).toBe(false);
+  expect(made[1]!.microphone).toBe(true);
+  expect(made[1]!.sent).toMatchObject([
+    { type: "session.update", session: { instructions: "Be kind." } },
+    { item: { id: "u1", role: "user", content: [{ type: "input_text", text: "A latte." }] } },
+    { item: { id: "a1", role: "assistant", content: [{ type: "output_text", text: "One latte" }] } },
+  ]);
+  // the session's own report of these items changes nothing
+  made[1]!.options.onEvent({ type: "conversation.item.added", item: { id: "a1", type: "message", role: "assistant" } });
+  expect(client.conversation.turns).toHaveLength(2);
+});
+
+it("gives up at once where the key is refused, and in the end where nobody comes back", async () => {
+  for (const [problem, told] of [[new AgogicError("key?", "unauthorised"), "key?"], [unreachable, "gone"]] as const) {
+    const { client, made, refuse } = setUp();
+    const errors: string[] = [];
+    client.on("error", (error) => errors.push(error.message));
+    await client.connect();
+    refuse.webrtc = refuse.websocket = problem;
+    made[0]!.options.onLost(lost);
+    await vi.advanceTimersByTimeAsync(11 * 60_000);
+    expect(errors).toEqual([told]);
+    expect(client.state).toBe("idle");
+  }
+});
+
+it("closing while it reconnects ends that", async () => {
+  const { client, made } = setUp();
+  await client.connect();
+  made[0]!.options.onLost(lost);
+  client.close();
+  await vi.advanceTimersByTimeAsync(5000);
+  expect(made).toHaveLength(1);
+  expect(client.state).toBe("idle");
+});
+
+it("goes on with the conversation when it is connected again after its end", async () => {
+  const { client, made } = setUp();
+  await client.connect();
+  for (const event of answer("One latte")) made[0]!.options.onEvent(event);
+  client.close();
+  await client.connect();
+  expect(made[1]!.types()).toEqual(["session.update", "conversation.item.create", "conversation.item.create"]);
+  client.forget();
+  expect(client.conversation.turns).toEqual([]);
+});
+
+it("asks for a fresh key for each connection", async () => {
+  let count = 0;
+  const { client, made } = setUp({ apiKey: async () => `ek_${++count}` });
+  await client.connect();
+  made[0]!.options.onLost(lost);
+  await vi.advanceTimersByTimeAsync(1000);
+  expect(made.map((connection) => connection.options.apiKey)).toEqual(["ek_1", "ek_2"]);
+  expect(made[0]!.options.url).toBe("http://here");
+});
+
+it("begins in writing over WebSocket and takes a microphone in later", async () => {
+  const { client, made } = setUp({ microphone: false });
+  await client.connect();
+  expect(asked).toEqual([]);
+  expect(client.transport).toBe("websocket");
+  expect(made[0]!.microphone).toBe(false);
+  client.write("A latte.");
+  expect(made[0]!.types().slice(1)).toEqual(["conversation.item.create", "response.create"]);
+  await client.speak("usb");
+  expect(asked[0]).toMatchObject({ audio: { deviceId: { exact: "usb" }, echoCancellation: true } });
+  expect(made[0]!.microphone).toBe(true);
+  expect(client.hasMicrophone).toBe(true);
+});
+
+it("mutes the track itself, so that nothing of it is measured or recorded either", async () => {
+  const { client, made } = setUp();
+  await client.connect();
+  client.setMuted(true);
+  expect([client.muted, made[0]!.microphone, track.enabled]).toEqual([true, false, false]);
+  client.setMuted(false);
+  expect([made[0]!.microphone, track.enabled]).toEqual([true, true]);
+});
+
+it("takes another microphone when the one in use is unplugged", async () => {
+  const { client, made } = setUp();
+  const warnings: string[] = [];
+  client.on("warning", (warning) => warnings.push(warning.message));
+  await client.connect();
+  const first = track;
+  first.dispatchEvent(new Event("ended"));
+  await vi.advanceTimersByTimeAsync(1);
+  expect(warnings[0]).toMatch(/unplugged/);
+  expect(track).not.toBe(first);
+  expect(made[0]!.stream!.getTracks()[0]).toBe(track);
+});
+
+it("keeps volume and speaker across connections", async () => {
+  const { client, made } = setUp();
+  client.setVolume(0.3);
+  await client.setSpeaker("headset");
+  await client.connect();
+  expect([made[0]!.volume, made[0]!.speaker]).toEqual([0.3, "headset"]);
+  client.setVolume(0.6);
+  expect(made[0]!.volume).toBe(0.6);
+  expect(client.levels()).toEqual({ microphone: 0.5, voice: 0.25 });
+  expect(client.recording()).toBeUndefined();
+});
+
+it("runs the functions that an answer calls and asks for the next answer", async () => {
+  const run = vi.fn(async ({ size }: Record<string, unknown>) => ({ price: size === "large" ? 4.5 : 4 }));
+  const { client, made } = setUp({ tools: { price: { description: "Price of a size", parameters: {}, run } } });
+  await client.connect();
+  expect(made[0]!.sent[0]).toMatchObject({ session: { tools: [{ type: "function", name: "price" }] } });
+  made[0]!.options.onEvent({
+    type: "response.done",
+    response: {
+      id: "r", status: "completed",
+      output: [{ id: "c", type: "function_call", call_id: "call_1", name: "price", arguments: '{"size":"large"}' }],
+    },
+  });
+  await vi.advanceTimersByTimeAsync(1);
+  expect(made[0]!.sent.slice(1)).toEqual([
+    { type: "conversation.item.create", item: { type: "function_call_output", call_id: "call_1", output: '{"price":4.5}' } },
+    { type: "response.create" },
+  ]);
+  made[0]!.options.onLost(lost);
+  await vi.advanceTimersByTimeAsync(500);
+  expect(made[1]!.sent.slice(1)).toMatchObject([
+    { item: { type: "function_call", name: "price" } },
+    { item: { type: "function_call_output", call_id: "call_1" } },
+  ]);
+});
+
+it("tells the model and the app of a function that throws or does not exist", async () => {
+  const tools = { broken: { description: "", parameters: {}, run: () => { throw new Error("no till"); } } };
+  const { client, made } = setUp({ tools });
+  const warnings: AgogicError[] = [];
+  client.on("warning", (warning) => warnings.push(warning));
+  await client.connect();
+  const call = (name: string) => ({ id: name, type: "function_call" as const, call_id: name, name, arguments: "" });
+  made[0]!.options.onEvent({
+    type: "response.done", response: { id: "r", status: "completed", output: [call("broken"), call("toString")] },
+  });
+  await vi.advanceTimersByTimeAsync(1);
+  expect(made[0]!.sent.slice(1)).toMatchObject([
+    { item: { output: '{"error":"no till"}' } }, { item: { output: expect.stringMatching("no function") } }, { type: "response.create" },
+  ]);
+  expect(warnings.map((warning) => warning.code)).toEqual(["tool", "tool"]);
+});
+
+it("tells who listens what was sent and received", async () => {
+  const { client, made } = setUp();
+  const seen: string[] = [];
+  client.on("sent", (event) => seen.push(`> ${event.type}`));
+  const off = client.on("event", (event) => seen.push(`< ${event.type}`));
+  await client.connect();
+  made[0]!.options.onEvent({ type: "input_audio_buffer.cleared" });
+  off();
+  made[0]!.options.onEvent({ type: "input_audio_buffer.cleared" });
+  expect(seen).toEqual(["> session.update", "< input_audio_buffer.cleared"]);
+});
+
+it("does not show what is overheard while the button is up", async () => {
+  const { client, made } = setUp({ mode: "push" });
+  await client.connect();
+  made[0]!.options.onEvent({ type: "x_agogic.input_transcript", item_id: "u", transcript: "psst" });
+  expect(client.conversation.turns).toEqual([]);
 });

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { Conversation } from "../src/sdk/conversation";
-import type { ServerEvent } from "../src/sdk/events";
+import { Conversation } from "../src/conversation";
+import type { ServerEvent } from "../src/events";
 
 function apply(...events: ServerEvent[]): Conversation {
   const conversation = new Conversation();
@@ -12,7 +12,7 @@ const answer = (...words: string[]): ServerEvent[] => [
   { type: "response.created", response: { id: "r", status: "in_progress" } },
   { type: "response.output_item.added", response_id: "r", item: { id: "a", type: "message", role: "assistant" } },
   ...words.map((word, index) => ({
-    type: "response.output_audio_transcript.delta",
+    type: "response.output_audio_transcript.delta" as const,
     item_id: "a",
     delta: index === 0 ? word : ` ${word}`,
     start_time: index * 0.4,
@@ -51,7 +51,7 @@ describe("Conversation", () => {
       { type: "x_agogic.input_transcript", item_id: "u2", transcript: "a large latte with milk" },
       { type: "conversation.item.deleted", item_id: "u1" },
       { type: "input_audio_buffer.committed", item_id: "u2" },
-    ]) conversation.apply(event);
+    ] satisfies ServerEvent[]) conversation.apply(event);
     expect(conversation.turns).toMatchObject([{ id: "u2", text: "a large latte with milk", status: "open" }]);
   });
 
@@ -120,6 +120,15 @@ describe("Conversation", () => {
     expect(conversation.turns).toMatchObject([{ text: "A latte.", status: "done" }]);
     conversation.apply({ type: "conversation.item.deleted", item_id: "t" });
     expect(conversation.turns).toEqual([]);
+  });
+
+  it("keeps how what was heard was merged, beside how long it was", () => {
+    const conversation = apply(
+      { type: "input_audio_buffer.speech_started", item_id: "u", audio_start_ms: 1000 },
+      { type: "input_audio_buffer.speech_stopped", item_id: "u", audio_end_ms: 2500 },
+      { type: "x_agogic.input_tokens", item_id: "u", durations_ms: [160, 640, 240] },
+    );
+    expect(conversation.lastHeard).toMatchObject({ id: "u", durationS: 1.5, heardDurationsMs: [160, 640, 240] });
   });
 
   it("says whether an event changed anything, and survives events it does not know", () => {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import type { Turn } from "../src/sdk/conversation";
-import { layOut, waterfall } from "../src/sdk/layout";
+import type { Turn } from "../src/conversation";
+import { layOut, layOutHeard, waterfall } from "../src/layout";
 
 const turn = (more: Partial<Turn> = {}): Turn => ({
   id: "a", role: "assistant", status: "done", text: "", tokens: [[10, 2], [11, 8], [12, 1]],
@@ -26,19 +26,31 @@ describe("layOut", () => {
   });
 });
 
+describe("layOutHeard", () => {
+  it("puts what was heard end to end too", () => {
+    const layout = layOutHeard([80, 320, 240]);
+    expect(layout.bars.map((bar) => bar.startFrame)).toEqual([0, 1, 5]);
+    expect(layout.realisedHz).toBeCloseTo(3 / 0.64);
+  });
+});
+
 describe("waterfall", () => {
-  it("lays the stages end to end, the wait for the end of the turn first", () => {
-    const steps = waterfall({ turn_detection_ms: 500, first_text_ms: 40, first_token_ms: 60, first_audio_ms: 160 });
+  it("lays whole milliseconds end to end, the wait for the end of the turn first", () => {
+    const steps = waterfall({
+      turn_detection_ms: 500, first_text_ms: 40.4, first_token_ms: 60, first_audio_ms: 160.2, first_audio_out_ms: 161.4,
+    });
     expect(steps).toEqual([
-      { name: "end of turn", startMs: 0, durationMs: 500 },
-      { name: "first word", startMs: 500, durationMs: 40 },
-      { name: "first token", startMs: 540, durationMs: 20 },
-      { name: "first sound", startMs: 560, durationMs: 100 },
+      { name: "waiting for the end of your turn", startMs: 0, durationMs: 500 },
+      { name: "to the first word", startMs: 500, durationMs: 40 },
+      { name: "to the first token", startMs: 540, durationMs: 20 },
+      { name: "to the first sound", startMs: 560, durationMs: 100 },
+      { name: "sent", startMs: 660, durationMs: 1 },
     ]);
+    expect(steps.reduce((sum, step) => sum + step.durationMs, 0)).toBe(661);
   });
 
   it("leaves out what did not happen", () => {
-    expect(waterfall({ first_audio_ms: 90 })).toEqual([{ name: "first sound", startMs: 0, durationMs: 90 }]);
+    expect(waterfall({ first_audio_ms: 90 })).toEqual([{ name: "to the first sound", startMs: 0, durationMs: 90 }]);
     expect(waterfall({})).toEqual([]);
   });
 });

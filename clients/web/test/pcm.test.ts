@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { decodePcm, encodePcm, meterLevel } from "../src/sdk/pcm";
+import { decodePcm, encodePcm, meterLevel } from "../src/pcm";
 
 describe("PCM in base64", () => {
   it("survives the round trip to within one step, and clips what is too loud", () => {

@@ -1,0 +1,396 @@
+import type { Connect, Connection, ConnectOptions } from "./connection.js";
+import { Conversation } from "./conversation.js";
+import { Emitter } from "./emitter.js";
+import { AgogicError } from "./errors.js";
+import type { ClientEvent, ServerEvent } from "./events.js";
+import { type Devices, listDevices, openMicrophone } from "./microphone.js";
+import { Recorder } from "./recorder.js";
+import { replay } from "./replay.js";
+import { type Rates, sessionOf, type SessionSettings, type TurnDetection, type TurnMode } from "./settings.js";
+import { type Tool, ToolRunner } from "./tools.js";
+import { connectWebRtc } from "./webrtc.js";
+import { connectWebSocket } from "./websocket.js";
+
+export type ClientState = "idle" | "connecting" | "connected" | "reconnecting";
+
+export interface AgogicOptions {
+  /** Where the server answers, such as "https://talk.example.org"; the page's own origin if absent. */
+  url?: string;
+  /** A key, or a function that fetches an ephemeral one; it is asked anew for every connection. */
+  apiKey?: string | (() => string | Promise<string>) | undefined;
+  model?: string;
+  /** "auto" tries WebRTC, then WebSocket. */
+  transport?: "auto" | "webrtc" | "websocket";
+  /** False for a conversation in writing, until `speak` is called. */
+  microphone?: boolean;
+  mode?: TurnMode;
+  turnDetection?: TurnDetection;
+  instructions?: string;
+  voice?: string;
+  rates?: Partial<Rates>;
+  tools?: Record<string, Tool>;
+  /** Whether a lost connection is made again and the conversation told to the new session; true if absent. */
+  reconnect?: boolean;
+  /** Keeps the sound of both sides, up to 15 minutes, for `recording`. */
+  record?: boolean;
+  iceServers?: RTCIceServer[];
+  /** Where `workletSource()` is served, for pages whose content security policy forbids blob: scripts. */
+  workletUrl?: string;
+}
+
+/** What an app brings that has no browser around it. */
+export interface Surroundings {
+  webrtc?: Connect;
+  websocket?: Connect;
+  openMicrophone?: (constraints: MediaTrackConstraints) => Promise<MediaStream>;
+}
+
+export interface AgogicEvents {
+  state: ClientState;
+  /** The conversation changed. */
+  change: Conversation;
+  /** Any server event, as it came. */
+  event: ServerEvent;
+  /** Any event that was sent, sound excepted. */
+  sent: ClientEvent;
+  /** The call is over, and not because you closed it. */
+  error: AgogicError;
+  /** Something that could not be done; the conversation goes on. */
+  warning: AgogicError;
+}
+
+/** Errors that are only a race between two people talking, and nothing to show. */
+const HARMLESS_CODES = new Set(["response_cancel_not_active", "input_audio_buffer_commit_empty"]);
+const FIRST_PAUSE_MS = 250;
+const LONGEST_PAUSE_MS = 1000;
+const PATIENCE_MS = 10 * 60_000;
+
+/** A spoken or written conversation with an agogic server. */
+export class AgogicClient extends Emitter<AgogicEvents> {
+  readonly conversation = new Conversation();
+  #state: ClientState = "idle";
+  #connection: Connection | undefined;
+  #microphone: MediaStream | undefined;
+  #settings: SessionSettings;
+  #talking = false;
+  #muted = false;
+  #volume = 1;
+  #speaker: string | undefined;
+  #device: string | undefined;
+  #attempt = 0;
+  #farewell: AgogicError | undefined;
+  #recorder: Recorder | undefined;
+  readonly #tools: ToolRunner;
+
+  constructor(
+    readonly options: AgogicOptions = {},
+    private readonly surroundings: Surroundings = {},
+  ) {
+    super();
+    this.#settings = {
+      mode: options.mode ?? "open",
+      turnDetection: options.turnDetection ?? { type: "server_vad" },
+      instructions: options.instructions,
+      voice: options.voice,
+      rates: { input: "auto", output: "auto", ...options.rates },
+    };
+    if (options.record) {
+      const full = "The recording is full; the call goes on without it.";
+      this.#recorder = new Recorder(() => this.emit("warning", new AgogicError(full, "microphone")));
+    }
+    this.#tools = new ToolRunner(
+      options.tools ?? {},
+      (event) => this.send(event),
+      (result) => this.conversation.called(result),
+      (error) => this.emit("warning", error),
+    );
+  }
+
+  get state(): ClientState {
+    return this.#state;
+  }
+
+  get settings(): Readonly<SessionSettings> {
+    return this.#settings;
+  }
+
+  get transport(): Connection["kind"] | undefined {
+    return this.#connection?.kind;
+  }
+
+  /** Whether the button of push to talk is down. */
+  get talking(): boolean {
+    return this.#talking;
+  }
+
+  get muted(): boolean {
+    return this.#muted;
+  }
+
+  /** Whether there is a microphone, muted or not. */
+  get hasMicrophone(): boolean {
+    return this.#microphone !== undefined;
+  }
+
+  /** Asks for the microphone where one is wanted, and connects. Throws `AgogicError`. */
+  async connect({ microphone: wanted = this.options.microphone ?? true } = {}): Promise<void> {
+    if (this.#state !== "idle") return;
+    const attempt = ++this.#attempt;
+    this.#setState("connecting");
+    try {
+      if (wanted) {
+        const microphone = await this.#openMicrophone();
+        if (attempt !== this.#attempt) return stop(microphone);
+        this.#microphone = microphone;
+      }
+      await this.#establish(attempt);
+    } catch (error) {
+      if (attempt === this.#attempt) this.close();
+      throw error;
+    }
+  }
+
+  /** Ends the call. The conversation stays readable, and a later `connect` goes on with it. */
+  close(): void {
+    this.#attempt += 1;
+    this.#connection?.close();
+    this.#connection = undefined;
+    this.#recorder?.detach();
+    stop(this.#microphone);
+    this.#microphone = undefined;
+    this.#talking = false;
+    this.#farewell = undefined;
+    this.conversation.cutOff();
+    this.#setState("idle");
+  }
+
+  /** Any event of the protocol. */
+  send(event: ClientEvent): void {
+    this.#connection?.send(event);
+    this.emit("sent", event);
+  }
+
+  /** Changes settings of the running call, or of the next. */
+  configure(changes: Partial<SessionSettings>): void {
+    this.#settings = { ...this.#settings, ...changes };
+    if (changes.mode !== undefined) this.#talking = false;
+    if (this.#connection) this.#configure();
+  }
+
+  /** Frame rates in Hz (4 to 12.5) or "auto", from the next turn on. */
+  setRates(rates: Partial<Rates>): void {
+    this.configure({ rates: { ...this.#settings.rates, ...rates } });
+  }
+
+  /** Brings a microphone into a call that began without one, or another one. Throws `AgogicError`. */
+  async speak(deviceId?: string): Promise<void> {
+    const microphone = await this.#openMicrophone(deviceId);
+    if (this.#connection === undefined) return stop(microphone);
+    stop(this.#microphone);
+    this.#microphone = microphone;
+    this.#connection.attachMicrophone(microphone);
+    this.#openOrShut();
+    await this.#record();
+  }
+
+  setMuted(muted: boolean): void {
+    this.#muted = muted;
+    this.#openOrShut();
+  }
+
+  /** 0 to 1. */
+  setVolume(volume: number): void {
+    this.#volume = volume;
+    this.#connection?.setVolume(volume);
+  }
+
+  devices(): Promise<Devices> {
+    return listDevices();
+  }
+
+  async setSpeaker(deviceId: string): Promise<void> {
+    this.#speaker = deviceId;
+    await this.#connection?.setSpeaker(deviceId);
+  }
+
+  /** Push to talk: the button went down. Whoever was speaking falls silent. */
+  startTalking(): void {
+    if (this.#connection === undefined || this.#settings.mode !== "push" || this.#talking) return;
+    this.#talking = true;
+    this.interrupt();
+    this.send({ type: "input_audio_buffer.clear" });
+    this.#openOrShut();
+  }
+
+  /** Push to talk: the button came up; the answer follows. */
+  stopTalking(): void {
+    const connection = this.#connection;
+    if (connection === undefined || !this.#talking) return;
+    this.#talking = false;
+    setTimeout(() => {
+      if (this.#talking || this.#settings.mode !== "push" || connection !== this.#connection) return;
+      this.#openOrShut();
+      this.send({ type: "input_audio_buffer.commit" });
+      this.send({ type: "response.create" });
+    }, connection.tailMs);
+  }
+
+  /** Stops the answer being given. */
+  interrupt(): void {
+    if (this.conversation.responding) this.send({ type: "response.cancel" });
+    this.#connection?.silence();
+  }
+
+  /** Says something in writing; the answer is spoken all the same. */
+  write(text: string): void {
+    this.interrupt();
+    const content = [{ type: "input_text", text }];
+    this.send({ type: "conversation.item.create", item: { type: "message", role: "user", content } });
+    this.send({ type: "response.create" });
+  }
+
+  /** For meters, 0 to 1. */
+  levels(): { microphone: number; voice: number } {
+    return this.#connection?.levels() ?? { microphone: 0, voice: 0 };
+  }
+
+  /** The call so far as a WAV file, the person left, the answers right; undefined without `record`. */
+  recording(): Blob | undefined {
+    return this.#recorder && this.#recorder.seconds > 0 ? this.#recorder.wav() : undefined;
+  }
+
+  /** Forgets what was said, here; the next session begins anew. */
+  forget(): void {
+    this.conversation.clear();
+    this.#recorder?.clear();
+    this.emit("change", this.conversation);
+  }
+
+  async #establish(attempt: number): Promise<void> {
+    const connection = await this.#reach();
+    if (attempt !== this.#attempt) return connection.close();
+    this.#connection = connection;
+    connection.attachMicrophone(this.#microphone);
+    connection.setVolume(this.#volume);
+    if (this.#speaker !== undefined) await connection.setSpeaker(this.#speaker).catch(() => undefined);
+    this.#configure();
+    for (const event of replay(this.conversation)) this.send(event);
+    await this.#record();
+    if (attempt === this.#attempt) this.#setState("connected");
+  }
+
+  async #record(): Promise<void> {
+    const taps = this.#connection?.taps();
+    if (taps) await this.#recorder?.attach(taps, this.options.workletUrl).catch(() => undefined);
+  }
+
+  async #reach(): Promise<Connection> {
+    const { apiKey } = this.options;
+    const attempt = this.#attempt;
+    const options: ConnectOptions = {
+      url: (this.options.url ?? location.origin).replace(/\/+$/, ""),
+      model: this.options.model ?? "agogic",
+      apiKey: typeof apiKey === "function" ? await apiKey() : apiKey,
+      iceServers: this.options.iceServers ?? [],
+      workletUrl: this.options.workletUrl,
+      onEvent: (event) => this.#receive(event),
+      onLost: (error) => {
+        if (attempt === this.#attempt) void this.#lost(this.#farewell ?? error);
+      },
+    };
+    const { webrtc = connectWebRtc, websocket = connectWebSocket } = this.surroundings;
+    const wanted = this.options.transport ?? "auto";
+    // Browsers offer no path on the same machine to a page without a microphone.
+    if (wanted === "websocket" || (wanted === "auto" && this.#microphone === undefined)) return websocket(options);
+    try {
+      return await webrtc(options);
+    } catch (error) {
+      const pathless = !(error instanceof AgogicError) || error.code === "unreachable";
+      if (wanted === "webrtc" || !pathless) throw error;
+      return websocket(options);
+    }
+  }
+
+  async #lost(error: AgogicError): Promise<void> {
+    this.#connection = undefined;
+    this.#recorder?.detach();
+    this.conversation.cutOff();
+    this.emit("change", this.conversation);
+    if (error.code === "expired" || !(this.options.reconnect ?? true)) return this.#end(error);
+    const attempt = ++this.#attempt;
+    this.#setState("reconnecting");
+    const until = Date.now() + PATIENCE_MS;
+    for (let pauseMs = FIRST_PAUSE_MS; Date.now() < until; pauseMs = Math.min(2 * pauseMs, LONGEST_PAUSE_MS)) {
+      await new Promise((resolve) => setTimeout(resolve, pauseMs * (0.75 + Math.random() / 4)));
+      if (attempt !== this.#attempt) return;
+      try {
+        return await this.#establish(attempt);
+      } catch (problem) {
+        if (attempt !== this.#attempt) return;
+        const hopeless = problem instanceof AgogicError && ["unauthorised", "refused"].includes(problem.code);
+        if (hopeless) return this.#end(problem);
+      }
+    }
+    this.#end(error);
+  }
+
+  #end(error: AgogicError): void {
+    this.close();
+    this.emit("error", error);
+  }
+
+  async #openMicrophone(deviceId = this.#device): Promise<MediaStream> {
+    const open = this.surroundings.openMicrophone ?? openMicrophone;
+    const microphone = await open(deviceId ? { deviceId: { exact: deviceId } } : {});
+    this.#device = deviceId;
+    microphone.getAudioTracks()[0]?.addEventListener("ended", () => {
+      if (microphone !== this.#microphone) return;
+      this.#device = undefined;
+      this.emit("warning", new AgogicError("The microphone was unplugged; trying another one.", "microphone"));
+      this.speak().catch((error: AgogicError) => this.emit("warning", error));
+    });
+    return microphone;
+  }
+
+  #configure(): void {
+    this.send({ type: "session.update", session: sessionOf(this.#settings, this.options.tools ?? {}) });
+    this.#openOrShut();
+  }
+
+  #openOrShut(): void {
+    for (const track of this.#microphone?.getAudioTracks() ?? []) track.enabled = !this.#muted;
+    const wanted = this.#settings.mode === "open" || this.#talking;
+    this.#connection?.openMicrophone(wanted && !this.#muted && this.#microphone !== undefined);
+  }
+
+  #receive(event: ServerEvent): void {
+    this.emit("event", event);
+    // The button is up: whatever the server hears in the meantime will be cleared when it goes down.
+    const unheard = this.#settings.mode === "push" && !this.#talking;
+    if (unheard && event.type === "x_agogic.input_transcript") return;
+    if (event.type === "error") this.#complain(event);
+    if (this.conversation.apply(event)) this.emit("change", this.conversation);
+    void this.#tools.event(event);
+  }
+
+  #complain({ error }: Extract<ServerEvent, { type: "error" }>): void {
+    const expired = error.code === "session_expired";
+    const complaint = new AgogicError(error.message, expired ? "expired" : "server", {
+      ...(error.code ? { serverCode: error.code } : {}),
+      ...(error.event_id ? { eventId: error.event_id } : {}),
+      ...(error.param ? { param: error.param } : {}),
+    });
+    if (expired) this.#farewell = complaint;
+    else if (!HARMLESS_CODES.has(error.code ?? "")) this.emit("warning", complaint);
+  }
+
+  #setState(state: ClientState): void {
+    if (state === this.#state) return;
+    this.#state = state;
+    this.emit("state", state);
+  }
+}
+
+function stop(stream: MediaStream | undefined): void {
+  for (const track of stream?.getTracks() ?? []) track.stop();
+}

@@ -1,0 +1,111 @@
+"""A server that dies and comes back: the page notices, says so, goes on, and has lost nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.clients.conftest import ROOT, Server, wait_until_ready
+from tests.clients.test_page import REPLY, said_by, start, write
+from tests.support.chromium import chromium
+
+pytestmark = pytest.mark.browser
+
+NOTICED_MS, RESUMED_MS = 3000, 2000
+# Notes in the page itself when its state changes: no test program stands in between.
+WATCH = """() => {
+  window.changes = [];
+  new MutationObserver(() => {
+    const { state } = document.querySelector('#state').dataset;
+    window.changes.push([state, Date.now()]);
+  }).observe(document.querySelector('#state'), { attributes: true, attributeFilter: ['data-state'] });
+}"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(folder: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], Server]]:
+    config = folder / "agogic.toml"
+    config.write_text('[webrtc]\naddresses = ["127.0.0.1"]\n')
+    command = [sys.executable, "-m", "agent.cli.main", "serve", "--config", str(config), "--port", str(port)]
+    command += ["--worker-command", f"{sys.executable} -m tests.support.fake_worker --pace 0.5"]
+    log = folder / "serve.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process, Server(wait_until_ready(process, log), False, log, process.pid)
+    finally:
+        os.killpg(process.pid, signal.SIGCONT)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(15)
+
+
+async def changed_at_ms(page: Page, state: str) -> float:
+    for _ in range(300):
+        seen = [at_ms for name, at_ms in await page.evaluate("window.changes") if name == state]
+        if seen:
+            return float(seen[-1])
+        await asyncio.sleep(0.1)
+    pytest.fail(f"the page never came to be {state}")
+
+
+@pytest.mark.parametrize("transport", ["webrtc", "websocket"])
+async def test_a_server_that_dies_is_noticed_and_resumed(microphone: Path, tmp_path: Path, transport: str) -> None:
+    port = free_port()
+    async with chromium(microphone=microphone, tolerated=("ERR_", "WebSocket connection")) as page:
+        with serving(tmp_path, port) as (process, server):
+            await start(page, server, f"?transport={transport}")
+            await expect(said_by(page, "assistant")).to_have_text(REPLY, timeout=30_000)
+            await page.evaluate(WATCH)
+            died_ms = time.time() * 1000
+            os.killpg(process.pid, signal.SIGKILL)
+            noticed_ms = await changed_at_ms(page, "reconnecting") - died_ms
+            await expect(page.get_by_role("alert")).to_contain_text("does not answer")
+            assert await page.locator(".turn").count() == 2
+        with serving(tmp_path, port) as (_, server):
+            returned_ms = time.time() * 1000
+            resumed_ms = await changed_at_ms(page, "connected") - returned_ms
+            await expect(page.get_by_role("alert")).to_be_hidden()
+            await write(page, "And a tea.")
+            await expect(said_by(page, "assistant")).to_have_count(2)
+            rows = await page.locator(".turn .said").all_inner_texts()
+            assert rows == ["a large latte please", REPLY, "And a tea.", REPLY], "whole, in order, and nothing twice"
+            print(f"{transport}: noticed after {noticed_ms:.0f} ms, resumed {resumed_ms:.0f} ms after it was ready")
+            assert noticed_ms < NOTICED_MS
+            assert resumed_ms < RESUMED_MS
+
+
+@pytest.mark.parametrize("transport", ["webrtc", "websocket"])
+async def test_a_server_that_stands_still_is_noticed_too(microphone: Path, tmp_path: Path, transport: str) -> None:
+    """Its sockets stay open: only silence says that it is gone."""
+    async with chromium(microphone=microphone, tolerated=("ERR_", "WebSocket connection")) as page:
+        with serving(tmp_path, free_port()) as (process, server):
+            await start(page, server, f"?transport={transport}")
+            await expect(said_by(page, "user")).to_have_text(re.compile("latte"), timeout=30_000)
+            await page.evaluate(WATCH)
+            stopped_ms = time.time() * 1000
+            os.killpg(process.pid, signal.SIGSTOP)
+            noticed_ms = await changed_at_ms(page, "reconnecting") - stopped_ms
+            os.killpg(process.pid, signal.SIGCONT)
+            await changed_at_ms(page, "connected")
+            assert noticed_ms < NOTICED_MS
