@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-_START_S, _STOP_S = 120.0, 12.0
+_STOP_S = 12.0
 
 
 class ServerError(Exception):
@@ -43,12 +43,14 @@ class Server:
         env: Mapping[str, str] | None = None,
         log: Path | None = None,
         descriptors: int | None = None,
+        start_timeout_s: float = 120.0,
     ) -> None:
         self.port = 0
         limited = ["prlimit", f"--nofile={descriptors}:{descriptors}"] if descriptors is not None else []
         self._command = [*limited, sys.executable, "-m", "agent.cli.main", "serve", "--port", "0", *options]
         self._environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})}
         self._log = log
+        self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -67,9 +69,9 @@ class Server:
     def start(self) -> None:
         """Until a worker answers. Raises `ServerError`."""
         self.launch()
-        if not self.becomes_ready(_START_S):
+        if not self.becomes_ready(self._start_timeout_s):
             self.stop()
-            raise ServerError(f"the service was not ready within {_START_S:g} s{self._said()}")
+            raise ServerError(f"the service was not ready within {self._start_timeout_s:g} s{self._said()}")
 
     def launch(self) -> None:
         """Until it listens. Raises `ServerError`."""

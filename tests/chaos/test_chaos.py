@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.attacks import suite
 from benchmarks.attacks.kinds import attacks
-from benchmarks.attacks.server import ServerError, attacked
+from benchmarks.attacks.server import Server, ServerError
 from tests.chaos.__main__ import chaos, server
 from tests.chaos.chaos import Bounds
 
@@ -55,6 +55,6 @@ def test_the_bench_says_what_others_noticed_of_an_attack() -> None:
 
 def test_the_bench_does_not_hide_a_server_that_falls() -> None:
     """A worker that no signal wakes, and no other to take its place: newcomers are not served."""
-    alone = attacked("embedded", "/bin/false", 1)
+    alone = Server("--workers", "1", "--worker-command", "/bin/false", start_timeout_s=5.0)
     with pytest.raises(ServerError):
         asyncio.run(suite.run(alone, "worker_killed"))
