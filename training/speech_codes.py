@@ -27,8 +27,9 @@ class SpokenText:
     def words_of_codes(self, rate_hz: float) -> list[set[int]]:
         """For each code the words (counted from 0) that fill at least a third of it; none in a pause."""
         _, durations = self.codes[rate_hz]
-        ends = np.cumsum(durations.astype(np.int64)) * round(SAMPLE_RATE_HZ / CODEC_HZ)
-        starts = np.concatenate(([0], ends[:-1]))
+        lengths = durations.astype(np.int64) * round(SAMPLE_RATE_HZ / CODEC_HZ)
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
         return [
             {
                 index

@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[2]
     [
         ("[http]\nprt = 1", "unknown key `http.prt`; allowed here: host, port,"),
         ("colour = 1", "unknown key `colour`; allowed here: http, model,"),
-        ("[http]\nport = 70000", "`http.port` = 70000: expected `int` <= 65535"),
-        ("[http]\nport = 'x'", "`http.port` = 'x': expected `int`"),
+        ("[http]\nport = 70000", "`http.port` = 70000: allowed is a whole number from 0 to 65535"),
+        ("[http]\nport = 'x'", "`http.port` = 'x': allowed is a whole number from 0 to 65535"),
         ("[session]\noutput_frame_rate = 20", "`session.output_frame_rate` = 20"),
         ("[session]\noutput_frame_rate = 'fast'", "`session.output_frame_rate` = 'fast'"),
         ("[[", "not valid TOML"),

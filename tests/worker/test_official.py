@@ -187,11 +187,8 @@ def test_what_is_drawn_hangs_on_the_answers_own_name(networks: Networks) -> None
             model.respond(dataclasses.replace(asked, session=number, generation=generation))
             for number in range(session, session + neighbours + 1)
         ]
-        while speakers[0].unit != "end":
-            if speakers[0].unit == "sound":
-                model.step([speakers[0]])
-                continue
-            model.step([speaker for speaker in speakers if speaker.unit == "token"])
+        while (unit := speakers[0].unit) != "end":
+            model.step([speaker for speaker in speakers if speaker.unit == unit], unit)
         assert isinstance(speakers[0], PipelineSpeaker)
         drawn = [token.code for token in speakers[0]._tokens.all]
         for speaker in speakers:
