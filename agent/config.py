@@ -80,7 +80,7 @@ class SessionConfig(Section, frozen=True):
 class TurnConfig(Section, frozen=True):
     """`detection` is what a session has whose client asks for nothing; the others are those of server_vad."""
 
-    detection: Literal["semantic_vad", "server_vad"] = "semantic_vad"
+    detection: Literal["semantic_vad", "server_vad"] = "server_vad"
     threshold: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
     prefix_padding_ms: Annotated[int, Meta(ge=0, le=5000)] = 300
     silence_duration_ms: Annotated[int, Meta(ge=32, le=10_000)] = 500

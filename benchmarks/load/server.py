@@ -93,8 +93,8 @@ class OwnServer:
 
 def children(pid: int) -> list[int]:
     """Process ids of the direct children (Linux)."""
-    listing = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in listing.read_text().split()] if listing.exists() else []
+    listings = Path(f"/proc/{pid}/task").glob("*/children")  # each thread has those that it started
+    return [int(child) for listing in listings for child in listing.read_text().split()]
 
 
 def resident_mb(pid: int) -> float:

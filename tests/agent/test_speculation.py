@@ -18,6 +18,8 @@ from tests.support.situations import PUSH_TO_TALK
 SURE, UNSURE, GOES_ON = 0.999, PATIENCE["auto"].steps[-1][0], 0.1
 LIKELY_END_S = LIKELY_END_SAMPLES / 16_000
 
+SEMANTIC = ServerConfig(turn=TurnConfig(detection="semantic_vad"))
+
 
 def detection(**turn_detection: Any) -> dict[str, Any]:
     return {"audio": {"input": {"turn_detection": turn_detection}}}
@@ -30,7 +32,7 @@ def waited_ms(driver: SessionDriver) -> float:
 
 
 def one_turn(certainty: float | None, settings: dict[str, Any] | None = None, **more: Any) -> SessionDriver:
-    driver = SessionDriver(certainty=certainty, settings=settings, **more)
+    driver = SessionDriver(certainty=certainty, settings=settings, **({"config": SEMANTIC} | more))
     driver.speak(0.6)
     driver.hush(4.0)
     check(driver.events)
@@ -79,7 +81,7 @@ def test_a_judgement_counts_for_its_pause_only() -> None:
     ("certainty", "silence_ms"),
     [(SURE, PATIENCE["auto"].steps[0][1]), (GOES_ON, PATIENCE["auto"].longest_ms), (None, 500)],
 )
-def test_a_session_that_asks_for_nothing_ends_turns_by_what_the_worker_hears(
+def test_turns_end_by_what_the_worker_hears_where_the_operator_wants_it(
     certainty: float | None, silence_ms: int
 ) -> None:
     assert waited_ms(one_turn(certainty)) == pytest.approx(silence_ms, abs=60)
@@ -113,7 +115,7 @@ def test_a_setting_of_one_kind_of_detection_chooses_that_kind() -> None:
 
 
 def test_a_judgement_about_an_earlier_pause_is_too_late() -> None:
-    driver = SessionDriver(reply=None, certainty=GOES_ON)
+    driver = SessionDriver(reply=None, certainty=GOES_ON, config=SEMANTIC)
     driver.speak(0.6)
     driver.hush(0.3)
     first = sum(len(message.pcm) for message in driver.asked(wire.AudioIn)) // 2
@@ -128,7 +130,7 @@ def test_a_judgement_about_an_earlier_pause_is_too_late() -> None:
 
 def pausing(certainty: float | None = UNSURE, **more: Any) -> SessionDriver:
     """In a pause in which an answer was begun and made, and the turn has not ended."""
-    driver = SessionDriver(certainty=certainty, **more)
+    driver = SessionDriver(certainty=certainty, **({"config": SEMANTIC} | more))
     driver.speak(0.6)
     driver.hush(LIKELY_END_S + 0.16)
     assert len(driver.asked(wire.Respond)) == 1 and not driver.of("input_audio_buffer.speech_stopped")
@@ -154,7 +156,7 @@ def test_it_is_the_answer_at_once_when_the_turn_ends() -> None:
 
 
 def test_time_that_passed_before_the_end_was_saved() -> None:
-    driver = SessionDriver(reply=None, certainty=UNSURE)
+    driver = SessionDriver(reply=None, certainty=UNSURE, config=SEMANTIC)
     driver.speak(0.6)
     driver.hush(LIKELY_END_S + 0.04)
     (asked,) = driver.asked(wire.Respond)
@@ -181,7 +183,7 @@ def test_who_goes_on_speaking_hears_nothing_of_it() -> None:
 
 
 def test_a_pause_that_sounds_unfinished_is_not_worth_an_answer() -> None:
-    driver = SessionDriver(certainty=GOES_ON)
+    driver = SessionDriver(certainty=GOES_ON, config=SEMANTIC)
     driver.speak(0.6)
     driver.hush(1.0)
     assert driver.asked(wire.LikelyEnd) and not driver.asked(wire.Respond)
@@ -244,7 +246,7 @@ def test_an_answer_that_the_client_asks_for_comes_first() -> None:
 
 
 def test_a_failed_beginning_is_asked_for_again() -> None:
-    driver = SessionDriver(reply=None, certainty=UNSURE)
+    driver = SessionDriver(reply=None, certainty=UNSURE, config=SEMANTIC)
     driver.speak(0.6)
     driver.hush(LIKELY_END_S + 0.1)
     (begun,) = driver.asked(wire.Respond)

@@ -10,12 +10,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from benchmarks.load.server import children
 from tests.support.conformance import check
 from tests.support.service_process import ServiceProcess
 from tests.support.speech import order
@@ -82,8 +82,7 @@ async def test_spoken_turns_through_two_processes(service: ServiceProcess) -> No
 
 async def test_killed_worker_is_replaced_within_the_session(service: ServiceProcess) -> None:
     def kill() -> None:
-        children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGKILL)
+        os.kill(children(service.process.pid)[0], signal.SIGKILL)
 
     events = await converse(service, turns=2, after_turn=kill)
     check(events)
