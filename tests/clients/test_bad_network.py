@@ -86,15 +86,14 @@ async def test_an_order_survives_the_network_and_keeps_its_length(
 
 
 async def test_a_call_that_goes_dead_goes_on_another_way_and_is_released(fake_server: Server, microphone: Path) -> None:
-    """The page says so and takes WebSocket, and the dead call's place is free again."""
+    """The page takes WebSocket, and the dead call's place is free again."""
     relay = UdpRelay(Conditions())
     async with chromium(microphone=microphone) as page, behind(relay, page):
         await start(page, fake_server)
         await expect(page.locator("#state-text")).to_have_text("Connected, WebRTC")
         await page.route("**/v1/realtime/calls*", lambda route: route.abort())
         relay.close()
-        await expect(page.get_by_role("alert")).to_contain_text("does not answer", timeout=40_000)
-        await expect(page.locator("#state-text")).to_have_text("Connected, WebSocket")
+        await expect(page.locator("#state-text")).to_have_text("Connected, WebSocket", timeout=40_000)
         await page.click("#end-button")
         await page.wait_for_function(
             "async () => (await (await fetch('/readyz')).json()).leased === 0", timeout=30_000, polling=500
