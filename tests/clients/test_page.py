@@ -119,7 +119,7 @@ async def test_captions_grow_while_either_side_speaks(fake_server: Server, micro
 
 
 async def test_one_session_for_writing_and_speaking(fake_server: Server, microphone: Path) -> None:
-    """Write, speak, mute, write: without an end between them."""
+    """Write, speak, mute: without an end between them."""
     async with chromium(microphone=microphone) as page:
         await page.goto(fake_server.url)
         await write(page, "A mocha, please.")
@@ -127,13 +127,9 @@ async def test_one_session_for_writing_and_speaking(fake_server: Server, microph
         await expect(page.locator("#say")).to_contain_text("You are writing")
         await page.click("#main-button")
         await expect(said_by(page, "user").nth(1)).to_have_text("a large latte please", timeout=30_000)
-        await expect(said_by(page, "assistant")).to_have_count(2)
+        await expect(said_by(page, "assistant").nth(1)).to_have_text(REPLY, timeout=30_000)
         await page.keyboard.press("Alt+m")
         await expect(page.locator("#say")).to_contain_text("muted")
-        await page.keyboard.press("Alt+t")
-        await page.keyboard.type("And a tea.")
-        await page.keyboard.press("Enter")
-        await expect(said_by(page, "assistant")).to_have_count(3)
         assert (await page.evaluate("async () => (await (await fetch('/readyz')).json())"))["leased"] >= 1
         assert await page.locator("#state").get_attribute("data-state") == "connected"
 
