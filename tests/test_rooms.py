@@ -55,7 +55,7 @@ DOORS: dict[str, set[str]] = {
 # The conversation does nothing by itself: what waits, listens or sends belongs to the server around it.
 SHELLS = {"asyncio", "socket", "threading", "subprocess", "aiohttp", "websockets", "aiortc", "time"}
 # Packages that the service process must never hold: they are large, and model work belongs to the worker.
-HEAVY = {"torch", "transformers", "safetensors", "tokenizers", "silero_vad", "scipy"}
+HEAVY = {"torch", "transformers", "tokenizers", "onnxruntime", "pydantic", "silero_vad", "scipy"}
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:

@@ -28,8 +28,6 @@ _PACKAGES = (
     "aiohttp",
     "aiortc",
     "msgspec",
-    "onnxruntime",
-    "silero-vad",
     "soxr",
     "soundfile",
     "safetensors",
