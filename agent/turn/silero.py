@@ -80,7 +80,8 @@ class _Network:
         x[1:] = _relu(threes @ self.first + self.biases[0])
         x = _relu(np.stack([x[0:3].reshape(-1), x[2:5].reshape(-1)]) @ self.second + self.biases[1])
         x = _relu(x.reshape(-1) @ self.third + self.biases[2])
-        return _relu(x @ self.fourth + self.biases[3])
+        features: Floats = _relu(x @ self.fourth + self.biases[3])
+        return features
 
     def step(self, features: Floats, hidden: Floats, cell: Floats) -> tuple[Floats, Floats]:
         """One LSTM step; all [128]."""
@@ -95,12 +96,12 @@ class _Network:
 
 def _relu(x: Floats) -> Floats:
     """In place."""
-    rectified: Floats = np.maximum(x, 0, out=x)
-    return rectified
+    return np.maximum(x, 0, out=x)
 
 
 def _sigmoid(x: Floats) -> Floats:
-    return 0.5 + 0.5 * np.tanh(0.5 * x)
+    squashed: Floats = 0.5 + 0.5 * np.tanh(0.5 * x)
+    return squashed
 
 
 @lru_cache(maxsize=1)

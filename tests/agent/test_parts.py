@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -339,6 +341,22 @@ async def test_link_survives_garbage_in_mid_stream_by_dying_cleanly(tmp_path: Pa
         await running
     assert holder.lost.is_set()
     server.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_what_is_sent_to_a_worker_that_died_a_moment_ago_is_dropped(
+    run: Callable[[Coroutine[None, None, None]], None], tmp_path: Path
+) -> None:
+    async def die_while_spoken_to() -> None:
+        path = tmp_path / "w.sock"
+        async with FakeWorker(path, Behaviour(slots=1)):
+            link = await WorkerLink.connect(path, 5.0)  # which nobody reads, so that it does not learn of the end
+        for _ in range(50):
+            link.send(wire.Cancel(1, 1))
+            await asyncio.sleep(0.001)
+        assert link.alive
+
+    run(die_while_spoken_to())
 
 
 async def test_a_lease_nobody_waits_for_is_given_back(tmp_path: Path) -> None:
