@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from agent.protocol.errors import ProtocolError
+from agent.transports.unmask import Unmasker
 
 try:
     import resource
@@ -108,6 +109,7 @@ class Connection(asyncio.Protocol):
         self._serve = serve
         self._inner: asyncio.Protocol | None = None
         self._saying: asyncio.Task[None] | None = None
+        self._unmasker: Unmasker | None = None
 
     @property
     def is_waiting(self) -> bool:
@@ -125,8 +127,14 @@ class Connection(asyncio.Protocol):
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._inner is not None:
+        if self._unmasker is not None:
+            data = self._unmasker.feed(data)
+        if self._inner is not None and data:
             self._inner.data_received(data)
+
+    def frames_follow(self) -> None:
+        """From now on the client sends WebSocket frames."""
+        self._unmasker = Unmasker()
 
     def eof_received(self) -> bool | None:
         return self._inner.eof_received() if self._inner is not None else None

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Literal
 
 from aiohttp import WSMsgType, web
@@ -20,9 +21,10 @@ from agent.protocol.errors import ProtocolError
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized, offered_subprotocols
 from agent.server.budget import Account
+from agent.server.door import Connection
 from agent.server.fairness import Place
 from agent.server.http import json_error, unauthorized
-from agent.server.runner import SessionRunner
+from agent.server.runner import LONG_MESSAGE_BYTES, SessionRunner
 from agent.server.service import RETRY_AFTER_S, NoCapacity, Service
 
 log = logging.getLogger("agogic.websocket")
@@ -66,6 +68,21 @@ class WebSocketTransport:
         """Nothing of what waits will be sent."""
         self._waits(-sum(map(len, self._queue)))
         self._queue.clear()
+
+    @contextlib.contextmanager
+    def reading_nothing(self) -> Iterator[None]:
+        """Holds the client's bytes back. While a long message is read in a thread, the loop waits for the interpreter
+        at each piece of the next message, and takes up to 32 of them before it looks at its clock."""
+        connection = self._connection
+        try:
+            with contextlib.suppress(RuntimeError):
+                if connection is not None:
+                    connection.pause_reading()
+            yield
+        finally:
+            with contextlib.suppress(RuntimeError):
+                if connection is not None and not connection.is_closing():
+                    connection.resume_reading()
 
     async def room(self) -> None:
         """Returns when little waits to be sent."""
@@ -222,6 +239,9 @@ async def _upgrade(request: web.Request, service: Service) -> web.WebSocketRespo
         decode_text=False,
         autoping=False,
     )
+    connection = request.transport.get_protocol() if request.transport is not None else None
+    if isinstance(connection, Connection):
+        connection.frames_follow()
     await socket.prepare(request)
     return socket
 
@@ -234,7 +254,9 @@ async def _read(
         await transport.room()
         message = await socket.receive()
         if message.type is WSMsgType.TEXT:
-            await runner.feed_event(message.data, transport)
+            is_long = len(message.data) > LONG_MESSAGE_BYTES
+            with transport.reading_nothing() if is_long else contextlib.nullcontext():
+                await runner.feed_event(message.data, transport)
             continue
         await place.turn()
         if message.type is WSMsgType.PING:
