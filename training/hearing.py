@@ -45,7 +45,7 @@ class HearingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     recorded: share of the batches' clips that are recorded orders; recognition, answers: weights of the CTC loss and of
     the loss of the Thinker's answers to recorded orders beside the likeness. `output` is the run's checkpoint,
-    `weights` the encoder at its end. The pupil begins as its teacher, or as the encoder in the file `start_from`.
+    `weights` the encoder at its end: `pupil_share` of the pupil's weights, the rest the teacher's. The pupil begins as its teacher, or as the encoder in the file `start_from`.
     """
 
     model: str
@@ -69,6 +69,7 @@ class HearingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate: float = 6e-4
     warmup_steps: int = 60
     average_decay: float = 0.99
+    pupil_share: float = 1.0
     threads: int = 1
     seed: int = 41
 
@@ -260,7 +261,9 @@ class Hearing:
                 test_at = self.minutes + self.config.test_minutes
         self.save()
         self.test()
-        save_packed(self.average.state_dict(), Path(self.config.weights))
+        learnt, share = self.average.state_dict(), self.config.pupil_share
+        mean = {name: torch.lerp(value, learnt[name], share) for name, value in self.teacher.state_dict().items()}
+        save_packed(mean, Path(self.config.weights))
 
 
 def main(config_path: Path) -> None:
