@@ -45,7 +45,8 @@ class HearingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     recorded: share of the batches' clips that are recorded orders; recognition, answers: weights of the CTC loss and of
     the loss of the Thinker's answers to recorded orders beside the likeness. `output` is the run's checkpoint,
-    `weights` the encoder at its end: `pupil_share` of the pupil's weights, the rest the teacher's. The pupil begins as its teacher, or as the encoder in the file `start_from`.
+    `weights` the encoder at its end: `pupil_share` of the pupil's weights, the rest the teacher's. The pupil begins as
+    its teacher, or as the encoder in the file `start_from`.
     """
 
     model: str
