@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import msgspec
 import typer
 
+from agent.cli.measuring import as_json
+
 if TYPE_CHECKING:
     from models.codec.code_file import CodeHeader
     from models.codec.coders import Coder
@@ -25,7 +27,7 @@ class Report(msgspec.Struct, frozen=True):
     """What a file of codes holds; `realised_hz` counts tokens per second."""
 
     model: str
-    seconds: float
+    speech_s: float
     tokens: int
     realised_hz: float
     quantizers: int
@@ -132,7 +134,7 @@ def _load(model: str) -> Coder:
 def _show(header: CodeHeader, path: Path, json: bool) -> None:
     report = Report(
         model=header.model,
-        seconds=round(header.seconds, 3),
+        speech_s=round(header.seconds, 3),
         tokens=header.groups,
         realised_hz=round(header.rate_hz, 3),
         quantizers=1 + header.acoustic_books,
@@ -140,10 +142,10 @@ def _show(header: CodeHeader, path: Path, json: bool) -> None:
         bytes=path.stat().st_size,
     )
     if json:
-        print(msgspec.json.encode(report).decode())
+        print(as_json(report))
         return
     print(
-        f"{report.seconds:.2f} s in {report.tokens} tokens of {report.quantizers} codes: "
+        f"{report.speech_s:.2f} s in {report.tokens} tokens of {report.quantizers} codes: "
         f"{report.realised_hz:.2f} Hz, {report.bits_per_second:.0f} bit/s"
     )
 

@@ -23,6 +23,7 @@ from streaming.speaking.flow import FlowConfig, Voicebox
 from streaming.speaking.unmerge import UnmergeConfig
 from streaming.speaking.vocos import Vocos, VocosConfig
 from tests.support.golden import golden_tensors
+from tests.support.report_shape import shaped
 
 SPEECH = golden_tensors("flexicodec", "audio.safetensors")["b_16k"].numpy()
 FRAMES = 24  # 30,000 samples, filled up to whole frames
@@ -85,7 +86,7 @@ def test_embedded_there_and_back(embedded: Path, sound: Path, tmp_path: Path) ->
     codes, back, picture = tmp_path / "a.agc", tmp_path / "back.wav", tmp_path / "tokens.png"
     done = run("encode", sound, codes, "--model", embedded, "--rate", 6.25, "--plot", picture, "--json")
     assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
+    report = shaped("codec", json.loads(done.stdout))
     assert report["tokens"] == FRAMES // 2
     assert report["realised_hz"] == 6.25
     assert report["quantizers"] == 1
@@ -116,7 +117,7 @@ def test_official_there_and_back(official: Path, sound: Path, tmp_path: Path) ->
     codes, back = tmp_path / "a.agc", tmp_path / "back.wav"
     done = run("encode", sound, codes, "--model", official, "--threshold", 1.0, "--quantizers", 3, "--json")
     assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
+    report = shaped("codec", json.loads(done.stdout))
     assert (report["tokens"], report["realised_hz"], report["quantizers"]) == (23, 12.5, 3)
     assert report["bits_per_second"] == pytest.approx(12.5 * (3 + 15 + 2 * 6), abs=0.1)
     done = run("decode", codes, back)

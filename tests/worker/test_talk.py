@@ -11,6 +11,7 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 from agent.cli.main import build
+from tests.support.report_shape import shaped
 from tests.worker.tiny import save
 
 CLIPS = Path(__file__).resolve().parents[1] / "speech"
@@ -65,7 +66,7 @@ def test_any_sound_file_is_a_question(
         tone(question, rate, channels, subtype=subtype)
     result = run("talk", question, "-o", reply, "--model", model, "--input-rate", 8, "--output-rate", 6.25, "--json")
     assert result.exit_code == 0, result.output
-    report = json.loads(result.output.strip().splitlines()[-1])
+    report = shaped("talk", json.loads(result.output.strip().splitlines()[-1]))
     assert abs(report["question_s"] - 1.0) < 0.01
     assert report["requested_input_hz"] == 8 and report["requested_output_hz"] == 6.25
     assert 2 <= report["realised_input_hz"] <= 10, "one second is short for the rate to settle, silence owes the most"
@@ -102,7 +103,7 @@ def test_a_sentence_to_be_spoken_is_printed_as_it_was_written(model: str) -> Non
 def test_written_tasks(model: str, task: str) -> None:
     result = run("talk", "one latte", "--model", model, "--task", task, "--json")
     assert result.exit_code == 0, result.output
-    report = json.loads(result.output.strip().splitlines()[-1])
+    report = shaped("talk", json.loads(result.output.strip().splitlines()[-1]))
     assert (report.get("answer_s", 0) > 0) == (task != "t2t")
 
 
@@ -145,7 +146,7 @@ def test_rates_out_of_range_are_refused(model: str, rate: str) -> None:
 def test_eval_barista_counts_only_what_is_right_in_every_slot(model: str) -> None:
     result = run("eval", "barista", "--clips", CLIPS, "--labels", CLIPS / "labels.json", "--model", model, "--json")
     assert result.exit_code == 0, result.output
-    report = json.loads(result.output.strip().splitlines()[-1])
+    report = shaped("eval barista", json.loads(result.output.strip().splitlines()[-1]))
     assert report["clips"] == 10 and report["accepted"] == 0, "random weights understand nothing"
     assert abs(report["realised_input_hz"] / 12.5 - 1) < 0.05
 
