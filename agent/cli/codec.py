@@ -47,7 +47,7 @@ def encode(
     quantizers: Annotated[
         int | None, typer.Option(min=1, help="codes per token, the semantic one included; default 8 or all there are")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="a picture of the tokens over the spectrogram (PNG)")] = None,
+    plot: Annotated[Path | None, typer.Option(help="a picture of the tokens over the spectrogram (SVG)")] = None,
     json: Json = False,
 ) -> None:
     """Turn speech into codes."""
@@ -55,13 +55,13 @@ def encode(
         raise typer.BadParameter("give --rate or --threshold, not both")
     _check_output(output, ".agc", sound)
     if plot is not None:
-        _check_output(plot, ".png", sound)
+        _check_output(plot, ".svg", sound)
     import numpy as np
     import torch
 
     from models.codec.code_file import CodeFileError, write_codes
     from models.codec.coders import header_of
-    from models.codec.token_picture import draw_tokens, write_png
+    from models.codec.token_picture import token_chart
     from streaming.flexicodec.flexicodec import AudioTooShortError
     from worker.audio_files import AudioFileError, read_question
 
@@ -75,7 +75,7 @@ def encode(
         header = header_of(coder, codes, len(audio))
         write_codes(output, header, codes)
         if plot is not None:
-            write_png(plot, draw_tokens(audio, np.asarray(codes.durations)))
+            plot.write_text(token_chart(audio, np.asarray(codes.durations), sound.name))
     except (AudioFileError, AudioTooShortError, CodeFileError) as error:
         _refuse(str(error))
     except OSError as error:

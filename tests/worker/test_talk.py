@@ -125,6 +125,16 @@ def test_empty_and_far_too_long_files(model: str, tmp_path: Path) -> None:
     assert "601 s; a question may last 600 s" in refused(run("talk", long, "--model", model))
 
 
+def test_digital_silence_is_written_down_as_nothing(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.ears.block.BlockHearing.transcript", "one latte please")
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
+    result = run("talk", tmp_path / "silence.wav", "--model", model, "--task", "asr", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output.strip().splitlines()[-1])["transcript"] == ""
+
+
 def test_broken_samples_are_heard_as_silence(model: str, tmp_path: Path) -> None:
     broken = tmp_path / "nan.wav"
     soundfile.write(broken, np.array([np.nan, np.inf, -np.inf, 9.0] * 4000), 16_000, subtype="FLOAT")
