@@ -18,7 +18,7 @@ PLAIN = re.compile(
 )
 NAME = re.compile(r"[a-z0-9_]+")
 # Tables whose rows bear names of other people, files or errors.
-FREE = {"refusals", "lost_reasons", "errors", "output_rate_reasons", "most_frequent_operations", "by_attack"}
+FREE = {"refusals", "lost_reasons", "errors", "output_rate_reasons", "most_frequent_operations", "by_attack", "wanted"}
 
 
 def complaints(report: object, path: tuple[str, ...] = ()) -> list[str]:
@@ -58,5 +58,6 @@ def _odd_names(table: dict[str, object], path: tuple[str, ...]) -> list[str]:
 def shaped(command: str, report: Any) -> Any:
     """The report as it is printed, which must be of the shape; `command` is as on the command line."""
     written = json.loads(as_json(report))
-    assert complaints(written) == [], command
+    found = complaints(written)
+    assert not found, f"agogic {command}: {'; '.join(found)}"
     return written
