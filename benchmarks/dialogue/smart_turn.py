@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
 import torch
 from numpy.typing import NDArray
 
@@ -22,6 +21,9 @@ class SmartTurn:
     """The network of an ONNX file, on one thread."""
 
     def __init__(self, path: Path) -> None:
+        # Only for who asks for this judge: `pip install onnxruntime`, or the extra `judges`.
+        import onnxruntime  # type: ignore[import-untyped]
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
