@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import soxr
@@ -9,6 +11,7 @@ import torch
 
 from streaming.hearing.speech_mel import SpeechMel
 from worker.ears.narrow_band import narrow_band
+from worker.loading import load_model
 
 
 def features(samples: np.ndarray) -> torch.Tensor:
@@ -34,3 +37,22 @@ def test_silence_tells_nothing() -> None:
     silence = features(np.zeros(8000, np.float32))
     assert narrow_band(silence, before=True) and not narrow_band(silence, before=False)
     assert narrow_band(silence[:0], before=True)
+
+
+def test_any_pieces_of_a_call_that_begins_on_a_microphone_are_heard_alike() -> None:
+    narrow = soxr.resample(soxr.resample(speech(3), 16_000, 8000), 8000, 16_000)
+    sound = np.concatenate([np.zeros(9000), speech(2), np.round(narrow * 32768) / 32768]).astype(np.float32)
+    ear = load_model("embedded").networks.ear
+    heard = []
+    with torch.inference_mode():
+        for size in (len(sound), 5120, 701):
+            hearing = ear.begin(12.5)
+            for start in range(0, len(sound), size):
+                ear.hear([hearing], [sound[start : start + size]])
+            heard.append(hearing.heard)
+    assert heard[0].narrow
+    for other in heard[1:]:
+        assert other.narrow and other.path == heard[0].path
+        for field in fields(other.encoder):
+            one, same = getattr(other.encoder, field.name), getattr(heard[0].encoder, field.name)
+            torch.testing.assert_close(one, same, atol=1e-3, rtol=1e-3)

@@ -74,16 +74,20 @@ class BlockEar:
 
     def hear(self, hearings: Sequence[Hearing], pieces: Sequence[Pcm]) -> list[Tensor]:
         rows = [hearing for hearing in hearings if isinstance(hearing, BlockHearing)]
-        blocks = [hearing.features(pcm) for hearing, pcm in zip(rows, pieces, strict=True)]
-        frames: list[Tensor] = [self.merger.nothing(block) for block in blocks]
-        for length, narrow in {(len(b), h.heard.narrow) for b, h in zip(blocks, rows, strict=True) if len(b)}:
-            chosen = [i for i, block in enumerate(blocks) if (len(block), rows[i].heard.narrow) == (length, narrow)]
-            states = join_rows([rows[row].heard.encoder for row in chosen])
-            encoded, states = self.encoder_for(narrow).step_heads(torch.stack([blocks[row] for row in chosen]), states)
-            for index, (row, state) in enumerate(zip(chosen, split_rows(states, len(chosen)), strict=True)):
-                frames[row] = encoded.frames[index]
-                rows[row].read(encoded.pieces[index], state)
-                rows[row].attend(encoded.frames[index])
+        heard = [hearing.features(pcm) for hearing, pcm in zip(rows, pieces, strict=True)]
+        frames: list[Tensor] = [self.merger.nothing(hearing.heard.pending) for hearing in rows]
+        for turn in range(max(map(len, heard), default=0)):
+            stretches = {row: stretch[turn] for row, stretch in enumerate(heard) if turn < len(stretch)}
+            for length, narrow in {(len(block), narrow) for narrow, block in stretches.values()}:
+                chosen = [row for row, (own, block) in stretches.items() if (len(block), own) == (length, narrow)]
+                states = join_rows([rows[row].heard.encoder for row in chosen])
+                blocks = torch.stack([stretches[row][1] for row in chosen])
+                encoded, states = self.encoder_for(narrow).step_heads(blocks, states)
+                for index, (row, state) in enumerate(zip(chosen, split_rows(states, len(chosen)), strict=True)):
+                    new = encoded.frames[index]
+                    frames[row] = torch.cat((frames[row], new)) if turn else new
+                    rows[row].read(encoded.pieces[index], state)
+                    rows[row].attend(new)
         if self.exact_at_end:
             return [hearing.collect(new) for hearing, new in zip(rows, frames, strict=True)]
         mergers, rates = [hearing.heard.merger for hearing in rows], [hearing.target_hz for hearing in rows]
@@ -184,17 +188,30 @@ class BlockHearing:
         self._open = None  # nothing takes this end back, and the caches before it are large
         return tail
 
-    def features(self, pcm: Pcm) -> Tensor:
-        """Takes samples [n]; features [blocks of the encoder, mel_bins] that are complete now."""
+    def features(self, pcm: Pcm) -> list[tuple[bool, Tensor]]:
+        """Takes samples [n]; features [blocks of the encoder, mel_bins] that are complete now, as `_stretches`."""
         if self._open is not None:
             self.heard, self._open, self._tail = self._open, None, None
         heard = self.heard
         mel, state = self._ear.mel.step(torch.from_numpy(pcm)[None], heard.mel)
         waiting = torch.cat((heard.pending, mel[0]))
         whole = len(waiting) - len(waiting) % self._ear.encoder.block_mel_frames
-        narrow = self._narrow(waiting[:whole])
-        self.heard = replace(heard, samples=heard.samples + len(pcm), mel=state, pending=waiting[whole:], narrow=narrow)
-        return waiting[:whole]
+        self.heard = replace(heard, samples=heard.samples + len(pcm), mel=state, pending=waiting[whole:])
+        return self._stretches(waiting[:whole])
+
+    def _stretches(self, features: Tensor) -> list[tuple[bool, Tensor]]:
+        """Blocks that one encoder hears in a row, and whether that is the telephone's. Each block is judged by itself,
+        so that it does not matter how many come at once."""
+        stretches: list[tuple[bool, Tensor]] = []
+        size = self._ear.encoder.block_mel_frames
+        for start in range(0, len(features), size):
+            block = features[start : start + size]
+            narrow = self._narrow(block)
+            self.heard = replace(self.heard, narrow=narrow)
+            if stretches and stretches[-1][0] == narrow:
+                block = torch.cat((stretches.pop()[1], block))
+            stretches.append((narrow, block))
+        return stretches
 
     def _narrow(self, features: Tensor) -> bool:
         return self._ear.telephone is not None and narrow_band(features, self.heard.narrow)
