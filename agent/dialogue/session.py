@@ -13,27 +13,29 @@ how they meet; this class answers the client's events. Every call returns the ef
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgspec import UNSET, UnsetType
 
 from agent import audio
 from agent.clock import Clock
 from agent.config import ServerConfig
 from agent.dialogue.briefing import Briefing
 from agent.dialogue.captions import Captions
-from agent.dialogue.client_requests import ReadItem, ReadMessage, plan_response, read_message
+from agent.dialogue.client_requests import ReadItem, ReadMessage, new_item, plan_response, read_message
 from agent.dialogue.conversation import (
     MAX_ITEM_CHARACTERS,
     AssistantMessage,
     Conversation,
     Item,
     UserMessage,
-    item_from_client,
     text_length,
 )
 from agent.dialogue.effects import Effect, Outbox
 from agent.dialogue.item_sound import SoundShown
 from agent.dialogue.listening import Listening
+from agent.dialogue.notes import IMAGES, on_response, on_settings, with_text_to_say
 from agent.dialogue.rates import WorkerForecast
 from agent.dialogue.response import Response, ResponsePlan
 from agent.dialogue.speaking import Speaking, WorkerSlot
@@ -45,13 +47,16 @@ from agent.protocol.errors import ProtocolError
 from agent.protocol.formats import format_name
 from agent.protocol.items import ItemReference
 from agent.protocol.session_object import SessionSettings, render, updated
+from agent.protocol.tools import FunctionTool
 from agent.turn.silero import VoiceActivity
 from agent.wire import (
+    Abilities,
     AudioOut,
     EndJudged,
     FromWorker,
     ResponseDone,
     TextDelta,
+    ToolCall,
     Transcript,
     UtteranceEncoded,
     WorkerError,
@@ -75,7 +80,8 @@ class Session:
     """`input_hz` is the microphone's rate where the transport fixes it (WebRTC, telephones); None = the format does.
 
     `reports_every_s`: sound is played behind the transport, which tells by `played` how far, so often of that sound.
-    `max_idle_s` in place of the configured one: a telephone line is dearer than an open page.
+    `max_idle_s` in place of the configured one: a telephone line is dearer than an open page. `abilities`: what the
+    model does with what clients ask for, as far as that is known before there is a place with it.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class Session:
         input_hz: int | None = None,
         reports_every_s: float | None = None,
         max_idle_s: float | None = None,
+        abilities: Abilities | None = None,
     ) -> None:
         self.id = ids.new("sess")
         self.settings = settings
@@ -98,6 +105,7 @@ class Session:
         self._transport = transport
         self._max_idle_s = max_idle_s or config.session.max_idle_s
         self._model = model
+        self._abilities = abilities or Abilities()
         self._ids = ids
         self._clock = clock
         self._input_hz = input_hz
@@ -247,6 +255,7 @@ class Session:
 
     def worker_ready(self, slot: WorkerSlot) -> list[Effect]:
         """A worker holds a slot for us, and nothing else: whatever it must know is sent again."""
+        self._abilities = slot.ready.abilities
         self._briefing.worker_ready(slot)
         self._speaking.worker_ready(slot)
         return self._outbox.take()
@@ -263,7 +272,7 @@ class Session:
 
     def worker_message(self, message: FromWorker) -> list[Effect]:
         match message:
-            case TextDelta() | AudioOut() | ResponseDone():
+            case TextDelta() | AudioOut() | ToolCall() | ResponseDone():
                 self._speaking.on_message(message)
             case EndJudged():
                 for happening in self._listening.judged(message):
@@ -389,11 +398,14 @@ class Session:
                 f"The id {read.parsed.id} is given by the server; choose another, or leave it out.",
                 param="item.id",
             )
-        item = item_from_client(read.parsed, self._ids.new("item"), read.pcm)
+        item = new_item(read, self._conversation, self._ids, [], "item")
         if text_length(item) > MAX_ITEM_CHARACTERS:
             raise ProtocolError("invalid_value", f"An item may have {MAX_ITEM_CHARACTERS} characters.", param="item")
         previous = self._conversation.add(item, event.previous_item_id)
-        self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous))
+        notes: JsonObject | UnsetType = UNSET
+        if isinstance(item, UserMessage) and item.images:
+            notes = {"notes": [IMAGES]}
+        self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous, x_agogic=notes))
         self._outbox.send(events.ItemDone(item=item.as_dict(), previous_item_id=previous))
 
     def _retrieve(self, event: client.ItemRetrieve) -> None:
@@ -426,7 +438,16 @@ class Session:
         if isinstance(item, UserMessage):
             self._captions.drop(item.utterance)
             self._briefing.drop_utterance(item.utterance)
+            self._sever(item)
         self._outbox.send(events.ItemDeleted(item_id=item.id))
+
+    def _sever(self, gone: UserMessage) -> None:
+        """What went on with an item that is deleted is heard again without it."""
+        for item in self._conversation.items:
+            if isinstance(item, UserMessage) and gone.id in item.continues:
+                item.continues = tuple(identity for identity in item.continues if identity != gone.id)
+                self._briefing.drop_utterance(item.utterance)
+                item.utterance = None
 
     # --- the worker ---
 
@@ -435,7 +456,8 @@ class Session:
         if utterance is not None and utterance.number == message.utterance:
             revised, utterance.transcript = utterance.transcript != message.text, message.text
             if revised and "input_transcript" in self.settings.x_agogic.events:
-                self._outbox.send(events.InputTranscript(item_id=utterance.item_id, transcript=message.text))
+                own = self._turns.own_words(utterance, message.text)
+                self._outbox.send(events.InputTranscript(item_id=utterance.item_id, transcript=own))
             return
         for event in self._captions.heard(message.utterance, message.text, final=message.final):
             self._outbox.send(event)
@@ -468,7 +490,10 @@ class Session:
         return item_id in announced or self._ids.is_to_come(item_id)
 
     def _plan(self, params: client.ResponseParams, items: tuple[ReadItem | ItemReference, ...] = ()) -> ResponsePlan:
-        return plan_response(params, items, self.settings, self._conversation, self._briefing.policy, self._ids)
+        plan = plan_response(params, items, self.settings, self._conversation, self._briefing.policy, self._ids)
+        plan = with_text_to_say(plan, self._abilities)
+        names = [tool.name for tool in params.tools or () if isinstance(tool, FunctionTool)]
+        return replace(plan, notes=tuple(on_response(plan, self._abilities, names)))
 
     def _idle_at_s(self) -> float | None:
         """When the session ends if nothing happens; None while an answer is being given."""
@@ -496,4 +521,5 @@ class Session:
         return self._input_hz or audio.RATE_HZ[format_name(self.settings.audio.input.format)]
 
     def _render(self) -> JsonObject:
-        return render(self.settings, session_id=self.id, model=self._model, expires_at=self._expires_at)
+        notes = on_settings(self.settings, self._abilities)
+        return render(self.settings, session_id=self.id, model=self._model, expires_at=self._expires_at, notes=notes)

@@ -94,6 +94,7 @@ class Service:
             input_hz=transport.input_rate_hz,
             reports_every_s=transport.reports_every_s if isinstance(transport, RemotePlayer) else None,
             max_idle_s=max_idle_s,
+            abilities=self.pool.abilities,
         )
         runner = SessionRunner(
             session,
