@@ -10,7 +10,8 @@ import random
 from dataclasses import replace
 
 from models.networks.prompts import PastTurn
-from training.baskets import Basket, Item, parse_basket, say_basket
+from models.orders import Basket, Item, Order, parse_basket, parse_order, price_text
+from training.baskets import say_basket
 from training.wide_world import EXTRAS, NOT_SOLD, small_talk_phrases, wide_turn
 from training.world import (
     CANCELLED,
@@ -20,16 +21,13 @@ from training.world import (
     OFF_TOPIC,
     PRICE_QUESTIONS,
     SMALL_TALK_REPLIES,
-    Order,
     Turn,
     carriers,
     change,
     confirm,
     confirm_change,
     fill,
-    parse_order,
     pool_turn,
-    price_text,
     sample_order,
     sample_turn,
     say_order,

@@ -10,21 +10,24 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agent.wire import ContextItem, ResponseStats
+from agent.wire import Abilities, ContextItem, ResponseStats
 from kernels.sampling import counted_uniforms
 from models.networks.flexislm import FlexiSLM
 from models.networks.generation import Generation, GenerationOptions, Runner, Step
-from models.networks.prompts import PastTurn, Prompt, chat_prompt, repeat_request
+from models.networks.prompts import CALL, PastTurn, Prompt, chat_prompt, repeat_request
 from models.networks.tokenizer import TextTokenizer
 from streaming.speaking.mel24k import SAMPLE_RATE_HZ
 from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES
+from worker.calls.caller import Caller, Calling
+from worker.calls.counter import CounterCaller
+from worker.calls.template import TemplateCaller
 from worker.ears.ear import Ear, Hearing, group_ms, realised_hz
 from worker.parts import (
     Conversation,
@@ -98,6 +101,11 @@ class Pipeline:
             steps=back_ends.steps if back_ends else None,
         )
         self.pool = SlotPool(slots)
+        self.mark = networks.tokenizer.mark(CALL)
+        # The one that takes no instructions knows the counter and nothing else.
+        instructable = networks.slm.config.agogic.prompts.instructable
+        self.caller: Caller = TemplateCaller(self.mark >= 0) if instructable else CounterCaller()
+        self.abilities = Abilities(instructable, self.caller.names)
 
     @property
     def name(self) -> str:
@@ -137,27 +145,54 @@ class Pipeline:
         _check_rate("output", question.output_hz)
         if question.speech and self.networks.voice is None:
             raise RequestError("no_voice", "this model has no voice prompt to speak like; start it with one")
-        items = question.conversation.items
-        last = items[-1] if items and items[-1].role == "user" else ContextItem("user", "")
-        earlier = items[:-1] if items and items[-1].role == "user" else items
+        if question.say:
+            return self._saying(question.say, question)
+        asked = question.conversation
+        earlier, last, results = _parted(asked.items)
         utterance = question.heard.get(last.utterance) if last.utterance is not None else None
+        calling = None
+        if not question.transcribe:
+            words = utterance.transcript if utterance is not None else last.text
+            now = results[-1] if results else ContextItem("user", words)
+            calling = self.caller.calling((*earlier, *results[:-1], now), asked.tools)
+        if calling is not None and calling.say:
+            return self._saying(calling.say, question)
         spoken = isinstance(utterance, PipelineListener) and utterance.groups > 0
-        conversation = Conversation(question.conversation.instructions, earlier)
         text = "" if spoken else last.text
         if question.transcribe:
             text = self.networks.slm.config.agogic.prompts.asks_transcript
-        prompt = self.prompt(conversation, text, audio=spoken, speech=question.speech)
-        steps = max(1, min(question.max_output_tokens, MAX_STEPS, self._most_steps()))
-        options = GenerationOptions(
-            output_hz=question.output_hz,
+        speech = question.speech and not (calling is not None and calling.silent)
+        prompt = self.prompt(
+            Conversation(asked.instructions, earlier, asked.tools),
+            text,
+            audio=spoken,
             speech=question.speech,
+            results=results,
+            begun=calling.begun if calling is not None else "",
+        )
+        heard = utterance if isinstance(utterance, PipelineListener) and spoken else None
+        prefill = heard.prefill if heard is not None else self.new_prefill(question.output_hz)
+        return PipelineSpeaker(
+            self, prefill, prompt, heard, self._options(question, speech=speech, calling=calling), calling
+        )
+
+    def _saying(self, text: str, question: Question) -> Speaker:
+        """Says just this."""
+        request = self.repetition(text)
+        prompt = self.prompt(Conversation("", ()), request, audio=False, speech=question.speech)
+        options = self._options(question, speech=question.speech)
+        return PipelineSpeaker(self, self.new_prefill(question.output_hz), prompt, None, options)
+
+    def _options(self, question: Question, *, speech: bool, calling: Calling | None = None) -> GenerationOptions:
+        steps = max(1, min(question.max_output_tokens, MAX_STEPS, self._most_steps()))
+        return GenerationOptions(
+            output_hz=question.output_hz,
+            speech=speech,
             max_steps=steps,
             uniforms=counted_uniforms(question.session, question.generation, steps) if self.networks.draws else None,
             ends_circles=True,
+            mark=self.mark if speech and calling is not None and calling.mark else -1,
         )
-        if isinstance(utterance, PipelineListener) and spoken:
-            return PipelineSpeaker(self, utterance.prefill, prompt, utterance, options)
-        return PipelineSpeaker(self, self.new_prefill(question.output_hz), prompt, None, options)
 
     def _most_steps(self) -> int:
         """Steps of the longest answer that is sane: one for each frame, and those of the delay."""
@@ -256,18 +291,45 @@ class Pipeline:
     def new_prefill(self, output_hz: float) -> Prefill:
         return Prefill(self.runner, self.networks.tokenizer, self.pool, output_hz)
 
-    def prompt(self, conversation: Conversation, text: str, *, audio: bool, speech: bool) -> Prompt:
+    def prompt(
+        self,
+        conversation: Conversation,
+        text: str,
+        *,
+        audio: bool,
+        speech: bool,
+        results: Sequence[ContextItem] = (),
+        begun: str = "",
+    ) -> Prompt:
         prompts = self.networks.slm.config.agogic.prompts
         system = "\n".join(item.text for item in conversation.items if item.role == "system")
         instructions = "\n".join(part for part in (conversation.instructions, system) if part)
+        newest = self.networks.tokenizer.newest
         return chat_prompt(
-            self.networks.tokenizer.newest(text, prompts.request_tokens),
+            newest(text, prompts.request_tokens),
             audio=audio,
             speech=speech,
-            history=[PastTurn(item.role, item.text) for item in conversation.items if item.role != "system"],
+            history=[PastTurn(item.role, item.text, item.name) for item in conversation.items if item.role != "system"],
             instructions=instructions,
             prompts=prompts,
+            tools=self.caller.introduction(conversation.tools),
+            results=[PastTurn("result", newest(item.text, prompts.request_tokens), item.name) for item in results],
+            begun=begun,
         )
+
+
+def _parted(
+    items: tuple[ContextItem, ...],
+) -> tuple[tuple[ContextItem, ...], ContextItem, tuple[ContextItem, ...]]:
+    """What came before, what the user said last ("" where he did not speak last), and what functions gave since."""
+    first = len(items)
+    while first and items[first - 1].role == "result":
+        first -= 1
+    if first < len(items):
+        return items[:first], ContextItem("user", ""), items[first:]
+    if items and items[-1].role == "user":
+        return items[:-1], items[-1], ()
+    return items, ContextItem("user", ""), ()
 
 
 def _check_rate(side: str, rate_hz: float) -> None:
@@ -379,7 +441,11 @@ class PipelineListener:
 
 
 class PipelineSpeaker:
-    """One answer: a `Speaker`. Each unit is one joint step of Thinker and Talker or one chunk of sound."""
+    """One answer: a `Speaker`. Each unit is one joint step of Thinker and Talker or one chunk of sound.
+
+    Where a spoken answer comes to a call, its speech ends, and what the Thinker has to write is made in a second
+    generation from the same prompt, without the Talker.
+    """
 
     def __init__(
         self,
@@ -388,7 +454,11 @@ class PipelineSpeaker:
         prompt: Prompt,
         utterance: PipelineListener | None,
         options: GenerationOptions,
+        calling: Calling | None = None,
     ) -> None:
+        self._calling = calling
+        self._writes = calling is not None and calling.silent
+        self._all_text = ""
         self._started = time.perf_counter()
         self._pipeline = pipeline
         self._runner = pipeline.runner
@@ -432,10 +502,10 @@ class PipelineSpeaker:
 
     @property
     def unit(self) -> Unit:
-        if self._answer is None:
-            return "beginning"
         if self.voice is not None and self.voice.ready:
             return "sound"
+        if self._answer is None:
+            return "beginning"
         return "end" if self._over() else "token"
 
     @property
@@ -450,7 +520,10 @@ class PipelineSpeaker:
         if self.unit != "end":
             return self._pipeline.step([self], self.unit)[0]
         self.close()
-        return [Finished("completed" if self.answer.ended == "end" else "max_output_tokens")]
+        if self.answer.ended != "end":
+            return [Finished("max_output_tokens")]
+        calls = self._calling.read(self._all_text) if self._calling is not None else []
+        return [*calls, Finished("completed")]
 
     def close(self) -> None:
         """The answer is over or given up: its slot serves the next one."""
@@ -488,12 +561,15 @@ class PipelineSpeaker:
         events: list[Spoken] = []
         if step.text_token is not None:
             piece = self._stream.push(step.text_token)
-            if step.text_token == self._runner.special.im_end:
-                self._words.end_text()
-            self._words.text(piece)
+            self._all_text += piece
             self._text_tokens += 1
-            if piece:
-                events.append(TextPiece(piece))
+            self._writes |= self._calling is not None and step.text_token == self._pipeline.mark
+            if not self._writes:
+                if step.text_token == self._runner.special.im_end:
+                    self._words.end_text()
+                self._words.text(piece)
+                if piece:
+                    events.append(TextPiece(piece))
         if step.spoken is not None and self.voice is not None:
             span = self._tokens.add(step.spoken.code, step.spoken.duration_frames)
             if span is not None:
@@ -502,13 +578,27 @@ class PipelineSpeaker:
                 self._words.speech(span.duration_frames, self._looked_at)
         # The head's weights belong to the code chosen in this step, whose duration comes with the next.
         self._looked_at = step.focus
-        if self.voice is not None and self._over():
+        if self.answer.marked and (self._over() or not self.text):
+            self._write_on()
+        elif self.voice is not None and self._over():
             self.voice.end()
         return events
 
+    def _write_on(self) -> None:
+        """What was to be said is said: the rest is written."""
+        if self.text and self.voice is not None:
+            self.voice.end()
+        else:
+            self.voice = None
+        begun = f"{self._all_text}{CALL}\n"
+        self.prompt = replace(self.prompt, after=self.prompt.after + begun)
+        self.options = replace(self.options, speech=False, uniforms=None, mark=-1)
+        self._all_text, self._writes, self._answer = begun, True, None
+        self._stream = self._pipeline.networks.tokenizer.stream()
+
     def _over(self) -> bool:
         """Whether no more tokens will come."""
-        return bool(self.answer.ended) or self._runs_on()
+        return bool(self.answer.ended) or (self.options.speech and self._runs_on())
 
     def _runs_on(self) -> bool:
         """Whether sound goes on long after every word must have been said, or longer than any answer should last: a

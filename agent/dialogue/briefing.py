@@ -100,12 +100,18 @@ class Briefing:
         if not _is_to_answer(last) and not plan.say:
             instructed = slot.ready.abilities.instructable and any((plan.instructions, *_told(context)))
             context.append(ContextItem("user", "" if instructed else self._opening))
-        # Of a small one's memory these would cost what was ordered.
-        is_aside = not _is_to_answer(last) and any(item.role == "assistant" for item in context)
-        response.item.aside = not slot.ready.abilities.instructable and (is_aside or bool(plan.say))
-        response.item.aside |= isinstance(last, UserMessage) and last.by_mistake
+        response.item.given = bool(plan.say)
+        by_mistake = isinstance(last, UserMessage) and last.by_mistake
+        is_small = not slot.ready.abilities.instructable
+        response.item.aside = by_mistake or (is_small and self._is_aside(last, plan, context))
         response.utterance = context[-1].utterance if context else None
         return self._respond(plan, context, response.generation, slot)
+
+    @staticmethod
+    def _is_aside(last: Item | None, plan: ResponsePlan, context: list[ContextItem]) -> bool:
+        """Of a small model's memory it would cost what was ordered."""
+        asks_back = not _is_to_answer(last) and any(item.role == "assistant" for item in context)
+        return asks_back or bool(plan.say) or isinstance(last, FunctionCallOutput)
 
     def _but_for(self, item: UserMessage, items: list[Item]) -> list[Item]:
         """The items without those that it goes on with."""
@@ -185,7 +191,8 @@ def _with_what_to_answer_last(items: list[Item]) -> list[Item]:
         item = items[index]
         if isinstance(item, UserMessage | FunctionCallOutput):
             return [*items[:index], *items[index + 1 :], item]
-        if not isinstance(item, SystemMessage) and not (isinstance(item, AssistantMessage) and not item.context().text):
+        passed_over = isinstance(item, SystemMessage) or (isinstance(item, AssistantMessage) and item.answers_nothing)
+        if not passed_over:
             break
     return items
 

@@ -94,6 +94,7 @@ class AssistantMessage:
 
     `withdrawn`: it answered half a turn and was taken back before anybody could have reacted to it. `aside`: it asked
     back because nobody had spoken. The model is told of neither: of a small one's memory it would cost the order.
+    `given`: its text was the client's, so it answers nothing.
     """
 
     id: str
@@ -106,6 +107,7 @@ class AssistantMessage:
     opened: bool = False
     withdrawn: bool = False
     aside: bool = False
+    given: bool = False
     status: Status = "in_progress"
 
     @property
@@ -131,6 +133,11 @@ class AssistantMessage:
             return self.text if self.heard_samples != 0 else ""
         heard = self.heard_samples
         return join_words([word for word in self.words if word.start_sample + word.end_sample <= 2 * heard])
+
+    @property
+    def answers_nothing(self) -> bool:
+        """Whether what was said before it is still to be answered."""
+        return self.given or self.withdrawn or not self.heard_text()
 
     def truncate(self, audio_end_ms: int) -> int:
         """Cuts to what was heard, clamped to what exists; returns the position in ms that is now in effect."""

@@ -16,9 +16,9 @@ import soxr
 from openai import AsyncOpenAI
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
 
+from models.orders import parse_order
 from tests.support.conformance import check
 from tests.support.service_process import ROOT, ServiceProcess
-from training.world import parse_order
 
 CLIPS = ROOT / "tests" / "speech"
 RATE_HZ = 24_000

@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from agent.wire import Message, ResponseStats, TokenSpan, WordSpan
+from agent.wire import Abilities, Message, ResponseStats, TokenSpan, WordSpan
 from worker.parts import (
     Conversation,
     Encoded,
@@ -137,6 +137,7 @@ class ScriptedModel:
     name: str = "scripted"
     output_sample_rate: int = 24_000
     codec_frame_rate_hz: float = 12.5
+    abilities: ClassVar[Abilities] = Abilities()
 
     @property
     def judges_ends(self) -> bool:
