@@ -80,8 +80,10 @@ def _read_input(raws: list[dict[str, object]], format: AudioFormat) -> Iterator[
 
 
 def _read_item(parsed: ClientItem, format: AudioFormat, param: str) -> ReadItem:
-    spoken = isinstance(parsed, MessageItem) and parsed.role == "user"
-    return ReadItem(parsed, pcm_of_item(parsed, format, param=param) if spoken else None)
+    pcm = None
+    if isinstance(parsed, MessageItem) and parsed.role == "user":
+        pcm = pcm_of_item(parsed, format, param=param)
+    return ReadItem(parsed, pcm)
 
 
 def plan_response(

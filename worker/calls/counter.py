@@ -196,7 +196,7 @@ def reply_to(result: ContextItem) -> str:
     if result.name == SUBMIT:
         read = _read(result.text)
         found = next((n for n in (read.order_number, read.order_id, read.number) if n is not None), None)
-        number = int(found) if str(found).isdigit() else 0
+        number = int(str(found)) if str(found).isdigit() else 0
         return f"Your order number is {number_words(number)}." if 0 < number < 100 else WELCOME
     text = result.text.strip().strip('"')
     return text if 0 < len(text) <= MOST_SAID and text[0] not in "{[" else NO_HELP
