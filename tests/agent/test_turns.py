@@ -89,7 +89,7 @@ def test_of_a_turn_that_goes_on_a_stock_client_keeps_what_it_was_told(
     assert users(driver) == [first, second] and not driver.of("conversation.item.deleted")
     told = driver.of("conversation.item.input_audio_transcription.completed")
     assert [(e["item_id"], e["transcript"]) for e in told] == [(first, "a latte"), (second, "with milk")]
-    one, whole = driver.asked(wire.StartUtterance)
+    _, whole = driver.asked(wire.StartUtterance)
     assert whole.context == []
     assert heard_ms(driver, whole.utterance) == pytest.approx(800 + 600 + 800 + LIKELY_END_MS, abs=70)
     (ask,) = driver.asked(wire.Respond)[1:]
