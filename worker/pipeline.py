@@ -21,7 +21,7 @@ from agent.wire import Abilities, ContextItem, ResponseStats
 from kernels.sampling import counted_uniforms
 from models.networks.flexislm import FlexiSLM
 from models.networks.generation import Generation, GenerationOptions, Runner, Step
-from models.networks.prompts import CALL, PastTurn, Prompt, chat_prompt, repeat_request
+from models.networks.prompts import CALL, PastTurn, Prompt, chat_prompt, repeat_request, without_marks
 from models.networks.tokenizer import TextTokenizer
 from streaming.speaking.mel24k import SAMPLE_RATE_HZ
 from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES
@@ -177,10 +177,13 @@ class Pipeline:
         )
 
     def _saying(self, text: str, question: Question) -> Speaker:
-        """Says just this."""
-        request = self.repetition(text)
-        prompt = self.prompt(Conversation("", ()), request, audio=False, speech=question.speech)
-        options = self._options(question, speech=question.speech)
+        """Says just this, to the letter: a small model asked to repeat says what it knows instead."""
+        prompt = self.prompt(Conversation("", ()), self.repetition(text), audio=False, speech=question.speech)
+        special, letters = self.runner.special, self.networks.tokenizer.encode(without_marks(text))
+        options = replace(
+            self._options(question, speech=question.speech),
+            forced_text=(*letters, special.im_end, special.newline),
+        )
         return PipelineSpeaker(self, self.new_prefill(question.output_hz), prompt, None, options)
 
     def _options(self, question: Question, *, speech: bool, calling: Calling | None = None) -> GenerationOptions:

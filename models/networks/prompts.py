@@ -115,7 +115,7 @@ def chat_prompt(
     if instructions and prompts.instructable:
         system = instructions
     system = (system + tools).strip()
-    asked = _results(results) if results else _spoken_text(user_text)
+    asked = _results(results) if results else without_marks(user_text)
     return Prompt(
         opening=block("system", system) if system else "",
         past=_exchanges(history, prompts),
@@ -149,7 +149,7 @@ def _blocks(turns: Sequence[PastTurn]) -> str:
     for turn in turns:
         role = {"call": "assistant", "result": "user"}.get(turn.role, turn.role)
         text = (
-            _result(turn) if turn.role == "result" else _call(turn) if turn.role == "call" else _spoken_text(turn.text)
+            _result(turn) if turn.role == "result" else _call(turn) if turn.role == "call" else without_marks(turn.text)
         )
         if turn.role in ("call", "result") and blocks and blocks[-1][0] == role:
             blocks[-1] = (role, f"{blocks[-1][1]}\n{text}")
@@ -164,14 +164,14 @@ def _call(turn: PastTurn) -> str:
 
 
 def _result(turn: PastTurn) -> str:
-    return f"{RESULT}\n{_spoken_text(turn.text)}\n{RESULT_END}"
+    return f"{RESULT}\n{without_marks(turn.text)}\n{RESULT_END}"
 
 
 def _results(turns: Sequence[PastTurn]) -> str:
     return "\n".join(map(_result, turns))
 
 
-def _spoken_text(text: str) -> str:
+def without_marks(text: str) -> str:
     """What somebody said or typed, without marks that would end or open a turn."""
     return _MARKS.sub("", text)
 

@@ -29,7 +29,7 @@ _PARTING = re.compile(r"^(you are welcome|goodbye)", re.IGNORECASE)
 _RESTATES = re.compile(r"^(okay|sure|we have no)\b", re.IGNORECASE)
 _CLOSING_WORDS = (
     "all", "alright", "bye", "done", "everything", "fine", "good", "great", "it", "no", "nope", "nothing", "okay",
-    "perfect", "right", "thank", "thanks", "that's", "yes",
+    "perfect", "right", "thank", "thanks", "thats", "yes",
 )  # fmt: skip
 # Whoever says one of these asks for something else than to be done.
 _OTHER_WORDS = {
@@ -83,7 +83,7 @@ def _is_whole(text: str) -> bool:
 
 def confirms(words: str) -> bool:
     """Whether a customer's words say that he is done, as far as a recogniser can be trusted."""
-    said = re.findall(r"[a-z']+", words.lower())
+    said = re.findall(r"[a-z]+", words.lower().replace("'", ""))
     return not _OTHER_WORDS & set(said) and any(_sounds_like(word, known) for word in said for known in _CLOSING_WORDS)
 
 
