@@ -166,3 +166,43 @@ def parse_basket(reply: str) -> Basket | None:
             return None
         items.append(Item(COUNTS.index(count) + 1, order))
     return tuple(items)
+
+
+_CHANGES = re.compile(r"\b(make (it|that)|change (it|that)|instead)\b")
+_LEFT_OUT = r"\b(?:no|without|leave out the|hold the) (?:{things})\b"
+_AMOUNT = "|".join(sorted(filter(None, AMOUNTS), key=len, reverse=True))
+
+
+def order_in_words(words: str, before: Order | None = None) -> Order | None:
+    """What a customer ordered, as far as it can be read from his words; None where they name no drink and change
+    nothing of the order `before` them."""
+    text = " ".join(re.findall(r"[a-z]+", words.lower()))
+    found: Order = {}
+    dropped = set()
+    for slot, things in (("milkAmount", MILKS), ("sugarAmount", SUGARS)):
+        left_out = re.search(_LEFT_OUT.format(things="|".join(_longest_first(things))), text)
+        if left_out is not None:
+            dropped.add(slot)
+            text = text.replace(left_out.group(0), ",")
+    # "medium roast" before "medium", "house coffee" before "coffee".
+    for slot, things in (
+        ("roast", ROASTS),
+        ("numberOfShots", SHOTS),
+        ("milkAmount", MILKS),
+        ("sugarAmount", SUGARS),
+        ("size", SIZES),
+        ("coffeeDrink", DRINKS),
+    ):
+        amount = f"(?:{_AMOUNT})?" if slot in ("milkAmount", "sugarAmount") else ""
+        named = re.search(rf"\b{amount}(?:{'|'.join(_longest_first(things))})\b", text)
+        if named is not None:
+            found[slot] = named.group(0)
+            text = text.replace(named.group(0), ",", 1)
+    if before is not None and ("coffeeDrink" not in found or _CHANGES.search(words.lower())):
+        changed = {slot: value for slot, value in (before | found).items() if slot not in dropped}
+        return changed if found or dropped else None
+    return found if "coffeeDrink" in found else None
+
+
+def _longest_first(things: tuple[str, ...]) -> list[str]:
+    return sorted(things, key=len, reverse=True)

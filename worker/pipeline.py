@@ -103,9 +103,10 @@ class Pipeline:
         self.pool = SlotPool(slots)
         self.mark = networks.tokenizer.mark(CALL)
         # The one that takes no instructions knows the counter and nothing else.
-        instructable = networks.slm.config.agogic.prompts.instructable
-        self.caller: Caller = TemplateCaller(self.mark >= 0) if instructable else CounterCaller()
-        self.abilities = Abilities(instructable, self.caller.names)
+        prompts = networks.slm.config.agogic.prompts
+        counter = CounterCaller(prompts.history not in ("last_answer", "last_two_answers"))
+        self.caller: Caller = TemplateCaller(self.mark >= 0) if prompts.instructable else counter
+        self.abilities = Abilities(prompts.instructable, self.caller.names)
 
     @property
     def name(self) -> str:
@@ -308,11 +309,12 @@ class Pipeline:
         system = "\n".join(item.text for item in conversation.items if item.role == "system")
         instructions = "\n".join(part for part in (conversation.instructions, system) if part)
         newest = self.networks.tokenizer.newest
+        past = self.caller.remembered(tuple(item for item in conversation.items if item.role != "system"))
         return chat_prompt(
             newest(text, prompts.request_tokens),
             audio=audio,
             speech=speech,
-            history=[PastTurn(item.role, item.text, item.name) for item in conversation.items if item.role != "system"],
+            history=[PastTurn(item.role, item.text, item.name) for item in past],
             instructions=instructions,
             prompts=prompts,
             tools=self.caller.introduction(conversation.tools),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 
 from agent.wire import NO_TOOLS, ContextItem, ToolUse
 from models.networks.prompts import CALL, PastTurn, chat_prompt
+from models.orders import order_in_words
+from training.world import change, sample_order, say_order
 from worker.calls.caller import Calling
-from worker.calls.counter import FAILED, WELCOME, CounterCaller, confirms, reply_to
+from worker.calls.counter import FAILED, WELCOME, CounterCaller, confirms, recalled, reply_to
 from worker.calls.template import TemplateCaller, written_calls
 from worker.loading import load_model
 from worker.parts import Called, Conversation, Finished, Question, RequestError, Sound, Spoken, TextPiece
@@ -264,10 +267,8 @@ def text_of(events: list[Spoken]) -> str:
     return "".join(event.text for event in events if isinstance(event, TextPiece)).strip()
 
 
-class MarkCaller:
+class MarkCaller(TemplateCaller):
     """Takes what stands behind the mark for a call's arguments."""
-
-    names = None
 
     def introduction(self, tools: ToolUse) -> str:
         return ""
@@ -316,3 +317,49 @@ def test_the_embedded_model_submits_an_order_that_it_was_told_is_complete(counte
 def test_the_embedded_model_says_a_given_text(counter: Pipeline) -> None:
     events = list(ask(counter, (), NO_TOOLS, say="Please wait a moment."))
     assert text_of(events) == "Please wait a moment."
+
+
+# --- orders that were not restated to their end ---
+
+ORDERED = "user: can i have a sixteen ounce medium roast house coffee"
+
+
+@pytest.mark.parametrize("heard", [["assistant: Okay, one sixteen"], ["assistant: Okay,"], []])
+def test_an_order_whose_restating_was_interrupted_is_remembered(counter: Pipeline, heard: list[str]) -> None:
+    for words, said in (
+        ("make it a large please", "Sure, one large medium roast house coffee. Anything else?"),
+        ("how much is that", "That is three dollars."),
+    ):
+        events = list(ask(counter, told(ORDERED, *heard, f"user: {words}"), NO_TOOLS))
+        assert text_of(events) == said
+
+
+def test_of_an_interrupted_answer_the_customers_words_stand_in_its_place() -> None:
+    whole = "assistant: Okay, one sixteen ounce medium roast house coffee. Anything else?"
+    assert recalled(told(ORDERED, "assistant: Okay, one sixteen")) == told(ORDERED, whole)
+    assert recalled(told(ORDERED, whole)) == told(ORDERED, whole)
+    change = ("user: make it a mocha without milk", "assistant: Sure, one")
+    changed = "assistant: Okay, one large mocha. Anything else?"
+    assert recalled(told("user: a latte", f"assistant: {LATTE}", *change))[-1:] == told(changed)
+    assert recalled(told("user: what time is it", "assistant: Okay,")) == told(
+        "user: what time is it", "assistant: Okay,"
+    ), "words that order nothing put nothing in its place"
+    cancelled = ("user: never mind", "assistant: No problem, I cancelled your order.", "user: with milk")
+    assert recalled(told("user: a latte", f"assistant: {LATTE}", *cancelled))[-1:] == told("user: with milk")
+
+
+def test_weights_that_remember_words_are_told_what_was_heard() -> None:
+    items = told(ORDERED, "assistant: Okay, one sixteen")
+    assert CounterCaller(remembers_words=True).remembered(items) == items
+    assert CounterCaller(remembers_words=False).remembered(items) != items
+    assert TemplateCaller().remembered(items) == items
+
+
+def test_what_a_customer_says_is_read_as_what_he_orders() -> None:
+    for number in range(200):
+        rng = random.Random(f"customer {number}")
+        order = sample_order(rng)
+        assert order_in_words(say_order(order, rng)) == order
+        wish, changed = change(order, rng)
+        assert changed in (order, order_in_words(wish, order))
+    assert order_in_words("what time is it") is None and order_in_words("make it large") is None

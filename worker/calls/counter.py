@@ -5,6 +5,8 @@ it was confirmed, is read from what it said and was heard to say, in the phrases
 (`models.orders`). Both must agree, the model's answer and the customer's words: what sounds like anything but "that's
 all" confirms nothing. An order whose answer was cut off before the call is still to be submitted: that is done with the
 next answer that changes nothing.
+
+What an interrupted answer was about is read from the customer's words, where the weights remember answers alone.
 """
 
 from __future__ import annotations
@@ -15,7 +17,21 @@ from dataclasses import dataclass
 import msgspec
 
 from agent.wire import ContextItem, ToolUse
-from models.orders import DRINKS, MILKS, ROASTS, SHOTS, SIZES, SUGARS, Basket, number_words, parse_basket, price_of
+from models.orders import (
+    DRINKS,
+    MILKS,
+    ROASTS,
+    SHOTS,
+    SIZES,
+    SUGARS,
+    Basket,
+    Order,
+    number_words,
+    order_in_words,
+    parse_basket,
+    phrase_order,
+    price_of,
+)
 from worker.calls.caller import Calling
 from worker.calls.template import defined_name
 from worker.parts import Called, RequestError
@@ -104,12 +120,50 @@ def slots(basket: Basket, *, listed: bool) -> dict[str, object]:
     return {"items": [{"count": item.count, **item.order} for item in basket]}
 
 
+def recalled(items: tuple[ContextItem, ...]) -> tuple[ContextItem, ...]:
+    """For weights that remember their own answers alone: where the answer to an order was cut off before it had been
+    restated, or was not heard at all, the customer's words are all there is of it. What they order is put in the place
+    of that answer, in the phrase that would have restated it."""
+    told: list[ContextItem] = []
+    order: Order | None = None
+    asked = ""
+    for item in (*items, ContextItem("user", "")):
+        heard = item.role == "assistant"
+        cut = _RESTATES.match(item.text) is not None and not _is_whole(item.text) if heard else item.role == "user"
+        wanted = order_in_words(asked, order) if asked and cut else None
+        if wanted is not None:
+            order = wanted
+            told.append(ContextItem("assistant", f"Okay, {phrase_order(wanted)}. Anything else?"))
+        if heard and not cut:
+            order = _order_after(item.text, order)
+        if wanted is None or not heard:
+            told.append(item)
+        asked = item.text if item.role == "user" else ""
+    return tuple(told[:-1])
+
+
+def _order_after(answer: str, order: Order | None) -> Order | None:
+    """The one drink that stands after an answer that was heard."""
+    if _CANCELLED.match(answer):
+        return None
+    basket = parse_basket(answer) if _RESTATES.match(answer) else None
+    if basket is None:
+        return order
+    return basket[0].order if len(basket) == 1 and basket[0].count == 1 else None
+
+
 @dataclass(frozen=True, slots=True)
 class CounterCaller:
+    """`remembers_words`: the weights were trained to remember what the customer said, too."""
+
+    remembers_words: bool = True
     names: tuple[str, ...] | None = (SUBMIT, CANCEL)
 
     def introduction(self, tools: ToolUse) -> str:
         return ""
+
+    def remembered(self, items: tuple[ContextItem, ...]) -> tuple[ContextItem, ...]:
+        return items if self.remembers_words else recalled(items)
 
     def calling(self, items: tuple[ContextItem, ...], tools: ToolUse) -> Calling | None:
         if items and items[-1].role == "result":

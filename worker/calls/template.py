@@ -53,6 +53,9 @@ class TemplateCaller:
         lines = (f'{{"type": "function", "function": {definition}}}' for definition in tools.definitions)
         return _BEFORE + "\n".join(lines) + _AFTER
 
+    def remembered(self, items: tuple[ContextItem, ...]) -> tuple[ContextItem, ...]:
+        return items
+
     def calling(self, items: tuple[ContextItem, ...], tools: ToolUse) -> Calling | None:
         if not tools.definitions:
             return None
