@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agent.wire import NO_TOOLS, ContextItem, ToolUse
+from benchmarks.dialogue import tools
 from models.networks.prompts import CALL, PastTurn, chat_prompt
 from models.orders import order_in_words
 from training.world import change, sample_order, say_order
@@ -363,3 +364,48 @@ def test_what_a_customer_says_is_read_as_what_he_orders() -> None:
         wish, changed = change(order, rng)
         assert changed in (order, order_in_words(wish, order))
     assert order_in_words("what time is it") is None and order_in_words("make it large") is None
+
+
+# --- the measure ---
+
+
+class Scripted(tools.Line):
+    """A service that answers and calls as it is told to, whatever it is asked."""
+
+    def __init__(self, *answers: tuple[str, tools.Calls]) -> None:
+        self._answers = [*answers]
+
+    async def say(self, what: object) -> tuple[str, tools.Calls]:
+        return self._answers.pop(0) if self._answers else ("", [])
+
+
+class Draws(random.Random):
+    """Nobody talks of something else, changes his mind, asks or cancels."""
+
+    def random(self) -> float:
+        return 0.99
+
+
+async def served(*answers: tuple[str, tools.Calls]) -> tools.Customer:
+    return await tools.serve(Scripted(*answers), "a latte", "a latte", SLOTS, Draws(0))
+
+
+async def test_customers_confirm_what_was_restated_and_count_what_they_did_not_confirm() -> None:
+    submit: tools.Calls = [("submit_order", dict(SLOTS))]
+    other: tools.Calls = [("submit_order", {"coffeeDrink": "latte"})]
+    right = await served((LATTE, []), (PRICE, submit))
+    assert right.right and right.confirmed
+    for wrong in (
+        [(LATTE, []), (PRICE, [])],
+        [(LATTE, []), (PRICE, other)],
+        [(LATTE, []), (PRICE, [*submit, *submit])],
+        [(LATTE, []), (PRICE, submit), (WELCOME, submit)],
+        [(LATTE, submit), (PRICE, [])],
+    ):
+        customer = await served(*wrong)
+        assert customer.confirmed and not customer.right
+    misunderstood = await served(("Okay, one mocha. Anything else?", submit), (PRICE, submit))
+    assert misunderstood.misunderstood and not misunderstood.confirmed and misunderstood.unasked == submit
+    report = tools.summary([right, misunderstood], spoken=False)
+    assert (report["confirmed"], report["submitted_rightly"], report["submitted_unconfirmed"]) == (1, 1, 1)
+    assert report["misunderstood"] == 1 and len(report["misses"]) == 1  # type: ignore[arg-type]
