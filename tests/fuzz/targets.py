@@ -89,7 +89,8 @@ def audiosocket(data: bytes) -> None:
 
     said = []
     for size in (len(data) or 1, 7):
-        socket, seen = AudioSocket(), []
+        socket = AudioSocket()
+        seen: list[str] = []
         try:
             for first in range(0, len(data), size):
                 seen += map(repr, socket.receive(data[first : first + size]))
@@ -112,9 +113,9 @@ def sip(data: bytes) -> None:
         framed = StreamFraming().receive(data)
     except Malformed:
         framed = []
-    for transport, messages in (("udp", [data]), ("tcp", framed[:8])):
-        for message in messages:
-            agent.receive(message, Peer(transport, "192.0.2.7", 5062))
+    agent.receive(data, Peer("udp", "192.0.2.7", 5062))
+    for message in framed[:8]:
+        agent.receive(message, Peer("tcp", "192.0.2.7", 5062))
     for _ in range(60):
         due_s = agent.next_s()
         if due_s is None or due_s > clock.now_s() + 120.0:
