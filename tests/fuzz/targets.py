@@ -40,7 +40,8 @@ def wire(data: bytes) -> None:
                 message = decoder.decode(payload)
             except msgspec.DecodeError:
                 continue
-            assert decoder.decode(wire.encode(message)[4:]) == message
+            again = decoder.decode(wire.encode(message)[4:])
+            assert wire.encode(again) == wire.encode(message)  # not the messages: a NaN equals nothing
 
 
 def sdp(data: bytes) -> None:
