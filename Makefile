@@ -50,8 +50,9 @@ test-programs:
 		echo "The tests need more programs. On Debian or Ubuntu: sudo apt-get install $$missing" >&2; exit 1; \
 	fi
 
+# All of it in two runs side by side (tests/__main__.py), or in one what pytest is told by ARGS.
 test: $(STAMPS)/dev test-programs $(STAMPS)/web
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations=10 $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m $(if $(strip $(ARGS)),pytest --durations=10 $(ARGS),tests)
 
 # An hour of everything at once against a real server, then 10,000 sessions; ARGS="--seed N" draws the same steps again.
 chaos: $(STAMPS)/dev
