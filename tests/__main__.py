@@ -1,10 +1,12 @@
-"""`make test`: the whole suite, as two runs side by side.
+"""`make test`: the whole suite, in lanes side by side.
 
     python -m tests [--durations N]
 
-What measures no time runs beside the rest with the lowest priority: it takes what sockets, browsers and callers in real
-time leave of the processors, and gives way to them at once. Its output comes when it is through. Ends with 1 where
-either run fails.
+Most tests wait: for sound that takes as long as it lasts, for browsers, for servers that start. In front runs what
+measures how soon something comes. Browsers wait for people more than for us, and give way to it. What measures no time
+at all has the lowest priority and takes what is left of the processors. Lanes share nothing: each starts servers of its
+own, on ports that the kernel chooses. The output of the front comes at once, that of the others when they are through.
+Ends with 1 where any of them fails.
 """
 
 from __future__ import annotations
@@ -17,35 +19,41 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ASIDE = ("docs", "fuzz", "kernels", "models", "streaming", "test_rooms.py", "training")
-"""Folders and files whose tests give the same answer however slowly they run; whatever is not named runs in front."""
-
-
-def commands(durations: int) -> tuple[list[str], list[str]]:
-    """The run in front, of everything but what is named above, and the one aside."""
-    pytest = [sys.executable, "-m", "pytest", f"--durations={durations}"]
-    aside = [str(HERE / name) for name in ASIDE]
-    # Its results are not what `pytest --lf` is about, and two runs would write them over each other.
-    return [*pytest, str(HERE), *(f"--ignore={path}" for path in aside)], [*pytest, "-p", "no:cacheprovider", *aside]
+BESIDE = {
+    "browsers": (5, ("clients",)),
+    "without a clock": (
+        19,
+        ("agent/test_fuzz.py", "docs", "fuzz", "kernels", "models", "streaming", "test_rooms.py", "training"),
+    ),
+}
+"""Lanes beside the front: how far each gives way (nice), and its folders and files. The front is all the rest."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests", description="The whole suite.")
-    parser.add_argument("--durations", type=int, default=10, help="so many of the slowest tests are named")
-    front, aside = commands(parser.parse_args().durations)
+    parser.add_argument("--durations", type=int, default=10, help="so many of the slowest tests of each lane are named")
+    pytest = [sys.executable, "-m", "pytest", f"--durations={parser.parse_args().durations}"]
     began_s = time.monotonic()
-    with tempfile.TemporaryFile("w+") as output:
-        beside = subprocess.Popen(["nice", "-n", "19", *aside], stdout=output, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryDirectory(prefix="lanes-") as folder:
+        lanes, front = {}, [*pytest, str(HERE)]
         try:
-            failed = subprocess.run(front).returncode
-            print(f"== agogic: in front {time.monotonic() - began_s:.0f} s; waiting for what ran aside ==", flush=True)
-            failed_aside = beside.wait()
+            for name, (niceness, places) in BESIDE.items():
+                paths = [str(HERE / place) for place in places]
+                front += [f"--ignore={path}" for path in paths]
+                # What failed is remembered by the front alone: lanes would write it over each other.
+                command = ["nice", "-n", str(niceness), *pytest, "-p", "no:cacheprovider", *paths]
+                with (Path(folder) / name).open("w") as output:
+                    lanes[name] = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            failed = [] if subprocess.run(front).returncode == 0 else ["front"]
+            print(f"== front: {time.monotonic() - began_s:.0f} s ==", flush=True)
+            for name, lane in lanes.items():
+                failed += [] if lane.wait() == 0 else [name]
+                print((Path(folder) / name).read_text(errors="replace"))
+                print(f"== {name}: {time.monotonic() - began_s:.0f} s ==", flush=True)
         finally:
-            beside.kill()
-        output.seek(0)
-        print(output.read())
-    print(f"== agogic: all tests {time.monotonic() - began_s:.0f} s ==")
-    sys.exit(1 if failed or failed_aside else 0)
+            for lane in lanes.values():
+                lane.terminate()
+    sys.exit(f"tests failed: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":
