@@ -235,7 +235,13 @@ async def test_what_was_said_is_kept_after_the_end_and_can_be_taken_away(
             await (await downloading.value).save_as(tmp_path / kind)
             return tmp_path / kind
 
-        assert (await taken("text")).read_text() == f"You: a large latte please\nagogic: {REPLY}\n"
+        text = f"You: a large latte please\nagogic: {REPLY}\n"
+        assert (await taken("text")).read_text() == text
+        await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        await page.click("#save summary")
+        await page.click("[data-save=copy]")
+        await expect(page.get_by_role("alert")).to_contain_text("clipboard")
+        assert await page.evaluate("navigator.clipboard.readText()") == text
         turns = json.loads((await taken("json")).read_text())["turns"]
         assert [len(turn["tokens"]) for turn in turns] == [0, 7]
         assert turns[0]["heard_durations_ms"] and turns[1]["words"][1]["text"] == "large"
