@@ -3,9 +3,10 @@
     python -m tests [--durations N]
 
 Most tests wait: for sound that takes as long as it lasts, for browsers, for servers that start. In front runs what
-measures how soon something comes. Browsers wait for people more than for us, and give way to it. What measures no time
-at all has the lowest priority and takes what is left of the processors. Lanes share nothing: each starts servers of its
-own, on ports that the kernel chooses. The output of the front comes at once, that of the others when they are through.
+measures how soon something comes. Pages that are talked to and packages that are tried wait for something to have come,
+however late. What measures no time at all has the lowest priority and takes what is left of the processors. Lanes share
+nothing: each starts servers of its own, on ports that the kernel chooses. The output of the front comes at once, that of
+the others when they are through.
 Ends with 1 where any of them fails.
 """
 
@@ -20,10 +21,21 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BESIDE = {
-    "browsers": (5, ("clients",)),
+    "pages and packages": (
+        0,
+        (
+            "clients/test_agents_sdk.py",
+            "clients/test_chat.py",
+            "clients/test_page.py",
+            "clients/test_python_client.py",
+            "clients/test_sdk_package.py",
+            "clients/test_web_build.py",
+            "docs",
+        ),
+    ),
     "without a clock": (
         19,
-        ("agent/test_fuzz.py", "docs", "fuzz", "kernels", "models", "streaming", "test_rooms.py", "training"),
+        ("agent/test_fuzz.py", "fuzz", "kernels", "models", "streaming", "test_rooms.py", "training"),
     ),
 }
 """Lanes beside the front: how far each gives way (nice), and its folders and files. The front is all the rest."""
