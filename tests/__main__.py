@@ -3,11 +3,11 @@
     python -m tests [--durations N]
 
 Most tests wait: for sound that takes as long as it lasts, for browsers, for servers that start. In front runs what
-measures how soon something comes. Pages that are talked to and packages that are tried wait for something to have come,
-however late. What measures no time at all has the lowest priority and takes what is left of the processors. Lanes share
-nothing: each starts servers of its own, on ports that the kernel chooses. The output of the front comes at once, that of
-the others when they are through.
-Ends with 1 where any of them fails.
+measures how soon something comes. Pages that are talked to and packages that are tried wait for something to have
+come, however late. What measures no time at all has the lowest priority and takes what is left of the processors.
+
+Lanes share nothing: each starts servers of its own, on ports that the kernel chooses. The output of the front comes at
+once, that of the others when they are through. Ends with 1 where any of them fails.
 """
 
 from __future__ import annotations
