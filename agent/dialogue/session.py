@@ -13,7 +13,6 @@ how they meet; this class answers the client's events. Every call returns the ef
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import Literal
 
 from agent import audio
@@ -36,7 +35,7 @@ from agent.dialogue.item_sound import SoundShown
 from agent.dialogue.listening import Listening
 from agent.dialogue.rates import WorkerForecast
 from agent.dialogue.response import Response, ResponsePlan
-from agent.dialogue.speaking import Speaking, WorkerSlot
+from agent.dialogue.speaking import Speaking, Speech, WorkerSlot
 from agent.dialogue.turns import Turns
 from agent.ids import Ids
 from agent.protocol import client_events as client
@@ -60,15 +59,6 @@ from agent.wire import (
 
 JsonObject = dict[str, object]
 Transport = Literal["websocket", "webrtc", "telephone"]
-
-
-@dataclass(frozen=True)
-class Speech:
-    """A piece of an answer on its way to a telephone. `end_sample` is where it ends within that answer."""
-
-    generation: int
-    end_sample: int
-    samples: audio.Samples
 
 
 class Session:
@@ -228,6 +218,11 @@ class Session:
         self._active_s = self._clock.now_s()
         self._outbox.send(events.DtmfReceived(event=key, received_at=self._clock.unix_s()))
         return self._outbox.take()
+
+    def network(self, loss: float | None, round_trip_ms: float | None) -> None:
+        """What the transport saw of it in the last second (see `Network`); from the next turn on it counts."""
+        policy = self._briefing.policy
+        policy.network = policy.network.after(loss, round_trip_ms)
 
     def tick(self) -> list[Effect]:
         """To be called when `next_deadline_s` has come."""
