@@ -9,7 +9,8 @@ import random
 import re
 
 from models.orders import COUNTS, Basket, Item, Order, in_plural, phrase_basket
-from training.world import carriers, confirm, confirm_change, order_bodies, sample_order
+from training.phrases import CARRIERS
+from training.world import confirm, confirm_change, order_bodies, sample_order
 
 
 def confirm_basket(basket: Basket) -> str:
@@ -56,4 +57,4 @@ def say_basket(basket: Basket, rng: random.Random) -> str:
     """What a customer may say for it, lower case without punctuation."""
     link = rng.choice((" and ", " and ", " and ", " plus ", " and also "))
     said = link.join(say_item(item, rng) for item in basket)
-    return f"{rng.choice(carriers())} {said}".strip() + rng.choice(("", "", " please", " please", " thanks"))
+    return f"{rng.choice(CARRIERS)} {said}".strip() + rng.choice(("", "", " please", " please", " thanks"))

@@ -278,7 +278,8 @@ class Session:
         unit = speaker.unit
         if unit != "token":
             size = {"sound": speaker.unit_samples, "beginning": BEGINNING_SIZE}.get(unit, 0)
-            yield Work(key, unit, deadline, size, playing=dry_at is not None)
+            cuts = speaker.cuts if unit == "sound" else ()
+            yield Work(key, unit, deadline, size, playing=dry_at is not None, cuts=cuts)
         if not speaker.talks:
             return
         if dry_at is None:

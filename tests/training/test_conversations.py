@@ -8,7 +8,8 @@ import pytest
 
 from models.orders import parse_order, price_text
 from training.conversations import KINDS, after_another_order, answers_before, kind, turn_of_kind
-from training.world import CANCELLED, NOTHING_ORDERED, confirm, confirm_change, pool_turn
+from training.phrases import CANCELLED, NOTHING_ORDERED
+from training.world import confirm, confirm_change, pool_turn
 
 
 def test_every_turn_of_the_pool_has_a_kind_and_all_kinds_occur() -> None:

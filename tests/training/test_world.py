@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from models.orders import DRINKS, SHOTS, SIZES, Order, parse_order, phrase_order, price_text
+from training.phrases import DECLINE
 from training.world import (
-    DECLINE,
     confirm,
     confirm_change,
     order_bodies,

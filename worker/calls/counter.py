@@ -128,6 +128,9 @@ def recalled(items: tuple[ContextItem, ...]) -> tuple[ContextItem, ...]:
     order: Order | None = None
     asked = ""
     for item in (*items, ContextItem("user", "")):
+        if item.role == "system":
+            told.append(item)
+            continue
         heard = item.role == "assistant"
         cut = _RESTATES.match(item.text) is not None and not _is_whole(item.text) if heard else item.role == "user"
         wanted = order_in_words(asked, order) if asked and cut else None
