@@ -31,19 +31,22 @@ export const connectWebRtc: Connect = webRtcOn(browser);
 async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<Connection> {
   const peer = platform.createPeer({ iceServers: options.iceServers });
   const audio = platform.createAudio(options.workletUrl);
-  let state: "opening" | "open" | "closed" = "opening";
+  let state: "opening" | "open" | "lost" | "closed" = "opening";
   let heartbeat: Heartbeat | undefined;
 
   const close = (): void => {
     if (state === "closed") return;
+    if (state !== "lost") audio.close();
     state = "closed";
     heartbeat?.stop();
-    audio.close();
     peer.close();
   };
   const lost = (message: string): void => {
     if (state !== "open") return;
-    close();
+    // Closing the peer would tell the server farewell, if it can be reached after all.
+    state = "lost";
+    heartbeat?.stop();
+    audio.close();
     options.onLost(new AgogicError(message, "lost"));
   };
 
@@ -52,7 +55,10 @@ async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<
   const channel = peer.createDataChannel("oai-events");
   channel.onmessage = ({ data }) => {
     heartbeat?.alive();
-    options.onEvent(parseEvent(data as string));
+    if (state === "lost" || state === "closed") return;
+    const event = parseEvent(data as string);
+    options.onReceived?.(event);
+    options.onEvent(event);
   };
   const opened = new Promise<void>((resolve, reject) => {
     const give_up = (message: string): void => reject(new AgogicError(message, "unreachable"));
@@ -73,7 +79,8 @@ async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<
 
   try {
     await peer.setLocalDescription(await peer.createOffer());
-    const response = await fetch(`${options.url}/v1/realtime/calls?model=${encodeURIComponent(options.model)}`, {
+    const query = new URLSearchParams({ model: options.model, ...options.resume });
+    const response = await fetch(`${options.url}/v1/realtime/calls?${query}`, {
       method: "POST",
       headers: {
         "Content-Type": "application/sdp",
@@ -121,6 +128,7 @@ async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<
     setSpeaker: (deviceId) => audio.setSpeaker(deviceId),
     levels: () => audio.levels(),
     taps: () => audio.taps(),
+    playedOut: async () => undefined,
     close,
   };
 }
