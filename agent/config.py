@@ -75,6 +75,8 @@ class SessionConfig(Section, frozen=True):
     max_idle_s: Positive = 1800.0
     max_duration_s: Positive = 86_400.0
     max_sessions: Annotated[int, Meta(ge=1)] = 256
+    resume_s: Annotated[float, Meta(ge=0, le=3600)] = 60.0
+    max_kept: Annotated[int, Meta(ge=0)] = 64
 
 
 class TurnConfig(Section, frozen=True):

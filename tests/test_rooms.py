@@ -173,3 +173,10 @@ def test_the_command_line_loads_only_the_verb_that_runs() -> None:
     code = "import sys, agent.cli.main as main; main.build(None); print(*({'aiohttp', 'torch'} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.stdout.strip() == "", ended.stdout + ended.stderr
+
+
+def test_no_file_holds_an_unfinished_merge() -> None:
+    listed = subprocess.run(
+        ["git", "grep", "-lE", "^(<{7} |>{7} )"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert listed.stdout == ""

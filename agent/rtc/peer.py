@@ -43,8 +43,8 @@ class PeerEvents(Protocol):
     def peer_audio(self, pcm: bytes) -> None:
         """Microphone sound, s16le mono at 24 kHz."""
 
-    def peer_closed(self, reason: str) -> None:
-        """The connection is gone; called once."""
+    def peer_closed(self, reason: str, *, by_client: bool) -> None:
+        """The connection is gone; called once. `by_client`: it said so, and was not just lost."""
 
 
 class Peer:
@@ -178,13 +178,13 @@ class Peer:
         self._events.peer_opened()
 
     def _on_channel_close(self) -> None:
-        self._over("the client closed the data channel")
+        self._over("the client closed the data channel", by_client=True)
 
     def _on_state(self) -> None:
         if self.state in ("failed", "closed"):
-            self._over(f"the connection is {self.state}")
+            self._over(f"the connection is {self.state}", by_client=self.state == "closed")
 
-    def _over(self, reason: str) -> None:
+    def _over(self, reason: str, *, by_client: bool = False) -> None:
         if self._reason is None:
             self._reason = reason
-            self._events.peer_closed(reason)
+            self._events.peer_closed(reason, by_client=by_client)

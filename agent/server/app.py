@@ -40,6 +40,10 @@ async def _keep_nothing(request: web.Request, response: web.StreamResponse) -> N
         response.headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
 
 
+async def _end_sessions(app: web.Application) -> None:
+    await app[service_key].end_all()
+
+
 def create_app(service: Service) -> web.Application:
     """Routes only; whoever runs the application also runs `service.pool`, and puts `DoorSite` before it."""
     config = service.config.http
@@ -61,6 +65,7 @@ def create_app(service: Service) -> web.Application:
         config.max_connections_per_address,
         lambda reason: service.metrics.refused.labels(reason).inc(),
     )
+    app.on_cleanup.append(_end_sessions)
     websocket.register(app)
     webrtc.register(app)
     telephony.register(app)

@@ -132,6 +132,7 @@ async def metrics(request: web.Request) -> web.Response:
             raise Unauthorized("An ephemeral key cannot read the metrics; use an API key.")
     except Unauthorized as error:
         return unauthorized(error)
+    service.metrics.kept.set(service.keeper.count)
     service.metrics.worker_restarts.set(service.pool.restarts)
     service.metrics.worker_slots.set(service.pool.slots)
     service.metrics.worker_busy.set(service.pool.busy)

@@ -2,6 +2,9 @@
 
 The server owns playback here: sound leaves as RTP, 20 ms at a time, pulled from the session's playhead; the data
 channel `oai-events` carries everything else.
+
+A client whose connection was lost offers a new one with `?resume=TOKEN&after=EVENT_ID`: its session moves there when
+the data channel opens, and not before, because the path may turn out to be none.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from agent.rtc.peer import Peer
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized
 from agent.server.http import json_error
+from agent.server.keeper import ResumeRefused
 from agent.server.runner import SessionRunner
 from agent.server.service import RETRY_AFTER_S, NoCapacity
 
@@ -60,8 +64,17 @@ class Call:
     kind: Literal["websocket", "webrtc"] = "webrtc"
     input_rate_hz = SAMPLE_RATE_HZ
 
-    def __init__(self, config: WebRtcConfig, addresses: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: WebRtcConfig,
+        addresses: Sequence[str],
+        resume: Callable[[Call], SessionRunner] | None = None,
+    ) -> None:
+        """`resume` moves a session here once there is a connection; it raises `NoCapacity` or `ResumeRefused`."""
         self._runner: SessionRunner | None = None
+        self._resume = resume
+        self._settled = asyncio.Event()
+        self._closed = False
         self._messages: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_WAITING_EVENTS)
         self._opened = False
         self._gone: str | None = None
@@ -83,14 +96,21 @@ class Call:
         self._charge()
 
     def close(self, code: int, reason: str) -> None:
-        """The session is over; `run` closes the peer once `SessionRunner.run` has returned."""
+        """The session is over, or goes on elsewhere; `run` closes the peer."""
         logger.info("call ends with %d: %s", code, reason)
+        self._closed = True
 
     # --- PeerEvents: what the client does ---
 
     def peer_opened(self) -> None:
         self._opened = True
-        if self._runner is not None:
+        if self._resume is not None:
+            try:
+                self._runner = self._resume(self)
+                self._settled.set()
+            except (NoCapacity, ResumeRefused) as error:
+                self._hang_up(str(error))
+        elif self._runner is not None:
             self._runner.start()
 
     def peer_message(self, data: str | bytes) -> None:
@@ -100,40 +120,52 @@ class Call:
             self._hang_up(f"more than {MAX_WAITING_EVENTS} events were waiting to be handled")
 
     def peer_audio(self, pcm: bytes) -> None:
-        if self._runner is not None:
+        if self._runner is not None and not self._closed:
             self._runner.feed_audio(pcm)
 
-    def peer_closed(self, reason: str) -> None:
-        self._hang_up(reason)
+    def peer_closed(self, reason: str, *, by_client: bool) -> None:
+        self._hang_up(reason, lost=not by_client)
 
     # --- the call's own life ---
 
     def join(self, runner: SessionRunner) -> None:
         """Gives the call its session, whatever the client has done meanwhile."""
         self._runner = runner
+        self._settled.set()
         if self._opened:
             runner.start()
         if self._gone is not None:
             runner.disconnect(self._gone)
 
     async def run(self) -> None:
-        """Lives as long as the session; leaves no socket, thread, timer or task."""
-        assert self._runner is not None
+        """Lives until the session is over or goes on elsewhere; leaves no socket, thread, timer or task."""
         try:
             async with asyncio.TaskGroup() as group:
-                helpers = [group.create_task(self._feed(self._runner)), group.create_task(self.peer.watch())]
-                await self._runner.run()
-                for helper in helpers:
-                    helper.cancel()
+                watching = group.create_task(self.peer.watch())
+                await self._settled.wait()
+                if self._runner is not None:
+                    feeding = group.create_task(self._feed(self._runner))
+                    await self._runner.left(self)
+                    feeding.cancel()
+                watching.cancel()
             await self.peer.drain(_LAST_WORDS_S)
+        except asyncio.CancelledError:
+            self._hang_up("the server stops")
+            raise
         finally:
+            self._uncharge()
             await self.peer.close()
             self._runner = None
 
     async def _feed(self, runner: SessionRunner) -> None:
         while True:
-            await runner.feed_event(await self._messages.get())
+            await runner.feed_event(await self._messages.get(), self)
             self._charge()
+
+    def _uncharge(self) -> None:
+        if self._runner is not None:
+            self._runner.account.waits(-self._charged_bytes)
+            self._charged_bytes = 0
 
     def _charge(self) -> None:
         """What waits to be sent is the session's."""
@@ -143,11 +175,16 @@ class Call:
             self._charged_bytes = unsent_bytes
 
     def _next_sound(self, samples: int) -> bytes | None:
-        return None if self._runner is None else self._runner.pull_audio(samples)
+        return None if self._runner is None or self._closed else self._runner.pull_audio(samples)
 
-    def _hang_up(self, reason: str) -> None:
+    def _hang_up(self, reason: str, *, lost: bool = False) -> None:
         self._gone = reason
-        if self._runner is not None:
+        self._settled.set()
+        if self._runner is None or not self._runner.serves(self):
+            return
+        if lost:
+            self._runner.lose(self, reason)
+        else:
             self._runner.disconnect(reason)
 
 
@@ -162,37 +199,49 @@ async def create_call(request: web.Request) -> web.Response:
     except BadRequest as error:
         return json_error(error.status, str(error), code="invalid_request", param=error.param)
     webrtc = service.config.webrtc
-    call = Call(webrtc, offered_addresses(webrtc.addresses, service.config.http.host))
+    token, after = request.query.get("resume"), request.query.get("after", "")
+
+    def resume(call: Call) -> SessionRunner:
+        found = service.resumable(token or "", after, grant)
+        found.resume(call, after)
+        return found
+
+    addresses = offered_addresses(webrtc.addresses, service.config.http.host)
+    call = Call(webrtc, addresses, resume if token is not None else None)
     try:
         # A full server must not gather candidates for everybody who asks.
-        runner = service.open_session(call, grant=grant, settings=settings, address=request.remote)
+        if token is not None:
+            runner = service.resumable(token, after, grant)
+        else:
+            runner = service.open_session(call, grant=grant, settings=settings, address=request.remote)
     except ProtocolError as error:
         await call.peer.close()
         return json_error(400, error.message, code=error.code, param=error.param)
+    except ResumeRefused as refused:
+        await call.peer.close()
+        return json_error(404, str(refused), code=refused.code, param="resume")
     except NoCapacity as error:
         await call.peer.close()
         return _overloaded(str(error))
     try:
         answer = await call.peer.answer(offer)
     except BadOffer as error:
-        runner.abandon()
+        if token is None:
+            runner.abandon()
         await call.peer.close()
         return json_error(400, f"Invalid SDP: {error}.", code="invalid_sdp")
     except BaseException:
-        runner.abandon()
+        if token is None:
+            runner.abandon()
         await call.peer.close()
         raise
-    call.join(runner)
+    if token is None:
+        service.host(runner)
+        call.join(runner)
     call_id = secret("rtc")
     service.calls[call_id] = runner
 
-    async def live() -> None:
-        try:
-            await call.run()
-        finally:
-            service.calls.pop(call_id, None)
-
-    task = asyncio.create_task(live(), name=f"call {call_id}")
+    task = asyncio.create_task(call.run(), name=f"call {call_id}")
     calls = request.app[_calls_key].tasks
     calls.add(task)
     task.add_done_callback(calls.discard)
