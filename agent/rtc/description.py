@@ -1,19 +1,11 @@
-"""SDP (RFC 8866) as far as a call needs it: what an offer must have, and what an answer says beyond aiortc's own.
-
-Also where this host can be reached. aioice offers every interface but 127.0.0.1; a call from a browser on the same
-machine without a network needs exactly that one, and a server with several networks may want to offer only some.
-"""
+"""SDP (RFC 8866) as far as a call needs it: what an offer must have, and what an answer says beyond aiortc's own."""
 
 from __future__ import annotations
 
-import contextvars
-import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import aioice.ice
 from aiortc import sdp
 
 MAX_SDP_BYTES = 64 * 1024
@@ -25,8 +17,6 @@ _BUNDLE_ONLY = re.compile(r"^a=bundle-only\r?$", re.MULTILINE)
 _OPUS = re.compile(r"^a=rtpmap:(\d+) opus/48000/2\r?$", re.IGNORECASE | re.MULTILINE)
 _MDNS = re.compile(r"^a=candidate:.*\.local .*\r?\n", re.MULTILINE)
 
-_aioice_addresses = aioice.ice.get_host_addresses
-_allowed: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("rtc_addresses", default=())
 
 
 class BadOffer(Exception):
@@ -70,18 +60,6 @@ def prepare_offer(text: str) -> Offer:
     except Exception as error:  # aiortc's parser raises whatever the malformed line leads to
         raise BadOffer(f"the offer is malformed SDP ({type(error).__name__}: {error})") from error
     return Offer(prepared, declined)
-
-
-def offered_addresses(configured: Sequence[str], host: str) -> tuple[str, ...]:
-    """Where a call may be reached: where the configuration says, else where the server itself listens; empty = on all
-    of this machine's addresses."""
-    if configured:
-        return tuple(configured)
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:  # a name
-        return ()
-    return () if address.is_unspecified else (str(address),)
 
 
 def finish_answer(text: str, offer: Offer) -> str:
@@ -140,25 +118,3 @@ def _used(lines: Sequence[_MediaLine]) -> list[_MediaLine]:
 
 def _bundle(mids: Iterable[str]) -> str:
     return " ".join(("a=group:BUNDLE", *mids))
-
-
-@contextmanager
-def offering_addresses(addresses: Sequence[str]) -> Iterator[None]:
-    """Within it, ICE gathers host candidates on `addresses` only; on all of the host's, loopback too, if empty."""
-    token = _allowed.set(tuple(addresses))
-    try:
-        yield
-    finally:
-        _allowed.reset(token)
-
-
-def host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
-    """Stands in for aioice's function of the same purpose."""
-    allowed = _allowed.get()
-    if not allowed:
-        return [*_aioice_addresses(use_ipv4, use_ipv6), *(["127.0.0.1"] if use_ipv4 else [])]
-    versions = {4: use_ipv4, 6: use_ipv6}
-    return [address for address in allowed if versions[ipaddress.ip_address(address).version]]
-
-
-aioice.ice.get_host_addresses = host_addresses

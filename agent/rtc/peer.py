@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from aiortc import (
@@ -17,7 +17,8 @@ from aiortc import (
 )
 from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationError
 
-from agent.rtc.description import BadOffer, finish_answer, offering_addresses, prepare_offer
+from agent.rtc.description import BadOffer, finish_answer, prepare_offer
+from agent.rtc.gathering import Network, as_seen, gathering_on
 from agent.rtc.receive import Microphone, tap
 from agent.rtc.screen import screen_all
 from agent.rtc.send import SpeakerTrack
@@ -55,16 +56,15 @@ class Peer:
         events: PeerEvents,
         source: Callable[[int], bytes | None],
         *,
-        addresses: Sequence[str],
-        ice_servers: Sequence[str],
+        network: Network,
         connect_timeout_s: float,
         disconnected_tolerance_s: float,
     ) -> None:
         self._events = events
-        self._addresses = addresses
+        self._network = network
         self._connect_timeout_s = connect_timeout_s
         self._disconnected_tolerance_s = disconnected_tolerance_s
-        servers = [RTCIceServer(urls=[url]) for url in ice_servers]
+        servers = [RTCIceServer(list(at.urls), at.username, at.credential) for at in network.ice_servers]
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._channel: RTCDataChannel | None = None
         self._speaker = SpeakerTrack(source)
@@ -93,13 +93,13 @@ class Peer:
             await self._connection.setRemoteDescription(RTCSessionDescription(sdp=prepared.text, type="offer"))
             self._connection.addTrack(self._speaker)
             self._take_only_opus()
-            with offering_addresses(self._addresses):
+            with gathering_on(self._network):
                 await self._connection.setLocalDescription(await self._connection.createAnswer())
         except (ValueError, OperationError, InvalidAccessError, InvalidStateError) as error:
             raise BadOffer(f"the offer cannot be answered: {error}") from error
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise BadOffer(f"the offer is malformed SDP ({type(error).__name__}: {error})") from error
-        return finish_answer(self._connection.localDescription.sdp, prepared)
+        return as_seen(finish_answer(self._connection.localDescription.sdp, prepared), self._network.external)
 
     def send(self, event: bytes) -> bool:
         """Sends one event; False where the channel is not open or the client has stopped reading."""
