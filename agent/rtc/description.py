@@ -14,6 +14,7 @@ _MEDIA = re.compile(r"m=(\w+) (\d{1,5})(?:/\d+)? (\S+) (.*)$", re.MULTILINE)
 _MID = re.compile(r"^a=mid:(\S+)\r?$", re.MULTILINE)
 _BUNDLE = re.compile(r"^a=group:BUNDLE([^\r\n]*)", re.MULTILINE)
 _BUNDLE_ONLY = re.compile(r"^a=bundle-only\r?$", re.MULTILINE)
+_ONE_WAY = re.compile(r"^a=(?:sendonly|inactive)\r?$", re.MULTILINE)
 _OPUS = re.compile(r"^a=rtpmap:(\d+) opus/48000/2\r?$", re.IGNORECASE | re.MULTILINE)
 _MDNS = re.compile(r"^a=candidate:.*\.local .*\r?\n", re.MULTILINE)
 
@@ -26,10 +27,14 @@ class BadOffer(Exception):
 @dataclass(frozen=True)
 class Offer:
     """What of an offer is answered: `text` has the media lines that a call uses; `declined`, for each line of the
-    offer, the answer that declines it, None where it is among the used."""
+    offer, the answer that declines it, None where it is among the used. `mid` is the audio's. Without a channel
+    (`has_channel`) nothing but sound is exchanged, and with `listens` False the client takes no sound."""
 
     text: str
     declined: tuple[str | None, ...]
+    mid: str
+    has_channel: bool
+    listens: bool
 
 
 def prepare_offer(text: str) -> Offer:
@@ -59,7 +64,8 @@ def prepare_offer(text: str) -> Offer:
         sdp.SessionDescription.parse(prepared)
     except Exception as error:  # aiortc's parser raises whatever the malformed line leads to
         raise BadOffer(f"the offer is malformed SDP ({type(error).__name__}: {error})") from error
-    return Offer(prepared, declined)
+    audio = next(line for line in used if line.kind == "audio")
+    return Offer(prepared, declined, audio.mid, len(used) > 1, audio.listens)
 
 
 def finish_answer(text: str, offer: Offer) -> str:
@@ -90,6 +96,11 @@ class _MediaLine:
     def is_on(self) -> bool:
         """Port 0 switches it off, unless it says that it shares another line's port (RFC 8843)."""
         return int(self._port) != 0 or _BUNDLE_ONLY.search(self.text) is not None
+
+    @property
+    def listens(self) -> bool:
+        """RFC 3264, section 5.1: what is neither said nor off goes both ways."""
+        return _ONE_WAY.search(self.text) is None
 
     @property
     def has_opus(self) -> bool:

@@ -55,7 +55,7 @@ class Call:
 
     def send_event(self, event: bytes) -> None:
         if not self.peer.send(event) and self._opened:
-            self._hang_up("the client stopped reading events")
+            self.hang_up("the client stopped reading events")
         self._charge()
 
     def close(self, code: int, reason: str) -> None:
@@ -73,14 +73,14 @@ class Call:
         try:
             self._messages.put_nowait(data)
         except asyncio.QueueFull:
-            self._hang_up(f"more than {MAX_WAITING_EVENTS} events were waiting to be handled")
+            self.hang_up(f"more than {MAX_WAITING_EVENTS} events were waiting to be handled")
 
     def peer_audio(self, pcm: bytes) -> None:
         if self._runner is not None:
             self._runner.feed_audio(pcm)
 
     def peer_closed(self, reason: str) -> None:
-        self._hang_up(reason)
+        self.hang_up(reason)
 
     # --- the call's own life ---
 
@@ -121,7 +121,8 @@ class Call:
     def _next_sound(self, samples: int) -> bytes | None:
         return None if self._runner is None else self._runner.pull_audio(samples)
 
-    def _hang_up(self, reason: str) -> None:
+    def hang_up(self, reason: str) -> None:
+        """Ends the call."""
         self._gone = reason
         if self._runner is not None:
             self._runner.disconnect(reason)
