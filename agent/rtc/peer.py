@@ -124,7 +124,8 @@ class Peer:
         if self._path is None:
             raise NoRestart("the call is not connected yet")
         ufrag, password, candidates = await self._path.restart(fragment.ufrag, fragment.password)
-        await self._path.add(fragment.candidates, fragment.is_last)
+        # That there are no more is not passed on: a client whose checks come is found without any.
+        await self._path.add(fragment.candidates, False)
         return as_seen(render(self._mid, ufrag, password, candidates), self._network.external)
 
     def send(self, event: bytes) -> bool:

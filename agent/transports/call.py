@@ -84,6 +84,11 @@ class Call:
 
     # --- the call's own life ---
 
+    @property
+    def is_over(self) -> bool:
+        """Somebody hung up; only its last words are still on their way."""
+        return self._gone is not None
+
     def join(self, runner: SessionRunner) -> None:
         """Gives the call its session, whatever the client has done meanwhile."""
         self._runner = runner

@@ -72,7 +72,9 @@ async def publish(request: web.Request) -> web.Response:
 
 async def options(request: web.Request) -> web.Response:
     """RFC 9725, section 4.2: what may be posted, without a key. The servers' credentials are for who has one."""
-    return web.Response(status=204, headers={"Accept-Post": SDP, hdrs.ALLOW: "POST, OPTIONS"})
+    # By the methods that a page may use, clients learn whether candidates may follow.
+    methods = {hdrs.ACCESS_CONTROL_ALLOW_METHODS: "POST, PATCH, DELETE, OPTIONS"}
+    return web.Response(status=204, headers={"Accept-Post": SDP, hdrs.ALLOW: "POST, OPTIONS", **methods})
 
 
 async def patch(request: web.Request) -> web.Response:
@@ -120,7 +122,7 @@ def _found(request: web.Request) -> WhipCall:
     """The call that a request is about. Raises `Unauthorized`, or `BadRequest` where there is none (any more)."""
     request.app[service_key].auth.authenticate(request)
     found = request.app[call.calls_key].live.get(request.match_info["call_id"])
-    if not isinstance(found, WhipCall):
+    if not isinstance(found, WhipCall) or found.is_over:
         raise BadRequest(404, f"No WHIP session {request.match_info['call_id'][:40]!r} is going on.")
     return found
 
@@ -131,7 +133,8 @@ def _is_any(request: web.Request) -> bool:
 
 def _check_tag(request: web.Request, etag: str) -> None:
     """Raises `Precondition`."""
-    offered = request.headers.get(hdrs.IF_MATCH)
+    # Clients written to early drafts send the tag as ETag.
+    offered = request.headers.get(hdrs.IF_MATCH) or request.headers.get(hdrs.ETAG)
     if offered is None:
         raise Precondition(428, "Send If-Match with the ETag of this session.")
     if offered.strip() != "*" and etag not in _TAG.findall(offered):
