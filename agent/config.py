@@ -43,6 +43,7 @@ class HttpConfig(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8790
     api_keys: tuple[str, ...] = ()
+    keys_file: str = ""
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     max_connections: Annotated[int, Meta(ge=8)] = 1024
@@ -270,7 +271,7 @@ def check_exposure(config: ServerConfig) -> None:
         raise ConfigError("http.certificate and http.private_key belong together; set both, or neither")
     if config.telephony.webhook.url and not config.telephony.webhook.secret:
         raise ConfigError("telephony.webhook.url is set without telephony.webhook.secret; set what signs the webhooks")
-    if config.http.api_keys or is_loopback(config.http.host):
+    if config.http.api_keys or config.http.keys_file or is_loopback(config.http.host):
         return
     raise ConfigError(
         f"http.host = {config.http.host!r} is reachable by others but no API key is set; "

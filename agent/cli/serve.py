@@ -189,6 +189,8 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     watchers = []
     if certificate is not None:
         watchers.append(Watcher((http.certificate, http.private_key), lambda: load(certificate, http)))
+    if http.keys_file:
+        watchers.append(Watcher((http.keys_file,), service.keys.read))
     watching = [asyncio.create_task(watcher.run()) for watcher in watchers]
     working = asyncio.create_task(pool.run())
     announcing = asyncio.create_task(_announce(pool, started_s))

@@ -90,6 +90,7 @@ class SessionRunner:
         self._timer: asyncio.TimerHandle | None = None
         self._started = False
         self._unsent: list[Effect] = []
+        self.end_reason = "abandoned"
 
     @property
     def session_id(self) -> str:
@@ -149,11 +150,14 @@ class SessionRunner:
     def disconnect(self, reason: str) -> None:
         """The client is gone."""
         log.info("%s: disconnected: %s", self.session_id, reason)
+        if not self._over.is_set():
+            self.end_reason = "client"
         self._over.set()
 
     def close(self, code: int, reason: str) -> None:
         """Ends the session from our side."""
         if not self._over.is_set():
+            self.end_reason = f"{code} {reason}"
             self._over.set()
             for transport in self._transports:
                 transport.close(code, reason)

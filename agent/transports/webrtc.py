@@ -66,7 +66,7 @@ async def ice_servers(request: web.Request) -> web.Response:
     """What a client's `RTCPeerConnection` needs before it offers; credentials are its own and soon expire."""
     service = request.app[service_key]
     try:
-        service.auth.authenticate(request)
+        service.auth.recognise(request)
     except Unauthorized as error:
         return unauthorized(error)
     config, now_unix_s = service.config.webrtc, service.clock.unix_s()
@@ -77,7 +77,7 @@ async def ice_servers(request: web.Request) -> web.Response:
 async def hang_up(request: web.Request) -> web.Response:
     service = request.app[service_key]
     try:
-        service.auth.authenticate(request)
+        service.auth.recognise(request)
     except Unauthorized as error:
         return unauthorized(error)
     call_id = request.match_info["call_id"]

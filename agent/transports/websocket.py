@@ -142,8 +142,9 @@ class WebSocketTransport:
 
 async def realtime(request: web.Request) -> web.StreamResponse:
     service = request.app[service_key]
+    call_id = request.query.get("call_id")
     try:
-        grant = service.auth.authenticate(request)
+        grant = service.auth.authenticate(request) if call_id is None else service.auth.recognise(request)
     except Unauthorized as error:
         return unauthorized(error)
     if not _is_websocket(request):
@@ -153,12 +154,11 @@ async def realtime(request: web.Request) -> web.StreamResponse:
         )  # fmt: skip
     if request.query.get("intent") == "transcription":
         return json_error(400, "Transcription-only sessions are not served here.", code="invalid_value", param="intent")
-    call_id = request.query.get("call_id")
     if call_id is not None:
         return await _side_band(request, service, call_id)
     transport = WebSocketTransport(request.transport)
     try:
-        runner = service.open_session(transport, grant=grant, address=request.remote)
+        runner = service.open_session(transport, grant=grant, address=request.remote, model=request.query.get("model"))
     except NoCapacity as error:
         return json_error(
             503, str(error), code="server_overloaded", type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)}

@@ -120,7 +120,7 @@ async def end(request: web.Request) -> web.Response:
 
 def _found(request: web.Request) -> WhipCall:
     """The call that a request is about. Raises `Unauthorized`, or `BadRequest` where there is none (any more)."""
-    request.app[service_key].auth.authenticate(request)
+    request.app[service_key].auth.recognise(request)
     found = request.app[call.calls_key].live.get(request.match_info["call_id"])
     if not isinstance(found, WhipCall) or found.is_over:
         raise BadRequest(404, f"No WHIP session {request.match_info['call_id'][:40]!r} is going on.")
