@@ -133,7 +133,9 @@ class WebRtcConfig(Section, frozen=True):
                 try:
                     ipaddress.ip_address(address)
                 except ValueError as error:
-                    raise ValueError(f'`external_addresses` are "SEEN" or "SEEN/BOUND", but one is {entry!r}') from error
+                    raise ValueError(
+                        f'`external_addresses` are "SEEN" or "SEEN/BOUND", but one is {entry!r}'
+                    ) from error
 
 
 class LimitsConfig(Section, frozen=True):

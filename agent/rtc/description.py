@@ -19,7 +19,6 @@ _OPUS = re.compile(r"^a=rtpmap:(\d+) opus/48000/2\r?$", re.IGNORECASE | re.MULTI
 _MDNS = re.compile(r"^a=candidate:.*\.local .*\r?\n", re.MULTILINE)
 
 
-
 class BadOffer(Exception):
     """The offer cannot be answered; the message says why."""
 

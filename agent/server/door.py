@@ -210,9 +210,7 @@ class Connection(asyncio.Protocol):
 class DoorSite(web.BaseSite):
     """Serves an `AppRunner` behind a `Door`."""
 
-    def __init__(
-        self, runner: web.AppRunner, listening: socket.socket, door: Door, tls: Tls | None = None
-    ) -> None:
+    def __init__(self, runner: web.AppRunner, listening: socket.socket, door: Door, tls: Tls | None = None) -> None:
         super().__init__(runner, backlog=512)
         self._listening = listening
         self._door = door

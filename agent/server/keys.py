@@ -95,7 +95,9 @@ def load(path: Path) -> tuple[NamedKey, ...]:
         raise ConfigError(f"http.keys_file = {str(path)!r}: {error}") from error
     for key in keys:
         if key.expires is not None and key.expires.tzinfo is None:
-            raise ConfigError(f"http.keys_file = {str(path)!r}: `expires` of {key.name!r} names no zone; add a Z for UTC")
+            raise ConfigError(
+                f"http.keys_file = {str(path)!r}: `expires` of {key.name!r} names no zone; add a Z for UTC"
+            )
     digests = [key.sha256 for key in keys]
     if len(set(digests)) != len(digests):
         raise ConfigError(f"http.keys_file = {str(path)!r}: one key stands there twice")

@@ -127,13 +127,17 @@ class Service:
         """Raises `NoCapacity` where a key has used up what it may, `ProtocolError` for a model that is not for it."""
         if key.models and model is not None and model not in key.models:
             raise ProtocolError(
-                "model_not_allowed", f"This key opens {' or '.join(key.models)} only, not {model[:64]!r}.", param="model"
+                "model_not_allowed",
+                f"This key opens {' or '.join(key.models)} only, not {model[:64]!r}.",
+                param="model",
             )
         if key.max_sessions and self._usage.count(key.name) >= key.max_sessions:
             self._refuse("sessions_per_key", f"All {key.max_sessions} sessions of this key are in use")
         spent = self._usage.minutes(key.name, self.clock.now_s(), self.clock.unix_s())
         if key.minutes_per_day and spent >= key.minutes_per_day:
-            self._refuse("minutes_per_day", f"The {key.minutes_per_day:g} minutes of this key for today (UTC) are used up")
+            self._refuse(
+                "minutes_per_day", f"The {key.minutes_per_day:g} minutes of this key for today (UTC) are used up"
+            )
 
     def _admit(self, owner: str, address: str) -> None:
         """Raises `NoCapacity` where there is no room for another session, or not for another of these."""

@@ -175,7 +175,9 @@ async def start(
     runner: SessionRunner | None = None
     try:
         # A full server must not gather candidates for everybody who asks.
-        runner = service.open_session(call, grant=grant, settings=settings, address=request.remote, model=request.query.get("model"))
+        runner = service.open_session(
+            call, grant=grant, settings=settings, address=request.remote, model=request.query.get("model")
+        )
         answer = await call.peer.answer(offer)
     except BaseException:
         if runner is not None:

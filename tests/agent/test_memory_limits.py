@@ -15,8 +15,8 @@ from agent.clock import ManualClock
 from agent.config import LimitsConfig
 from agent.protocol.errors import ProtocolError
 from agent.server.auth import MAX_ALL_SECRETS_BYTES, MAX_SECRET_BYTES, Authenticator, Unauthorized
-from agent.server.keys import KeyRing
 from agent.server.budget import RECOUNT_BYTES, SMALL_BYTES, Budget
+from agent.server.keys import KeyRing
 from agent.transports.websocket import WebSocketTransport
 from tests.support.service_process import ServiceProcess, fake_worker_command
 from tests.support.ws_client import WsClient

@@ -214,7 +214,9 @@ async def test_https_serves_requests_and_shows_a_new_certificate_once_its_files_
     async with serving(https(tmp_path)) as (port, service), aiohttp.ClientSession() as http:
         async with http.get(f"https://127.0.0.1:{port}/healthz", ssl=trusting()) as response:
             assert (await response.json())["status"] == "ok"
-        async with http.post(f"https://127.0.0.1:{port}/v1/realtime/calls", ssl=trusting(), data=b"x" * 70_000) as large:
+        async with http.post(
+            f"https://127.0.0.1:{port}/v1/realtime/calls", ssl=trusting(), data=b"x" * 70_000
+        ) as large:
             assert large.status == 415
         assert await shown(port) == 1
         (tmp_path / "cert.pem").write_text("half a certifica")

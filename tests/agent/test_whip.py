@@ -48,7 +48,9 @@ async def test_a_session_is_made_patched_by_its_tag_and_deleted(whip: str) -> No
             assert (made.status, made.content_type) == (201, "application/sdp")
             where, tag, link = made.headers["Location"], made.headers["ETag"], made.headers["Link"]
         assert where.startswith("/whip/") and tag.startswith('"')
-        assert link.startswith('<turn:127.0.0.1:9>; rel="ice-server"; username="') and 'credential-type="password"' in link
+        assert (
+            link.startswith('<turn:127.0.0.1:9>; rel="ice-server"; username="') and 'credential-type="password"' in link
+        )
 
         async def patched(body: str, **headers: str) -> int:
             async with http.patch(where, data=body, headers={**FRAGMENT, **headers}) as answer:
