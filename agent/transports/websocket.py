@@ -173,8 +173,9 @@ class WebSocketTransport:
 
 async def realtime(request: web.Request) -> web.StreamResponse:
     service = request.app[service_key]
+    call_id = request.query.get("call_id")
     try:
-        grant = service.auth.authenticate(request)
+        grant = service.auth.authenticate(request) if call_id is None else service.auth.recognise(request)
     except Unauthorized as error:
         return unauthorized(error)
     if not _is_websocket(request):
@@ -184,7 +185,6 @@ async def realtime(request: web.Request) -> web.StreamResponse:
         )  # fmt: skip
     if request.query.get("intent") == "transcription":
         return json_error(400, "Transcription-only sessions are not served here.", code="invalid_value", param="intent")
-    call_id = request.query.get("call_id")
     if call_id is not None:
         return await _side_band(request, service, call_id)
     transport = WebSocketTransport(request.transport)
@@ -193,7 +193,9 @@ async def realtime(request: web.Request) -> web.StreamResponse:
         if token is not None:
             runner = service.resumable(token, after, grant)
         else:
-            runner = service.open_session(transport, grant=grant, address=request.remote)
+            runner = service.open_session(
+                transport, grant=grant, address=request.remote, model=request.query.get("model")
+            )
             service.host(runner)
     except NoCapacity as error:
         return json_error(

@@ -33,7 +33,10 @@ export interface AgogicOptions {
   reconnect?: boolean;
   /** Keeps the sound of both sides, up to 15 minutes, for `recording`. */
   record?: boolean;
+  /** STUN and TURN servers; if absent, those that the server names, with credentials made for this call. */
   iceServers?: RTCIceServer[];
+  /** Sound goes through a TURN server only, so that neither side learns the other's address. */
+  relayOnly?: boolean;
   /** Where `workletSource()` is served, for pages whose content security policy forbids blob: scripts. */
   workletUrl?: string;
 }
@@ -291,7 +294,8 @@ export class AgogicClient extends Emitter<AgogicEvents> {
       url: (this.options.url ?? location.origin).replace(/\/+$/, ""),
       model: this.options.model ?? "agogic",
       apiKey: typeof apiKey === "function" ? await apiKey() : apiKey,
-      iceServers: this.options.iceServers ?? [],
+      iceServers: this.options.iceServers,
+      relayOnly: this.options.relayOnly ?? false,
       workletUrl: this.options.workletUrl,
       onEvent: (event) => this.#receive(event),
       onLost: (error) => {
