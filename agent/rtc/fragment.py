@@ -1,4 +1,6 @@
-"""Pieces of SDP that bring candidates and credentials of ICE after the offer (RFC 8840), `application/trickle-ice-sdpfrag`."""
+"""Pieces of SDP that bring candidates and credentials of ICE after the offer (RFC 8840):
+`application/trickle-ice-sdpfrag`.
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Network:
     ice_servers: tuple[IceServer, ...] = ()
 
 
-_network: contextvars.ContextVar[Network] = contextvars.ContextVar("rtc_network", default=Network())
+_network: contextvars.ContextVar[Network] = contextvars.ContextVar("rtc_network", default=Network())  # noqa: B039 it is frozen
 _every_address = aioice.ice.get_host_addresses
 
 
@@ -56,7 +56,10 @@ class Connection(aioice.ice.Connection):
     """Binds where the `Network` of the context says; TURN is left to aioice."""
 
     async def get_component_candidates(
-        self, component: int, addresses: list[str], timeout: int = _GATHER_TIMEOUT_S
+        self,
+        component: int,
+        addresses: list[str],
+        timeout: int = _GATHER_TIMEOUT_S,  # noqa: ASYNC109 as aioice calls it
     ) -> list[Candidate]:
         ports = _network.get().ports
         protocols = [await self._bind(component, address, ports) for address in addresses]

@@ -1,7 +1,7 @@
 """The way of a call's packets, which an ICE restart (RFC 8445, section 9) may change while the call goes on.
 
-aiortc and aioice have no restart: an `RTCIceTransport` keeps the connection that it began with. `Path` puts itself between
-DTLS and ICE, lets a second connection find its way, and then moves the transport to it. DTLS notices nothing.
+aiortc and aioice have no restart: an `RTCIceTransport` keeps the connection that it began with. `Path` puts itself
+between DTLS and ICE, lets a second connection find its way, and then moves the transport to it. DTLS notices nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Path:
         self._current: Connection = transport._connection  # type: ignore[assignment]
         self._next: Connection | None = None
         self._moving: asyncio.Task[None] | None = None
-        transport._recv = self._recv  # type: ignore[method-assign]
-        transport._send = self._send  # type: ignore[method-assign]
+        transport._recv = self._recv
+        transport._send = self._send
 
     @property
     def remote_ufrag(self) -> str:

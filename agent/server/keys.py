@@ -1,10 +1,10 @@
-"""Keys with names and limits: `http.api_keys`, which have neither, and those of `http.keys_file`, which is read again when
-it changes. A key that is gone from the file opens nothing more; sessions that it opened go on.
+"""Keys with names and limits: `http.api_keys`, which have neither, and those of `http.keys_file`, which is read again
+when it changes. A key that is gone from the file opens nothing more; sessions that it opened go on.
 
 ```toml
 [[keys]]
 name = "shop"                          # shown in the audit log and in metrics' stead of the key
-sha256 = "9f86d081…"                   # of the key: printf %s KEY | sha256sum. Two keys may have one name while they change
+sha256 = "9f86d081…"                   # printf %s KEY | sha256sum. Two may have one name while they change
 max_sessions = 8                       # at once; 0 = no limit of its own
 minutes_per_day = 600                  # of all its sessions together, by UTC's days; 0 = no limit
 finest_hz = 8.0                        # no finer frame rate on either side

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 
 import msgspec
@@ -30,7 +30,7 @@ class Usage:
 
     def __init__(self) -> None:
         self._day = 0
-        self._spent_s: Counter[str] = Counter()
+        self._spent_s: dict[str, float] = defaultdict(float)
         self._open: dict[str, Visit] = {}
 
     def began(self, visit: Visit) -> None:

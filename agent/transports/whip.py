@@ -1,8 +1,8 @@
 """`POST /whip`: WHIP (RFC 9725), used in both directions. The resource of a call is `/whip/{id}`.
 
 An offer that only sends is heard and answered in writing; one that also receives hears the answers on the same media
-line. A data channel carries the protocol's events, and so does a WebSocket at `/v1/realtime?call_id={id}`. Candidates may
-follow the offer (trickle ICE, RFC 8838), and ICE may be restarted; the ETag names the generation of ICE.
+line. A data channel carries the protocol's events, and so does a WebSocket at `/v1/realtime?call_id={id}`. Candidates
+may follow the offer (trickle ICE, RFC 8838), and ICE may be restarted; the ETag names the generation of ICE.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ FRAGMENT = "application/trickle-ice-sdpfrag"
 ACCEPT_PATCH = "Accept-Patch"
 _TAG = re.compile(r'(?:W/)?"([^"]*)"')
 
+JsonObject = dict[str, object]
+
 
 class WhipCall(call.Call):
     """`etag` names the generation of ICE, without quotes."""
@@ -56,7 +58,7 @@ async def publish(request: web.Request) -> web.Response:
         if request.content_type != SDP:
             raise BadRequest(415, f"Content-Type {request.content_type!r} is not served; send {SDP}.")
         offer = text_of(await limited(request.content.read, MAX_SDP_BYTES, "sdp"), "sdp")
-        settings = None if prepare_offer(offer).listens else {"output_modalities": ["text"]}
+        settings: JsonObject | None = None if prepare_offer(offer).listens else {"output_modalities": ["text"]}
         started = await call.start(request, offer, grant, settings, kind=WhipCall)
     except (Unauthorized, BadRequest, ProtocolError, NoCapacity, BadOffer) as error:
         return refused(error)
@@ -73,8 +75,9 @@ async def publish(request: web.Request) -> web.Response:
 async def options(request: web.Request) -> web.Response:
     """RFC 9725, section 4.2: what may be posted, without a key. The servers' credentials are for who has one."""
     # By the methods that a page may use, clients learn whether candidates may follow.
-    methods = {hdrs.ACCESS_CONTROL_ALLOW_METHODS: "POST, PATCH, DELETE, OPTIONS"}
-    return web.Response(status=204, headers={"Accept-Post": SDP, hdrs.ALLOW: "POST, OPTIONS", **methods})
+    response = web.Response(status=204, headers={"Accept-Post": SDP, "Allow": "POST, OPTIONS"})
+    response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "POST, PATCH, DELETE, OPTIONS"
+    return response
 
 
 async def patch(request: web.Request) -> web.Response:

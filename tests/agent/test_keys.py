@@ -34,9 +34,11 @@ async def asking(folder: Path, keys: str) -> AsyncIterator[tuple[aiohttp.ClientS
     file = folder / "keys.toml"
     file.write_text(keys)
     config = parse_config(f"[http]\nkeys_file = '{file}'\n")
-    async with serving(config, workers=True) as (port, service):
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-            yield http, service, file
+    async with (
+        serving(config, workers=True) as (port, service),
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
+    ):
+        yield http, service, file
 
 
 async def opened(http: aiohttp.ClientSession, key: str, model: str = "agogic") -> aiohttp.ClientWebSocketResponse:

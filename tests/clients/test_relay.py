@@ -48,7 +48,8 @@ CONVERSE = """async ({ credential }) => {
   const { totalAudioEnergy } = stats.find((entry) => entry.type === "inbound-rtp");
   peer.close();
   const text = events.filter(({ type }) => type === "response.output_audio_transcript.delta");
-  return { candidates, local, totalAudioEnergy, link: reply.headers.get("Link"), text: text.map(({ delta }) => delta).join("") };
+  const link = reply.headers.get("Link");
+  return { candidates, local, totalAudioEnergy, link, text: text.map(({ delta }) => delta).join("") };
 }"""
 
 

@@ -35,7 +35,8 @@ CONVERSE = """async () => {
   const count = (kind) => events.filter(({ type }) => type === kind).length;
   const ask = () => {
     const content = [{ type: "input_text", text: "A latte." }];
-    channel.send(JSON.stringify({ type: "conversation.item.create", item: { type: "message", role: "user", content } }));
+    const item = { type: "message", role: "user", content };
+    channel.send(JSON.stringify({ type: "conversation.item.create", item }));
     channel.send(JSON.stringify({ type: "response.create" }));
   };
   let found = [];
@@ -69,7 +70,8 @@ CONVERSE = """async () => {
   const restart = await patch("*", fragment());
   const second = restart.headers.get("ETag"), theirs = await restart.text();
   const lines = answer.split("\\r\\n").filter((line) => !/^a=(candidate|end-of)/.test(line)).map((line) =>
-    line.replace(/^a=ice-ufrag:.*/, "a=ice-ufrag:" + of(theirs, "ice-ufrag")).replace(/^a=ice-pwd:.*/, "a=ice-pwd:" + of(theirs, "ice-pwd")));
+    line.replace(/^a=ice-ufrag:.*/, "a=ice-ufrag:" + of(theirs, "ice-ufrag"))
+      .replace(/^a=ice-pwd:.*/, "a=ice-pwd:" + of(theirs, "ice-pwd")));
   const at = lines.findIndex((line) => line.startsWith("a=mid:")) + 1;
   lines.splice(at, 0, ...theirs.split("\\r\\n").filter((line) => line.startsWith("a=candidate")));
   await peer.setRemoteDescription({ type: "answer", sdp: lines.join("\\r\\n") });
@@ -79,7 +81,8 @@ CONVERSE = """async () => {
     const pair = stats.find(({ id }) => id === stats.find(({ type }) => type === "transport").selectedCandidatePairId);
     return stats.find(({ id }) => id === pair?.remoteCandidateId)?.port;
   };
-  for (let tries = 0; tries < 200 && (await chosen()) !== port; tries += 1) await new Promise((again) => setTimeout(again, 50));
+  const soon = () => new Promise((again) => setTimeout(again, 50));
+  for (let tries = 0; tries < 200 && (await chosen()) !== port; tries += 1) await soon();
   const moved = (await chosen()) === port;
   const stale = (await patch(first, fragment())).status;
   ask();
