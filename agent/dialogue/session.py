@@ -254,6 +254,7 @@ class Session:
 
     def process_audio(self) -> list[Effect]:
         """Works off at most a quarter of a second of sound; call again while `has_pending_audio`."""
+        self._turns.sound_came()
         for happening in self._listening.process():
             self._turns.take(happening)
         return self._outbox.take()

@@ -136,6 +136,15 @@ def test_every_wav_of_16_bits_is_read_and_others_are_refused_in_a_sentence(tmp_p
         file.writeframes(np.stack([tone, tone], axis=1).tobytes())
     samples = np.frombuffer(sound.read_sound(tmp_path / "stereo.wav"), "<i2")
     assert len(samples) == 24_000 and 7500 < np.abs(samples).max() < 8500
+    data = bytearray((tmp_path / "stereo.wav").read_bytes())
+    at = data.index(b"data") + 4
+    data[at : at + 4] = bytes(4)  # as a pipe leaves it
+    (tmp_path / "piped.wav").write_bytes(data)
+    assert sound.read_sound(tmp_path / "piped.wav") == samples.tobytes()
+    with wave.open(str(tmp_path / "opposite.wav"), "wb") as file:
+        file.setparams((2, 2, 24_000, 0, "NONE", ""))
+        file.writeframes(np.stack([tone, -tone], axis=1).tobytes())
+    assert sound.read_sound(tmp_path / "opposite.wav") == tone.tobytes()
     (tmp_path / "text.wav").write_text("no sound")
     with pytest.raises(agogic_client.CallError, match="give a WAV file"):
         sound.read_sound(tmp_path / "text.wav")

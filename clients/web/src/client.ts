@@ -6,6 +6,7 @@ import type { ClientEvent, ServerEvent } from "./events.js";
 import { type Devices, listDevices, openMicrophone } from "./microphone.js";
 import { Recorder } from "./recorder.js";
 import { replay } from "./replay.js";
+import { Requests } from "./requests.js";
 import { type Rates, sessionOf, type SessionSettings, type TurnDetection, type TurnMode } from "./settings.js";
 import { type Tool, ToolRunner } from "./tools.js";
 import { connectWebRtc } from "./webrtc.js";
@@ -83,6 +84,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
   #attempt = 0;
   #farewell: AgogicError | undefined;
   #recorder: Recorder | undefined;
+  readonly #requests = new Requests((event) => this.send(event), () => this.interrupt());
   readonly #tools: ToolRunner;
 
   constructor(
@@ -104,6 +106,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     this.#tools = new ToolRunner(
       options.tools ?? {},
       (event) => this.send(event),
+      () => this.#requests.ask(false),
       (result) => this.conversation.called(result),
       (error) => this.emit("warning", error),
     );
@@ -234,7 +237,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
       if (this.#talking || this.#settings.mode !== "push" || connection !== this.#connection) return;
       this.#openOrShut();
       this.send({ type: "input_audio_buffer.commit" });
-      this.send({ type: "response.create" });
+      this.#requests.ask(true);
     }, connection.tailMs);
   }
 
@@ -249,7 +252,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     this.interrupt();
     const content = [{ type: "input_text", text }];
     this.send({ type: "conversation.item.create", item: { type: "message", role: "user", content } });
-    this.send({ type: "response.create" });
+    this.#requests.ask(true);
   }
 
   /** For meters, 0 to 1. */
@@ -276,6 +279,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     connection.attachMicrophone(this.#microphone);
     connection.setVolume(this.#volume);
     if (this.#speaker !== undefined) await connection.setSpeaker(this.#speaker).catch(() => undefined);
+    this.#requests.forget();
     this.#configure();
     for (const event of replay(this.conversation)) this.send(event);
     await this.#record();
@@ -364,7 +368,9 @@ export class AgogicClient extends Emitter<AgogicEvents> {
   #openOrShut(): void {
     for (const track of this.#microphone?.getAudioTracks() ?? []) track.enabled = !this.#muted;
     const wanted = this.#settings.mode === "open" || this.#talking;
-    this.#connection?.openMicrophone(wanted && !this.#muted && this.#microphone !== undefined);
+    // Muted in the middle of a turn: its silence is sent until the server has noticed the end.
+    const heard = !this.#muted || this.conversation.userSpeaking;
+    this.#connection?.openMicrophone(wanted && heard && this.#microphone !== undefined);
   }
 
   #receive(event: ServerEvent): void {
@@ -374,11 +380,14 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     if (unheard && event.type === "x_agogic.input_transcript") return;
     if (event.type === "error") this.#complain(event);
     if (this.conversation.apply(event)) this.emit("change", this.conversation);
+    if (this.#muted && event.type.startsWith("input_audio_buffer.")) this.#openOrShut();
+    if (event.type === "response.done") this.#requests.done();
     void this.#tools.event(event);
   }
 
   #complain({ error }: Extract<ServerEvent, { type: "error" }>): void {
     const expired = error.code === "session_expired";
+    if (this.conversation.responding && this.#requests.refused(error)) return;
     const complaint = new AgogicError(error.message, expired ? "expired" : "server", {
       ...(error.code ? { serverCode: error.code } : {}),
       ...(error.event_id ? { eventId: error.event_id } : {}),

@@ -307,7 +307,7 @@ it("runs the functions that an answer calls and asks for the next answer", async
   await vi.advanceTimersByTimeAsync(1);
   expect(made[0]!.sent.slice(1)).toEqual([
     { type: "conversation.item.create", item: { type: "function_call_output", call_id: "call_1", output: '{"price":4.5}' } },
-    { type: "response.create" },
+    { type: "response.create", event_id: "ask_1" },
   ]);
   made[0]!.options.onLost(lost);
   await vi.advanceTimersByTimeAsync(500);
@@ -351,4 +351,54 @@ it("does not show what is overheard while the button is up", async () => {
   await client.connect();
   made[0]!.options.onEvent({ type: "x_agogic.input_transcript", item_id: "u", transcript: "psst" });
   expect(client.conversation.turns).toEqual([]);
+});
+
+const refused = (id: string): ServerEvent => ({
+  type: "error",
+  error: { type: "invalid_request_error", code: "conversation_already_has_active_response", message: "busy", event_id: id },
+});
+const begun: ServerEvent = { type: "response.created", response: { id: "r", status: "in_progress" } };
+
+it("asks again in place of an answer that began at the same moment as something was written", async () => {
+  const { client, made } = setUp();
+  const warnings: string[] = [];
+  client.on("warning", (warning) => warnings.push(warning.message));
+  await client.connect();
+  client.write("A latte.");
+  made[0]!.options.onEvent(begun);
+  made[0]!.options.onEvent(refused("ask_1"));
+  expect(made[0]!.types().slice(1)).toEqual([
+    "conversation.item.create", "response.create", "response.cancel", "response.create",
+  ]);
+  expect(warnings).toEqual([]);
+  made[0]!.options.onEvent(refused("somebody's own"));
+  expect(warnings).toEqual(["busy"]);
+});
+
+it("asks for the answer to a function's result when the answer that came between is over", async () => {
+  const tools = { price: { description: "", parameters: {}, run: () => 4 } };
+  const { client, made } = setUp({ tools });
+  await client.connect();
+  const call = { id: "c", type: "function_call" as const, call_id: "1", name: "price", arguments: "{}" };
+  made[0]!.options.onEvent({ type: "response.done", response: { id: "r", status: "completed", output: [call] } });
+  await vi.advanceTimersByTimeAsync(1);
+  made[0]!.options.onEvent(begun);
+  made[0]!.options.onEvent(refused("ask_1"));
+  expect(made[0]!.types().filter((type) => type.startsWith("response."))).toEqual(["response.create"]);
+  made[0]!.options.onEvent({ type: "response.done", response: { id: "r2", status: "completed" } });
+  made[0]!.options.onEvent({ type: "response.done", response: { id: "r3", status: "completed" } });
+  expect(made[0]!.types().filter((type) => type.startsWith("response."))).toEqual(["response.create", "response.create"]);
+});
+
+it("muted in the middle of a turn, sends silence until the server has noticed its end", async () => {
+  const { client, made } = setUp();
+  await client.connect();
+  made[0]!.options.onEvent({ type: "input_audio_buffer.speech_started", item_id: "u" });
+  client.setMuted(true);
+  expect([track.enabled, made[0]!.microphone]).toEqual([false, true]);
+  made[0]!.options.onEvent({ type: "input_audio_buffer.speech_stopped", item_id: "u" });
+  expect(made[0]!.microphone).toBe(false);
+  // the server may notice the beginning of a turn only after the button was pressed
+  made[0]!.options.onEvent({ type: "input_audio_buffer.speech_started", item_id: "v" });
+  expect([track.enabled, made[0]!.microphone]).toEqual([false, true]);
 });
