@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 INSTALL := $(BIN)/python -m pip install --progress-bar on -c constraints.txt
 # Programs that the tests drive; Debian's package has the program's name unless it is said here.
-TEST_PROGRAMS := chromium espeak-ng flite festival node npm baresip sipp
+TEST_PROGRAMS := chromium espeak-ng flite festival node npm baresip sipp turnserver
 PACKAGE_OF_node := nodejs
 PACKAGE_OF_baresip := baresip-core
 PACKAGE_OF_sipp := sip-tester
+PACKAGE_OF_turnserver := coturn
 MISSING_PACKAGES = $(foreach program,$(TEST_PROGRAMS),$(if $(shell command -v $(program)),,$(or $(PACKAGE_OF_$(program)),$(program))))
 
-.PHONY: setup serve test chaos fuzz lint docs web test-programs clean
+.PHONY: setup serve test newcomer chaos fuzz lint docs web test-programs clean
 .DEFAULT_GOAL := serve
 
 setup: $(STAMPS)/base
@@ -56,6 +57,10 @@ test: $(STAMPS)/dev test-programs $(STAMPS)/web
 # An hour of everything at once against a real server, then 10,000 sessions; ARGS="--seed N" draws the same steps again.
 chaos: $(STAMPS)/dev
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+# From a clone to a spoken answer, and from the packed SDK to a talking page, with a clock beside it.
+newcomer: $(STAMPS)/dev test-programs $(STAMPS)/web
+	$(BIN)/python -m tests.newcomer --python $(PYTHON) $(ARGS)
 
 # Inputs that find new paths through what reads other people's bytes; SECONDS for each of the fuzzers.
 SECONDS ?= 900

@@ -48,6 +48,10 @@ class TokenSpan(msgspec.Struct, frozen=True, array_like=True):
     duration_frames: int
 
 
+# The model's work, in the order in which it is done; `ResponseStats` has the time of each as `{stage}_ms`.
+STAGES = ("encode", "prefill", "thinker", "talker", "flow", "vocoder")
+
+
 class ResponseStats(msgspec.Struct, frozen=True, array_like=True):
     """What one response cost; times in ms since the worker read `Respond`, 0 where a stage never ran."""
 

@@ -55,7 +55,7 @@ DOORS: dict[str, set[str]] = {
 # The conversation does nothing by itself: what waits, listens or sends belongs to the server around it.
 SHELLS = {"asyncio", "socket", "threading", "subprocess", "aiohttp", "websockets", "aiortc", "time"}
 # Packages that the service process must never hold: they are large, and model work belongs to the worker.
-HEAVY = {"torch", "transformers", "safetensors", "tokenizers", "silero_vad", "scipy"}
+HEAVY = {"torch", "transformers", "tokenizers", "onnxruntime", "pydantic", "silero_vad", "scipy"}
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -173,3 +173,10 @@ def test_the_command_line_loads_only_the_verb_that_runs() -> None:
     code = "import sys, agent.cli.main as main; main.build(None); print(*({'aiohttp', 'torch'} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.stdout.strip() == "", ended.stdout + ended.stderr
+
+
+def test_no_file_holds_an_unfinished_merge() -> None:
+    listed = subprocess.run(
+        ["git", "grep", "-lE", "^(<{7} |>{7} )"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert listed.stdout == ""

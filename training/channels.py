@@ -23,7 +23,7 @@ _LOG10 = 2.302585
 
 
 class Hardships(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Shares of the clips that meet each hardship; `mild` is the share of batches in which none does but telephones."""
+    """Shares of the clips that meet each hardship; `mild` is the share in which none does but telephones."""
 
     mild: float = 0.3
     telephones: float = 0.35
@@ -100,7 +100,7 @@ class HardAugmenter(Augmenter):
             x = self._pause(x)
         # Before and behind the words lies whatever noise the recording has, not digital silence alone.
         around = x.topk(max(1, len(x) // 20), dim=0, largest=False).values[-1] if rng.random() < 0.5 else -9.0
-        before, behind = (torch.zeros(rng.randrange(5, most), x.shape[1]) + around for most in (60, 110))
+        before, behind = (torch.zeros(rng.randrange(5, most), x.shape[1]) + around for most in (40, 80))
         x = torch.cat((before, x, behind))
         knots = self._equaliser()
         power, target = torch.pow(10.0, x[:, :MEL_BINS] + knots), torch.pow(10.0, x[:, -MEL_BINS:] + knots)
@@ -138,9 +138,9 @@ class HardAugmenter(Augmenter):
         return super().batch(mels, self.hardships.mild)
 
     def pairs(self, mels: list[np.ndarray], cleans: list[np.ndarray | None]) -> tuple[Tensor, Tensor, Tensor]:
-        """As `batch`, and behind it the clean versions, padded to the same shape."""
-        mild = self.rng.random() < self.hardships.mild
-        rows = [self.pair(mel, clean, mild) for mel, clean in zip(mels, cleans, strict=True)]
+        """As `batch`, but mild or not clip by clip; and behind it the clean versions, padded to the same shape."""
+        mild_share = self.hardships.mild
+        rows = [self.pair(mel, clean, self.rng.random() < mild_share) for mel, clean in zip(mels, cleans, strict=True)]
         lengths = torch.tensor([len(row) for row, _ in rows])
         padded = torch.full((2, len(rows), int(lengths.max()), MEL_BINS), -1.0)
         for i, versions in enumerate(rows):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from models.checkpoints.voice_files import load_codec, save_network
 from streaming.flexicodec.codec import CodecConfig, SpeechCodec, merge_batch
 from streaming.speaking.unmerge import Frames, Unmerge, UnmergeConfig, repeat_codes
+from training.precision import autocast
 from training.toml_config import load_config
 from training.voice_codes import RATES_HZ, save_codes
 from training.voice_features import MEL_PER_FRAME, PHONES, VoiceBatch, VoiceSet, batches, collate, load
@@ -125,7 +126,7 @@ def train(config: CodecTrainingConfig) -> CodecTrainer:
             queue = batches(voice, chosen, config.clips_per_batch, rng)
         batch = collate(voice, queue.pop())
         rates = [float(hz) for hz in rng.choice(RATES_HZ, len(batch.frames), p=(0.32, 0.17, 0.17, 0.17, 0.17))]
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             mel, _, phones, codes = trainer(batch, rates)
         sound = mel_loss(mel, batch)
         words = [phone_loss(logits, batch) for logits in phones]

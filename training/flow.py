@@ -19,6 +19,7 @@ from models.checkpoints.voice_files import load_codec, load_flow, save_network
 from streaming.speaking.chunk_plan import ChunkPlan
 from streaming.speaking.flow import FlowConfig, Voicebox
 from training.codec import mel_loss, phone_loss
+from training.precision import autocast
 from training.toml_config import load_config
 from training.voice_codes import RATES_HZ, CodeStore, load_codes, pad_codes
 from training.voice_features import MEL_PER_FRAME, PHONES, VoiceBatch, VoiceSet, batches, collate, load
@@ -143,7 +144,7 @@ def train(config: FlowTrainingConfig) -> Voicebox:
         batch = collate(voice, part)
         rates = rng.choice(RATES_HZ, len(part), p=(0.32, 0.17, 0.17, 0.17, 0.17))
         codes, durations = pad_codes([stores[float(hz)].clip(index) for hz, index in zip(rates, part, strict=True)])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             velocity, target, mel, phones = trainer(codes, durations, batch, rng)
         flow, regression = velocity_loss(velocity, target, batch), mel_loss(mel, batch)
         words = phone_loss(phones, batch)
@@ -168,7 +169,7 @@ def write_decoded_mel(voicebox: Voicebox, voice: VoiceSet, stores: dict[float, C
         part = some[first : first + 24]
         rate_hz = float(rng.choice(RATES_HZ, p=(0.4, 0.15, 0.15, 0.15, 0.15)))
         codes, durations = pad_codes([stores[rate_hz].clip(index) for index in part])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             condition = voicebox.condition(codes, durations)
         noise = 0.3 * torch.randn(len(part), condition.shape[1], 128)
         real = torch.arange(condition.shape[1]) < durations.sum(1, keepdim=True) * MEL_PER_FRAME

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from streaming.hearing.encoder import BlockCausalEncoder, Encoded, EncoderConfig
 from training.features import Augmenter, Clip, held_out, load_recordings, load_store, noise_bank, scale
+from training.precision import autocast
 from training.world import carriers, order_bodies
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz'"
@@ -203,7 +204,7 @@ class Recogniser:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             encoded = self.model.encode(mel, lengths)
         loss = loss_of(encoded, lengths, examples)
         self.optimizer.zero_grad(set_to_none=True)

@@ -24,6 +24,7 @@ from streaming.hearing.encoder import BlockCausalEncoder, Encoded, EncoderConfig
 from training.channels import HardAugmenter
 from training.features import Augmenter, noise_bank
 from training.hard_data import load_backgrounds
+from training.precision import autocast
 from training.recogniser import Example as CtcExample
 from training.recogniser import character_ids, loss_of
 from training.slm_config import SlmConfig
@@ -294,7 +295,7 @@ class SlmTraining:
         factor = min(1.0, (self.step + 1) / c.warmup_steps) * (1.0 if done < 0.4 else max(0.02, (1 - done) / 0.6))
         for group in self.optimizer.param_groups:
             group["lr"] = c.learning_rate * factor
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             losses = self.losses(items, train_encoder)
         self.optimizer.zero_grad(set_to_none=True)
         self.encoder_optimizer.zero_grad(set_to_none=True)

@@ -12,6 +12,7 @@ import msgspec
 import torch
 from torch import nn
 
+from training.precision import autocast
 from training.slm import SlmConfig, SlmTraining
 
 
@@ -43,7 +44,7 @@ def train(config: TalkerConfig) -> SlmTraining:
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * max(0.02, 1 - minutes / config.minutes)
         items = [run.data.draw(with_audio=False) for _ in range(slm.batch)]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             losses = run.losses([item for item in items if item.speech is not None], train_encoder=False)
         optimizer.zero_grad(set_to_none=True)
         (losses.speech + 0.5 * losses.length + 0.3 * losses.alignment).backward()

@@ -26,6 +26,7 @@ from models.checkpoints.voice_files import save_network
 from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig
 from streaming.hearing.turn_end import TurnEnd, TurnEndConfig
 from training.features import Augmenter, Clip, held_out, load_recordings, load_store, noise_bank, scale
+from training.precision import autocast
 from training.toml_config import load_config
 
 GAP_FRAMES = 4
@@ -164,7 +165,7 @@ def encode(encoder: BlockCausalEncoder, examples: list[Example], batch: int = 24
         mels = [examples[index].mel for index in rows]
         lengths = torch.tensor([len(mel) for mel in mels])
         padded = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             encoded = encoder(padded, lengths)
         for index, row, length in zip(rows, encoded, (-(-lengths // 4)).tolist(), strict=True):
             means[index] = head.step(row[None, :length].float(), head.initial_state(1))[1].means[0]

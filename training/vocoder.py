@@ -17,6 +17,7 @@ from models.checkpoints.voice_files import save_network
 from streaming.flexicodec.codec import INPUT_FRAME_SAMPLES
 from streaming.speaking.mel24k import Mel24k
 from streaming.speaking.vocos import Vocos, VocosConfig
+from training.precision import autocast
 from training.toml_config import load_config
 from training.voice_data import load_audio
 from training.voice_features import MEL_PER_FRAME, VoiceSet, load
@@ -110,7 +111,7 @@ def train(config: VocoderTrainingConfig) -> Vocos:
         chosen = chosen[[decoded[int(voice.first_frame[index]) * MEL_PER_FRAME].any() for index in chosen]]
     for _ in progress.steps():
         batch = crops(voice, audio, rng.choice(chosen, config.crops_per_batch), config.crop_frames, decoded, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             features = vocoder.features(batch.mel)
         made = vocoder.synthesise(features.float())
         spectra = spectral_loss(made, batch.sound)

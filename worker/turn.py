@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from agent.wire import INPUT_SAMPLE_RATE, ContextItem, ResponseStats, TokenSpan, WordSpan
+from agent.wire import INPUT_SAMPLE_RATE, STAGES, ContextItem, ResponseStats, TokenSpan, WordSpan
 from worker.parts import Conversation, Encoded, Finished, Pcm, Question, Sound, SpeechModel, TextPiece, transcription_of
 
 PIECE_SAMPLES = 320
@@ -177,7 +177,7 @@ def report(turn: Turn, output_sample_rate: int, input_hz: float) -> dict[str, ob
         "transcript": turn.transcript,
         "text": turn.text,
         "reason": turn.reason,
-        "first_text_ms": round(stats.first_text_ms, 1),
+        "first_text_ms": round(stats.first_text_ms, 1) or None,
         "first_audio_ms": round(turn.first_audio_ms, 1),
         "total_ms": round(turn.total_ms, 1),
         "busy_ms": round(turn.busy_ms, 1),
@@ -193,9 +193,7 @@ def report(turn: Turn, output_sample_rate: int, input_hz: float) -> dict[str, ob
             for word in turn.words
         ],
         "stages": {
-            f"{name}_ms": round(getattr(stats, f"{name}_ms"), 2)
-            for name in ("encode", "prefill", "thinker", "talker", "flow", "vocoder")
-            if getattr(stats, f"{name}_ms")
+            f"{name}_ms": round(getattr(stats, f"{name}_ms"), 2) for name in STAGES if getattr(stats, f"{name}_ms")
         },
     }
     if turn.encoded is None:

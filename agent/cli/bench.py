@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, Model, Progress, Threads, fail, measuring, print_report
+from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress, quiet
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and exactness.")
 
@@ -53,7 +53,7 @@ def turn(
         files = _recordings(clips)
         settings = TurnSettings(input_rate, output_rate, realtime=realtime)
         loaded = load_model(model, latency="low" if low_latency else "usual")
-        report = benchmark.run(loaded, files, settings, repeat, None if json else Progress())
+        report = benchmark.run(loaded, files, settings, repeat, progress(json))
         print_report({**report, "threads": threads}, json)
 
 
@@ -74,7 +74,8 @@ def callers(
         from worker.loading import load_model
 
         questions = [read_question(path) for path in _recordings(clips)]
-        report = benchmark.run(load_model(model, callers), questions, callers, turns, rounds)
+        shown = progress(json, "rounds") or quiet
+        report = benchmark.run(load_model(model, callers), questions, callers, turns, rounds, shown)
         print_report({**report, "threads": threads}, json)
 
 
@@ -91,7 +92,8 @@ def transport(
     from benchmarks.telephony.speech import question
 
     try:
-        report = benchmark.run(question(_recordings(clips)[0]), calls, seconds)
+        shown = progress(json, "transports") or quiet
+        report = benchmark.run(question(_recordings(clips)[0]), calls, seconds, shown)
     except ServerError as error:
         fail("bench", error)
     print_report(report, json)
@@ -116,7 +118,7 @@ def voice_to_voice(
     if not chosen:
         fail("bench", ValueError(f"{clips} holds no held-out recordings; give the folder of the orders"))
     try:
-        report = benchmark.run(chosen, model, beside=beside, progress=None if json else Progress())
+        report = benchmark.run(chosen, model, beside=beside, progress=progress(json, "orders"))
     except ServerError as error:
         fail("bench", error)
     print_report(report, json)
@@ -148,7 +150,7 @@ def network(
         except LabelsError as error:
             fail("bench", error)
         loaded = load_model(model)
-        report = benchmark.run(loaded, chosen, name, loss, jitter_ms, None if json else Progress())
+        report = benchmark.run(loaded, chosen, name, loss, jitter_ms, progress(json, "recordings"))
         print_report({"transport": transport.value, **report}, json)
 
 
@@ -202,7 +204,7 @@ def simulate(
     from benchmarks.load import simulate as benchmark
 
     if plot is not None:
-        plot.write_text(benchmark.curves(size.value, lambda text: print(text, file=sys.stderr)))
+        plot.write_text(benchmark.curves(size.value, progress(json, "points") or quiet))
     print_report(benchmark.run(size.value, card.value, callers, output_rate, seconds), json)
 
 
@@ -237,7 +239,8 @@ def attack(
     worker = f"{sys.executable} -m tests.support.fake_worker --slots 8 --reply '{'la ' * 50}'" if tones else None
     say = (lambda text: None) if json else (lambda text: print(text, file=sys.stderr))
     try:
-        report = asyncio.run(benchmark.run(attacked(model, worker, workers), only, say))
+        shown = progress(json, "attacks") or quiet
+        report = asyncio.run(benchmark.run(attacked(model, worker, workers), only, say, shown))
     except (benchmark.AttackError, benchmark.ServerError) as error:
         fail("bench", error)
     print_report(report, json)
@@ -256,8 +259,8 @@ def rates(
         from benchmarks.dialogue import rates as benchmark
         from worker.loading import load_model
 
-        say = None if json else lambda text: print(text, file=sys.stderr)
-        print_report(benchmark.run(load_model(model), _recordings(clips), sentences, say), json)
+        shown = progress(json, "rates")
+        print_report(benchmark.run(load_model(model), _recordings(clips), sentences, shown), json)
 
 
 @app.command()
@@ -274,7 +277,8 @@ def streaming(
         from benchmarks.streams import bench as benchmark
         from worker.loading import load_model
 
-        report = benchmark.run(load_model(model), _recordings(clips), sentences, rounds)
+        shown = progress(json, "parts") or quiet
+        report = benchmark.run(load_model(model), _recordings(clips), sentences, rounds, shown)
         print_report({**report, "threads": threads}, json)
 
 
@@ -316,7 +320,7 @@ def thinker(
     with measuring("bench", threads):
         from benchmarks.official import thinker as benchmark
 
-        print_report(benchmark.run(steps, rounds), json)
+        print_report(benchmark.run(steps, rounds, progress=progress(json, "rounds") or quiet), json)
 
 
 @app.command()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import msgspec
 import typer
 
+from agent.cli.measuring import as_json
+
 if TYPE_CHECKING:
     from models.codec.code_file import CodeHeader
     from models.codec.coders import Coder
@@ -25,7 +27,7 @@ class Report(msgspec.Struct, frozen=True):
     """What a file of codes holds; `realised_hz` counts tokens per second."""
 
     model: str
-    seconds: float
+    speech_s: float
     tokens: int
     realised_hz: float
     quantizers: int
@@ -45,7 +47,7 @@ def encode(
     quantizers: Annotated[
         int | None, typer.Option(min=1, help="codes per token, the semantic one included; default 8 or all there are")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="a picture of the tokens over the spectrogram (PNG)")] = None,
+    plot: Annotated[Path | None, typer.Option(help="a picture of the tokens over the spectrogram (SVG)")] = None,
     json: Json = False,
 ) -> None:
     """Turn speech into codes."""
@@ -53,13 +55,13 @@ def encode(
         raise typer.BadParameter("give --rate or --threshold, not both")
     _check_output(output, ".agc", sound)
     if plot is not None:
-        _check_output(plot, ".png", sound)
+        _check_output(plot, ".svg", sound)
     import numpy as np
     import torch
 
     from models.codec.code_file import CodeFileError, write_codes
     from models.codec.coders import header_of
-    from models.codec.token_picture import draw_tokens, write_png
+    from models.codec.token_picture import token_chart
     from streaming.flexicodec.flexicodec import AudioTooShortError
     from worker.audio_files import AudioFileError, read_question
 
@@ -73,7 +75,7 @@ def encode(
         header = header_of(coder, codes, len(audio))
         write_codes(output, header, codes)
         if plot is not None:
-            write_png(plot, draw_tokens(audio, np.asarray(codes.durations)))
+            plot.write_text(token_chart(audio, np.asarray(codes.durations), sound.name))
     except (AudioFileError, AudioTooShortError, CodeFileError) as error:
         _refuse(str(error))
     except OSError as error:
@@ -132,7 +134,7 @@ def _load(model: str) -> Coder:
 def _show(header: CodeHeader, path: Path, json: bool) -> None:
     report = Report(
         model=header.model,
-        seconds=round(header.seconds, 3),
+        speech_s=round(header.seconds, 3),
         tokens=header.groups,
         realised_hz=round(header.rate_hz, 3),
         quantizers=1 + header.acoustic_books,
@@ -140,10 +142,10 @@ def _show(header: CodeHeader, path: Path, json: bool) -> None:
         bytes=path.stat().st_size,
     )
     if json:
-        print(msgspec.json.encode(report).decode())
+        print(as_json(report))
         return
     print(
-        f"{report.seconds:.2f} s in {report.tokens} tokens of {report.quantizers} codes: "
+        f"{report.speech_s:.2f} s in {report.tokens} tokens of {report.quantizers} codes: "
         f"{report.realised_hz:.2f} Hz, {report.bits_per_second:.0f} bit/s"
     )
 

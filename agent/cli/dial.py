@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
+
+from agent.cli.measuring import as_json
 
 KEY_VARIABLE = "AGOGIC_API_KEY"
 
@@ -37,7 +38,7 @@ def dial(
     else:
         report = asyncio.run(_by_phone(uri, wav, output, codec, user, password, seconds, host))
     if json:
-        typer.echo(msgspec.json.encode(report).decode())
+        print(as_json(report))
         return
     for name, value in report.items():
         typer.echo(f"{name:20} {value}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
+from agent.cli.measuring import as_json
 from agent.cli.serve import overridden
 from agent.config import ConfigError, ServerConfig, check_exposure, load_config
 
@@ -28,8 +29,6 @@ _PACKAGES = (
     "aiohttp",
     "aiortc",
     "msgspec",
-    "onnxruntime",
-    "silero-vad",
     "soxr",
     "soundfile",
     "safetensors",
@@ -65,7 +64,7 @@ def doctor(
     broken = [finding for finding in findings if finding.verdict in ("missing", "too big")]
     if json:
         report = {"ok": not broken, "findings": [msgspec.to_builtins(finding) for finding in findings]}
-        typer.echo(msgspec.json.encode(report).decode())
+        print(as_json(report))
     else:
         _show(findings)
     raise typer.Exit(1 if broken else 0)

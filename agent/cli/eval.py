@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, Model, Progress, Threads, fail, measuring, print_report
+from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress, quiet
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +56,7 @@ def barista(
         loaded = load_model(model, exact_at_end=exact)
         disturbance = benchmark.Disturbance(channel, noise, snr)
         try:
-            report = benchmark.run(loaded, chosen, input_rate, None if json else Progress(), disturbance)
+            report = benchmark.run(loaded, chosen, input_rate, progress(json), disturbance)
         except DisturbanceError as error:
             fail("eval", error)
         print_report(report, json, lists=False)
@@ -78,7 +79,7 @@ def conversation(
         from worker.loading import load_model
 
         try:
-            shown = None if json else Progress()
+            shown = progress(json)
             report = benchmark.run(load_model(model), per_kind, spoken, input_rate, shown, wide=wide)
         except SynthesisError as error:
             fail("eval", error)
@@ -136,7 +137,7 @@ def turns(
             chosen,
             eagerness=eagerness.value,
             smart_turn=smart_turn,
-            progress=None if json else Progress(),
+            progress=progress(json),
         )
         print_report(report, json)
 
@@ -160,14 +161,20 @@ def voice(
         from training.judge import JudgeError
         from training.voice_eval import JudgeChoice, run
         from worker.loading import load_model
+        from worker.parts import Pcm
         from worker.turn import TurnSettings, speak_text
 
         loaded, settings = load_model(model), TurnSettings(output_hz=output_rate)
         chosen = JudgeChoice(whisper if judge is Judges.whisper else None)
+        shown, spoken = progress(json, "sentences") or quiet, itertools.count(1)
+
+        def speak(text: str) -> tuple[Pcm, int]:
+            sound = speak_text(loaded, text, settings)
+            shown(next(spoken), sentences)
+            return sound
+
         try:
-            report = run(
-                lambda text: speak_text(loaded, text, settings), sentences, processes, chosen, opinions=opinions
-            )
+            report = run(speak, sentences, processes, chosen, opinions=opinions)
         except JudgeError as error:
             fail("eval", error)
         print_report({**report, "requested_output_hz": output_rate}, json, lists=False)

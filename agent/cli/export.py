@@ -10,6 +10,8 @@ from typing import Annotated
 import msgspec
 import typer
 
+from agent.cli.measuring import as_json
+
 
 class Precision(StrEnum):
     """How weights are stored; int8 (rows with a scale) is read by agogic alone, the others by the original as well."""
@@ -66,7 +68,7 @@ def export(
         copied=copied,
     )
     if json:
-        print(msgspec.json.encode(report).decode())
+        print(as_json(report))
     else:
         millions, megabytes = report.parameters / 1e6, report.bytes / 1e6
         print(f"{report.directory}: {report.tensors} tensors, {millions:.1f} M parameters, {megabytes:.1f} MB")

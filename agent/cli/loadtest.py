@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, fail, print_report
+from agent.cli.measuring import Json, fail, print_report, ticking
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 Rate = Annotated[str, typer.Option(help="Hz from 4 to 12.5, 'auto', or a range such as 4-8; default: the server's")]
@@ -52,7 +52,9 @@ def loadtest(
         )
         if not json:
             print(f"{sessions} callers for {minutes * 60:.0f} s", file=sys.stderr)
-        print_report(run(settings, plot), json)
+        with ticking(minutes * 60, json):
+            report = run(settings, plot)
+        print_report(report, json)
     except (AudioFileError, ServerError, ValueError) as error:
         fail("loadtest", error)
     except OSError as error:

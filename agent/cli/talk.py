@@ -8,8 +8,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
+
+from agent.cli.measuring import as_json
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4.0, 12.5
 
@@ -70,7 +71,7 @@ def talk(
         print(f"agogic talk: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     if json:
-        print(msgspec.json.encode(report(turn, loaded.output_sample_rate, input_rate)).decode())
+        print(as_json(report(turn, loaded.output_sample_rate, input_rate)))
         return
     if turn.transcript:  # official models write none of a question that they answer
         print(f"you:    {turn.transcript}")

@@ -328,6 +328,18 @@ class Listening:
             utterance.spoken_end = ended.speech_end_sample
             yield self._end(ended.end_sample, by_client=False)
 
+    @property
+    def awaits_silence(self) -> bool:
+        """Whether the end of the open utterance is to be heard: no client will tell it."""
+        return self.open is not None and self._detection is not None
+
+    def cut_off(self) -> TurnEnded:
+        """No more sound comes: the open utterance ends with the last of it."""
+        assert self.open is not None
+        self._detector.stop()
+        self.open.spoken_end = self._detector.position
+        return self._end(self._detector.position, by_client=False)
+
     def _is_stale(self, utterance: Utterance, position: int) -> bool:
         silent_for = position - max(self._voiced_until, utterance.start)
         return silent_for > _KEPT_QUIET_SAMPLES or position - utterance.start > _MAX_OPEN_LINE_SAMPLES

@@ -78,7 +78,8 @@ class Session:
     """`input_hz` is the microphone's rate where the transport fixes it (WebRTC, telephones); None = the format does.
 
     `reports_every_s`: sound is played behind the transport, which tells by `played` how far, so often of that sound.
-    `max_idle_s` in place of the configured one: a telephone line is dearer than an open page.
+    `max_idle_s` in place of the configured one: a telephone line is dearer than an open page. `finest_hz`: no finer
+    frame rate on either side, whatever the client asks for.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Session:
         input_hz: int | None = None,
         reports_every_s: float | None = None,
         max_idle_s: float | None = None,
+        finest_hz: float | None = None,
     ) -> None:
         self.id = ids.new("sess")
         self.settings = settings
@@ -132,6 +134,8 @@ class Session:
             lambda: self.settings,
             config.session,
         )
+        if finest_hz is not None:
+            self._briefing.policy.cap(finest_hz)
         self._speaking = Speaking(
             self._outbox,
             clock,
@@ -250,6 +254,7 @@ class Session:
 
     def process_audio(self) -> list[Effect]:
         """Works off at most a quarter of a second of sound; call again while `has_pending_audio`."""
+        self._turns.sound_came()
         for happening in self._listening.process():
             self._turns.take(happening)
         return self._outbox.take()

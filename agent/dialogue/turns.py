@@ -9,6 +9,9 @@ answer then, or never was.
 
     U1 ended ─► answer asked ─(speech, at most REACTION_MS of it heard)─► U1 + U2 open ─(silence)─► U1 deleted, U2 added
 
+A turn that nobody hears the end of, because sound has stopped coming (a microphone switched off, a line on hold), ends
+with the last of it.
+
 Where nobody speaks after an answer, and the client wants it, the agent speaks again by itself.
 """
 
@@ -44,6 +47,10 @@ from agent.turn.silero import SAMPLE_RATE_HZ
 REACTION_MS = 400
 # The agent does not talk to an empty room for ever.
 MAX_PROMPTS = 3
+# Longer than a network that lost its way stays silent, as a rule. Looked at twice, because a service that stood still
+# itself finds the sound of that time later than its timer.
+MISSING_S = 1.5
+MISSING_STILL_S = 0.5
 
 
 class Turns:
@@ -73,6 +80,11 @@ class Turns:
         self._plan = plan
         self._prompts = 0
         self._armed_s = clock.now_s()
+        self._sound_s = clock.now_s()
+        self._missed_s: float | None = None
+
+    def sound_came(self) -> None:
+        self._sound_s, self._missed_s = self._clock.now_s(), None
 
     def take(self, happening: Happening) -> None:
         self.changed_s = self._clock.now_s()
@@ -189,7 +201,25 @@ class Turns:
     # --- silence ---
 
     def next_deadline_s(self) -> float | None:
-        """When the silence will have lasted long enough for the agent to speak again, if nothing happens.
+        """When `on_tick` has something to do, if nothing happens."""
+        due_s = (self._cut_off_at_s(), self._prompt_at_s())
+        return min((due for due in due_s if due is not None), default=None)
+
+    def _cut_off_at_s(self) -> float | None:
+        """When a turn of which no more sound comes is over, or is looked at again."""
+        if not self._listening.awaits_silence or self._listening.has_pending:
+            return None
+        return self._sound_s + MISSING_S if self._missed_s is None else self._missed_s + MISSING_STILL_S
+
+    def _cut_off(self) -> None:
+        now_s = self._clock.now_s()
+        if self._missed_s is None:
+            self._missed_s = now_s
+            return
+        self.take(replace(self._listening.cut_off(), waited_ms=(now_s - self._sound_s) * 1000))
+
+    def _prompt_at_s(self) -> float | None:
+        """When the silence will have lasted long enough for the agent to speak again.
 
         It begins at the latest of three: the end of an answer, the user's last speech, and the moment it was asked for.
         """
@@ -213,7 +243,10 @@ class Turns:
             self._armed_s = self._clock.now_s()
 
     def on_tick(self) -> None:
-        due_s = self.next_deadline_s()
+        cut_off_s = self._cut_off_at_s()
+        if cut_off_s is not None and self._clock.now_s() >= cut_off_s:
+            self._cut_off()
+        due_s = self._prompt_at_s()
         timeout_ms = idle_timeout_ms(self._settings().audio.input.turn_detection)
         if due_s is None or timeout_ms is None or self._clock.now_s() < due_s:
             return

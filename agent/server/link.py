@@ -19,7 +19,7 @@ from typing import Protocol
 
 import msgspec
 
-from agent import wire
+from agent import sockets, wire
 from agent.wire import (
     CloseSession,
     FromWorker,
@@ -221,7 +221,8 @@ class WorkerLink:
         """Never blocks. What is sent to a dead worker is dropped: its holders have been told."""
         if not self.alive:
             return
-        self._writer.write(wire.encode(message))
+        if not sockets.write(self._writer, wire.encode(message)):
+            return
         if self._writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             log.error("worker does not read; dropping the connection")
             self._writer.transport.abort()

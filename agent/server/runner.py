@@ -103,6 +103,7 @@ class SessionRunner:
         self._timer: asyncio.TimerHandle | None = None
         self._started = False
         self._unsent: list[Effect] = []
+        self.end_reason = "abandoned"
 
     @property
     def session_id(self) -> str:
@@ -170,6 +171,8 @@ class SessionRunner:
     def disconnect(self, reason: str) -> None:
         """The client is gone and will not come back."""
         log.info("%s: disconnected: %s", self.session_id, reason)
+        if not self._over.is_set():
+            self.end_reason = "client"
         self._over.set()
 
     def lose(self, transport: Transport, reason: str) -> None:
@@ -216,6 +219,7 @@ class SessionRunner:
     def close(self, code: int, reason: str) -> None:
         """Ends the session from our side."""
         if not self._over.is_set():
+            self.end_reason = f"{code} {reason}"
             self._over.set()
             for transport in self._transports:
                 transport.close(code, reason)

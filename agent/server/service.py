@@ -18,13 +18,16 @@ from agent.config import ServerConfig
 from agent.dialogue.session import Session
 from agent.ids import Ids
 from agent.memory import give_back_all
+from agent.protocol.errors import ProtocolError
 from agent.protocol.session_object import SessionSettings, default_settings, updated
 from agent.server.auth import Authenticator, Grant
 from agent.server.budget import Budget
 from agent.server.fairness import LoopShare
 from agent.server.keeper import Keeper, ResumeRefused
+from agent.server.keys import KeyRing, NamedKey
 from agent.server.metrics import Metrics
 from agent.server.runner import SessionRunner
+from agent.server.usage import Usage, Visit
 from agent.server.workers import WorkerPool
 from agent.transports.base import RemotePlayer, Transport
 from agent.turn.silero import SileroVad
@@ -46,7 +49,9 @@ class Service:
         self.config = config
         self.pool = pool
         self.clock = clock or SystemClock()
-        self.auth = Authenticator(config.http.api_keys, self.clock)
+        self.keys = KeyRing(config.http.api_keys, config.http.keys_file)
+        self.auth = Authenticator(self.keys, self.clock)
+        self._usage = Usage()
         self.metrics = Metrics()
         self.share = LoopShare()
         self.calls: dict[str, SessionRunner] = {}
@@ -77,16 +82,20 @@ class Service:
         settings: JsonObject | None = None,
         address: str | None = None,
         max_idle_s: float | None = None,
+        model: str | None = None,
     ) -> SessionRunner:
         """A session, not started yet; it gets a place on a worker when it first needs one. Whoever gets it must `run`
-        it, or let us `host` it. `address`: of the client, as far as it is known.
+        it, or let us `host` it. `address`: of the client, as far as it is known; `model`: the name it asks for.
 
         Raises `NoCapacity`, or `ProtocolError` if the session object does not fit.
         """
         effective = self.settings(grant.session, settings)
         owner = grant.owner
         source = "" if address is None or _is_loopback(address) else address
+        if grant.key is not None:
+            self._within_limits(grant.key, model)
         self._admit(owner, source)
+        self.auth.redeem(grant)
         session = Session(
             self.config,
             effective,
@@ -98,6 +107,7 @@ class Service:
             input_hz=transport.input_rate_hz,
             reports_every_s=transport.reports_every_s if isinstance(transport, RemotePlayer) else None,
             max_idle_s=max_idle_s,
+            finest_hz=grant.key.finest_hz if grant.key is not None else None,
         )
         runner = SessionRunner(
             session,
@@ -113,6 +123,7 @@ class Service:
             address=source,
         )
         self._runners.add(runner)
+        self._usage.began(Visit(session.id, grant.name, transport.kind, self.pool.model, self.clock.now_s()))
         self.metrics.sessions.labels(transport.kind).inc()
         log.info("%s: opened over %s", session.id, transport.kind)
         return runner
@@ -134,6 +145,22 @@ class Service:
             self.metrics.resumed.labels(refused.code).inc()
             raise
         return found
+
+    def _within_limits(self, key: NamedKey, model: str | None) -> None:
+        """Raises `NoCapacity` where a key has used up what it may, `ProtocolError` for a model that is not for it."""
+        if key.models and model is not None and model not in key.models:
+            raise ProtocolError(
+                "model_not_allowed",
+                f"This key opens {' or '.join(key.models)} only, not {model[:64]!r}.",
+                param="model",
+            )
+        if key.max_sessions and self._usage.count(key.name) >= key.max_sessions:
+            self._refuse("sessions_per_key", f"All {key.max_sessions} sessions of this key are in use")
+        spent = self._usage.minutes(key.name, self.clock.now_s(), self.clock.unix_s())
+        if key.minutes_per_day and spent >= key.minutes_per_day:
+            self._refuse(
+                "minutes_per_day", f"The {key.minutes_per_day:g} minutes of this key for today (UTC) are used up"
+            )
 
     async def end_all(self) -> None:
         """Whatever still runs, at once."""
@@ -201,6 +228,7 @@ class Service:
                 del self.calls[call_id]
             self.metrics.sessions.labels(runner.transport_kind).dec()
             log.info("%s: ended", runner.session_id)
+            self._usage.ended(runner.session_id, runner.end_reason, self.clock.now_s(), self.clock.unix_s())
             if self._tidying is None:
                 self._tidying = asyncio.get_running_loop().call_later(_TIDY_AFTER_S, self._tidy)
 

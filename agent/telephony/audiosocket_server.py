@@ -7,13 +7,13 @@ lets any call in.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import uuid
 
 import msgspec
 from aiohttp import web
 
+from agent import sockets
 from agent.config import AudioSocketConfig, ConfigError
 from agent.ids import secret
 from agent.protocol.errors import ProtocolError
@@ -70,7 +70,7 @@ class AudioSocketCall(FramedLine):
             if self.runner is not None:
                 self.runner.disconnect("Asterisk stopped reading")
             return
-        self._writer.write(self.socket.sound(frame.samples))
+        sockets.write(self._writer, self.socket.sound(frame.samples))
 
 
 class AudioSocketServer:
@@ -127,8 +127,7 @@ class AudioSocketServer:
             log.debug("AudioSocket call cut off: the service stops")
         finally:
             self._connections.discard(task)
-            with contextlib.suppress(ConnectionError):
-                writer.write(hang_up())
+            sockets.write(writer, hang_up())
             writer.close()
 
     async def _serve(self, call: AudioSocketCall, reader: asyncio.StreamReader) -> None:

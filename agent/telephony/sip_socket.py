@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from sipmessage import URI
 
+from agent import sockets
 from agent.config import ConfigError
 from agent.telephony.sip.call import SipHappening
 from agent.telephony.sip.message import Malformed, Peer, StreamFraming
@@ -114,7 +115,7 @@ class SipSocket(asyncio.DatagramProtocol):
         elif writer.transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
             writer.transport.abort()
         else:
-            writer.write(data)
+            sockets.write(writer, data)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -130,7 +131,7 @@ class SipSocket(asyncio.DatagramProtocol):
             self.agent.transactions.unreachable(peer, self.agent.clock.now_s())
             self.flush()
             return
-        writer.write(data)
+        sockets.write(writer, data)
         await self._read(reader, writer, peer)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

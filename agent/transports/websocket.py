@@ -15,6 +15,7 @@ import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Literal
 
 from aiohttp import WSMsgType, web
@@ -25,10 +26,11 @@ from agent.protocol.errors import ProtocolError
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized, offered_subprotocols
 from agent.server.budget import Account
+from agent.server.door import Connection
 from agent.server.fairness import Place
 from agent.server.http import json_error, unauthorized
 from agent.server.keeper import ResumeRefused
-from agent.server.runner import SessionRunner
+from agent.server.runner import LONG_MESSAGE_BYTES, SessionRunner
 from agent.server.service import RETRY_AFTER_S, NoCapacity, Service
 
 log = logging.getLogger("agogic.websocket")
@@ -80,6 +82,21 @@ class WebSocketTransport:
         """Nothing of what waits will be sent."""
         self._waits(-sum(map(len, self._queue)))
         self._queue.clear()
+
+    @contextlib.contextmanager
+    def reading_nothing(self) -> Iterator[None]:
+        """Holds the client's bytes back. While a long message is read in a thread, the loop waits for the interpreter
+        at each piece of the next message, and takes up to 32 of them before it looks at its clock."""
+        connection = self._connection
+        try:
+            with contextlib.suppress(RuntimeError):
+                if connection is not None:
+                    connection.pause_reading()
+            yield
+        finally:
+            with contextlib.suppress(RuntimeError):
+                if connection is not None and not connection.is_closing():
+                    connection.resume_reading()
 
     async def room(self) -> None:
         """Returns when little waits to be sent."""
@@ -156,8 +173,9 @@ class WebSocketTransport:
 
 async def realtime(request: web.Request) -> web.StreamResponse:
     service = request.app[service_key]
+    call_id = request.query.get("call_id")
     try:
-        grant = service.auth.authenticate(request)
+        grant = service.auth.authenticate(request) if call_id is None else service.auth.recognise(request)
     except Unauthorized as error:
         return unauthorized(error)
     if not _is_websocket(request):
@@ -167,7 +185,6 @@ async def realtime(request: web.Request) -> web.StreamResponse:
         )  # fmt: skip
     if request.query.get("intent") == "transcription":
         return json_error(400, "Transcription-only sessions are not served here.", code="invalid_value", param="intent")
-    call_id = request.query.get("call_id")
     if call_id is not None:
         return await _side_band(request, service, call_id)
     transport = WebSocketTransport(request.transport)
@@ -176,7 +193,9 @@ async def realtime(request: web.Request) -> web.StreamResponse:
         if token is not None:
             runner = service.resumable(token, after, grant)
         else:
-            runner = service.open_session(transport, grant=grant, address=request.remote)
+            runner = service.open_session(
+                transport, grant=grant, address=request.remote, model=request.query.get("model")
+            )
             service.host(runner)
     except NoCapacity as error:
         return json_error(
@@ -265,6 +284,9 @@ async def _upgrade(request: web.Request, service: Service) -> web.WebSocketRespo
         decode_text=False,
         autoping=False,
     )
+    connection = request.transport.get_protocol() if request.transport is not None else None
+    if isinstance(connection, Connection):
+        connection.frames_follow()
     await socket.prepare(request)
     return socket
 
@@ -278,7 +300,9 @@ async def _read(
         await transport.room()
         message = await socket.receive()
         if message.type is WSMsgType.TEXT:
-            await runner.feed_event(message.data, transport)
+            is_long = len(message.data) > LONG_MESSAGE_BYTES
+            with transport.reading_nothing() if is_long else contextlib.nullcontext():
+                await runner.feed_event(message.data, transport)
             continue
         await place.turn()
         if message.type is WSMsgType.PING:

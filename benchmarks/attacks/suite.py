@@ -21,6 +21,7 @@ _RECOVERY_S = 10.0
 _SETTLE_S = 1.0
 
 Say = Callable[[str], None]
+Progress = Callable[[int, int], None]
 
 
 class AttackError(Exception):
@@ -90,7 +91,9 @@ class Watchers:
             await self._process.wait()
 
 
-async def run(server: Server, only: str = "", say: Say = lambda text: None) -> dict[str, object]:
+async def run(
+    server: Server, only: str = "", say: Say = lambda text: None, progress: Progress = lambda done, total: None
+) -> dict[str, object]:
     """Every attack whose name contains `only`, one after another against the same server, which is started anew only
     where one has ended it. Raises `AttackError` and `ServerError`."""
     names = [name for name in attacks() if only in name]
@@ -107,6 +110,7 @@ async def run(server: Server, only: str = "", say: Say = lambda text: None) -> d
             result = await _one(name, server, watchers)
             results.append(result)
             say(f"{name}: {'survived' if result.survived else 'DOWN'}, gap {result.seen.gap_ms:.0f} ms")
+            progress(len(results), len(names))
             if not result.survived:
                 await watchers.stop()
                 server.stop()

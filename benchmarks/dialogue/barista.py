@@ -103,7 +103,7 @@ def run(
         "accepted": accepted,
         "acceptance_rate": round(accepted / len(clips), 4),
         "requested_input_hz": input_hz,
-        "realised_input_hz": round(25.0 * groups / frames, 3) if frames else 0.0,
+        "realised_input_hz": round(25.0 * groups / frames, 3) if frames else None,
         **disturbance.report(),
         "rejected": rejected,
     }

@@ -184,7 +184,14 @@ class Exchange:
             heapq.heappush(self._coming, (at, self._order, message))
 
 
-def run(model: Pipeline, clips: list[Pcm], callers: int = 8, turns: int = 2, rounds: int = 2) -> dict[str, object]:
+def run(
+    model: Pipeline,
+    clips: list[Pcm],
+    callers: int = 8,
+    turns: int = 2,
+    rounds: int = 2,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, object]:
     """What callers hear in the last of some rounds, `busy_share` of one processor's time, and the cost of each network
     in the best of them."""
     ear, voice = model.networks.ear, model.networks.voice
@@ -193,12 +200,13 @@ def run(model: Pipeline, clips: list[Pcm], callers: int = 8, turns: int = 2, rou
     questions = [[clips[(turns * caller + turn) % len(clips)] for turn in range(turns)] for caller in range(callers)]
     spent: list[dict[str, float]] = []
     alone: list[dict[str, float]] = []
-    for _ in range(rounds):
+    for number in range(rounds):
         exchange = Exchange(model, questions)
         with _timed(ear, voice) as seconds:
             exchange.run()
         spent.append(_by_network(seconds))
         alone.append(offline(ear, voice, exchange.callers))
+        progress(number + 1, rounds)
     waits = [ms for caller in exchange.callers for ms in caller.first_audio_ms]
     stutters = [ms for caller in exchange.callers for ms in caller.stutters_ms]
     return {
@@ -208,7 +216,7 @@ def run(model: Pipeline, clips: list[Pcm], callers: int = 8, turns: int = 2, rou
         "first_audio_ms_p50": round(float(np.percentile(waits, 50)), 1),
         "first_audio_ms_p95": round(float(np.percentile(waits, 95)), 1),
         "stutters": len(stutters),
-        "worst_stutter_ms": round(max(stutters, default=0.0), 1),
+        "worst_stutter_ms": round(max(stutters), 1) if stutters else None,
         "cost_ratio": {
             name: round(min(times[name] for times in spent) / min(times[name] for times in alone), 3)
             for name in spent[0]

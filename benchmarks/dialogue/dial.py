@@ -99,7 +99,7 @@ def run(
         "clock": "processor time",
         "capacity_fixed": fixed.callers if not fixed.gaps else 0,
         "capacity_auto": auto.callers if not auto.gaps else 0,
-        "ratio": round(auto.callers / fixed.callers, 3) if not (fixed.gaps or auto.gaps) else 0.0,
+        "ratio": round(auto.callers / fixed.callers, 3) if not (fixed.gaps or auto.gaps) else None,
         "acceptance_fixed": fixed.acceptance,
         "acceptance_auto": auto.acceptance,
         "output_hz_auto": auto.output_hz,

@@ -25,7 +25,7 @@ TOLERANCE_FRAMES = 1
 Starts = NDArray[np.bool_]
 """Which frames [T] of an utterance start a group."""
 
-Progress = Callable[[str], None]
+Progress = Callable[[int, int], None]
 
 
 def run(model: Pipeline, clips: list[Path], sentences: int, progress: Progress | None = None) -> dict[str, object]:
@@ -34,14 +34,13 @@ def run(model: Pipeline, clips: list[Path], sentences: int, progress: Progress |
     worst_clip_error is the largest relative error of a clip of at least 5 s; boundary_agreement the share of offline
     top-k boundaries with a causal one within one frame; step_ratio and time_ratio compare 6.25 with 12.5 Hz.
     """
-    say = progress or (lambda text: None)
-    say("listening")
     frames = [encode(model, path) for path in clips]
     given = [_input(model, frames, hz) for hz in RATES_HZ]
     spoken = []
-    for hz in RATES_HZ:
-        say(f"speaking at {hz:g} Hz")
+    for number, hz in enumerate(RATES_HZ, 1):
         spoken.append(_output(model, hz, sentences))
+        if progress is not None:
+            progress(number, len(RATES_HZ))
     fine, coarse = spoken[RATES_HZ.index(12.5)], spoken[RATES_HZ.index(6.25)]
     return {
         "clips": len(clips),

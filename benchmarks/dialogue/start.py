@@ -34,7 +34,7 @@ def run(model: str) -> dict[str, object]:
             "ready_s": round(ready_s, 2),
             "healthy_s": round(alive_s, 2),
             "service_rss_mb": round(resident_mb(process.pid), 1),
-            "worker_rss_mb": round(max(workers, default=0.0), 1),
+            "worker_rss_mb": round(max(workers), 1) if workers else None,
             "workers": len(workers),
         }
     finally:

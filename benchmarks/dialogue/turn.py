@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.wire import STAGES
 from worker.audio_files import read_question
 from worker.parts import SpeechModel
 from worker.turn import Turn, TurnSettings, ask_by_voice
 
-STAGES = ("encode", "prefill", "thinker", "talker", "flow", "vocoder")
 WARM_UP_TURNS = 2
 
 Progress = Callable[[int, int], None]
@@ -45,10 +45,10 @@ def run(
         "first_text_ms_p50": round(statistics.median(turn.stats.first_text_ms for turn in turns), 1),
         "real_time_factor": round(busy_ms / 1e3 / (heard_s + spoken_s), 4),
         "listening_real_time_factor": round(listening_ms / 1e3 / heard_s, 4),
-        "speaking_real_time_factor": round((busy_ms - listening_ms) / 1e3 / spoken_s, 4) if spoken_s else 0.0,
+        "speaking_real_time_factor": round((busy_ms - listening_ms) / 1e3 / spoken_s, 4) if spoken_s else None,
         "question_s": round(heard_s, 2),
         "answer_s": round(spoken_s, 2),
-        "stages": {f"{name}_ms": _median_of(turns, f"{name}_ms") for name in STAGES},
+        "stages": {f"{name}_ms": _median_of(turns, f"{name}_ms") or None for name in STAGES},
         "requested_input_hz": settings.input_hz,
         "requested_output_hz": settings.output_hz,
         "load_average": round(os.getloadavg()[0], 2),

@@ -59,17 +59,17 @@ class Tally:
         saved = [_number(_object(report, "speculation"), "saved_ms") for report in reports] or [0.0]
         wasted = sum(_number(_object(report, "speculation"), "wasted_ms") for report in reports)
         work = sum(_work_ms(report) for report in reports)
-        silence = [_number(_object(report, "timing"), "turn_detection_ms") for report in reports] or [0.0]
+        silence = [_number(_object(report, "timing"), "turn_detection_ms") for report in reports]
         return {
             "orders": len(self.heard),
             "answered": len(answered),
             "cut_in_rate": round(sum(one.cut_in for one in self.heard) / max(1, len(self.heard)), 4),
             "voice_to_voice_ms_p50": round(statistics.median(waits_ms)),
             "voice_to_voice_ms_p95": round(float(np.percentile(waits_ms, 95))),
-            "turn_detection_ms_p50": round(statistics.median(silence)),
+            "turn_detection_ms_p50": round(statistics.median(silence)) if silence else None,
             "speculation_saved_ms_p50": round(statistics.median(saved), 1),
             "speculation_saved_ms_p95": round(float(np.percentile(saved, 95)), 1),
-            "speculation_wasted_share": round(wasted / work, 4) if work else 0.0,
+            "speculation_wasted_share": round(wasted / work, 4) if work else None,
             "client_late_ms_p95": round(
                 1000 * float(np.percentile([one.late_s for one in self.heard] or [0.0], 95)), 1
             ),

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from agent.wire import STAGES
 from benchmarks.load.caller import Answer, Record
 from benchmarks.load.generator import Load
 
-STAGES = ("encode_ms", "prefill_ms", "thinker_ms", "talker_ms", "flow_ms", "vocoder_ms")
 MOMENTS = ("first_text_ms", "first_token_ms", "first_audio_ms", "first_audio_out_ms", "total_ms")
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p95 and p99, all 0 of nothing."""
-    return {f"p{share}": round(float(np.percentile(values, share)), 1) if values else 0.0 for share in (50, 95, 99)}
+def percentiles(name: str, values: Sequence[float]) -> dict[str, float]:
+    """`name`_p50, _p95 and _p99; nothing of nothing."""
+    if not values:
+        return {}
+    return {f"{name}_p{share}": round(float(np.percentile(values, share)), 1) for share in (50, 95, 99)}
 
 
 def summary(load: Load) -> dict[str, object]:
@@ -38,27 +40,27 @@ def summary(load: Load) -> dict[str, object]:
         "lasted_s": round(lasted_s, 1),
         "answers": len(answers),
         "gaps": len(heard),
-        "gap_total_ms": round(1e3 * sum(gap.length_s for gap in heard), 1),
-        "worst_gap_ms": round(1e3 * max((gap.length_s for gap in heard), default=0.0), 1),
+        "gap_total_ms": round(1e3 * sum(gap.length_s for gap in heard), 1) if heard else None,
+        "worst_gap_ms": round(1e3 * max(gap.length_s for gap in heard), 1) if heard else None,
         "gaps_of_generator": len(own),
-        **_flat("first_audio_ms", first_audio),
-        **_flat("connect_ms", [record.connected_ms or 0.0 for record in admitted]),
+        **percentiles("first_audio_ms", first_audio),
+        **percentiles("connect_ms", [record.connected_ms or 0.0 for record in admitted]),
         **_refusals(records),
         "orders": sum(record.orders for record in admitted),
         "judged_orders": judged,
-        "acceptance": round(restated / judged, 4) if judged else 0.0,
+        "acceptance_rate": round(restated / judged, 4) if judged else None,
         "unanswered_orders": sum(record.unanswered for record in admitted),
         "barge_ins": sum(record.barge_ins for record in admitted),
-        **_flat("barge_in_stop_ms", [ms for record in admitted for ms in record.stop_ms]),
+        **percentiles("barge_in_stop_ms", [ms for record in admitted for ms in record.stop_ms]),
         "late_sound_events": sum(record.late_sound_events for record in admitted),
         "lost_callers": sum(bool(record.lost) for record in records),
         "lost_reasons": dict(Counter(record.lost for record in records if record.lost)),
         "errors": dict(Counter(code for record in admitted for code in record.errors)),
-        "reported_ms": {name: percentiles(_reported(answers, name)) for name in MOMENTS},
-        "stages_ms": {name.removesuffix("_ms"): percentiles(_stage(answers, name)) for name in STAGES},
+        "reported": _together(percentiles(name, _reported(answers, name)) for name in MOMENTS),
+        "stages": _together(percentiles(f"{name}_ms", _stage(answers, f"{name}_ms")) for name in STAGES),
         **_rates(answers),
-        **_flat("generator_late_ms", late_ms),
-        "generator_worst_late_ms": round(max(late_ms, default=0.0), 1),
+        **percentiles("generator_late_ms", late_ms),
+        "generator_worst_late_ms": round(max(late_ms), 1) if late_ms else None,
         "generator_core_share": round(load.busy_s / lasted_s, 3),
     }
 
@@ -100,8 +102,8 @@ def per_second(load: Load) -> dict[str, list[float]]:
     return {"callers": callers.tolist(), "gaps": gaps.tolist(), "output_hz": hz, "refused": refused.tolist()}
 
 
-def _flat(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {f"{name}_{share}": value for share, value in percentiles(values).items()}
+def _together(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _refusals(records: Iterable[Record]) -> dict[str, object]:
@@ -110,7 +112,7 @@ def _refusals(records: Iterable[Record]) -> dict[str, object]:
     return {
         "refused": len(refused),
         "refusals": dict(Counter(record.refusal for record in refused)),
-        **_flat("refusal_ms", times),
+        **percentiles("refusal_ms", times),
     }
 
 
@@ -120,7 +122,7 @@ def _rates(answers: Iterable[Answer]) -> dict[str, object]:
     for side in ("input", "output"):
         for kind in ("requested_hz", "realised_hz"):
             found = [value for answer in listed if (value := _side(answer, side, kind))]
-            given[f"{kind.removesuffix('_hz')}_{side}_hz_mean"] = round(float(np.mean(found)), 2) if found else 0.0
+            given[f"{kind.removesuffix('_hz')}_{side}_hz_mean"] = round(float(np.mean(found)), 2) if found else None
     reasons = Counter(str(answer.report.get("output_frame_rate", {}).get("reason", "")) for answer in listed)
     given["output_rate_reasons"] = dict(reasons.most_common(8))
     return given
@@ -138,7 +140,7 @@ def _reported(answers: Iterable[Answer], name: str) -> list[float]:
 
 def _stage(answers: Iterable[Answer], name: str) -> list[float]:
     stages = ((answer.report.get("timing") or {}).get("stages") or {} for answer in answers)
-    return [float(stage[name]) for stage in stages if name in stage]
+    return [float(stage[name]) for stage in stages if stage.get(name)]  # a server says 0.0 of what it did not do
 
 
 def _most_at_once(records: Iterable[Record]) -> int:

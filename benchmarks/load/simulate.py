@@ -159,26 +159,27 @@ def crowd(table: StepTable, callers: int, habits: Habits, seconds: float) -> dic
         "refused": sum(caller.opened is False for caller in held.callers),
         "answers": len(waits),
         "gaps": len(gaps),
-        "worst_gap_ms": round(max(gaps, default=0.0), 1),
-        "first_audio_ms_p50": round(float(np.percentile(waits, 50)), 1) if waits else 0.0,
-        "first_audio_ms_p95": round(float(np.percentile(waits, 95)), 1) if waits else 0.0,
-        "output_hz_mean": round(float(np.mean(held.rates)), 2) if held.rates else 0.0,
+        "worst_gap_ms": round(max(gaps), 1) if gaps else None,
+        "first_audio_ms_p50": round(float(np.percentile(waits, 50)), 1) if waits else None,
+        "first_audio_ms_p95": round(float(np.percentile(waits, 95)), 1) if waits else None,
+        "output_hz_mean": round(float(np.mean(held.rates)), 2) if held.rates else None,
         "busy_share": round(held.device.busy_s / held.device.now, 3),
         "simulated_s": round(held.device.now, 1),
         "host_ms_per_unit": round(1e3 * host_s / max(1, units), 3),
     }
 
 
-def curves(size: Size, say: Callable[[str], None] = lambda text: None) -> str:
+def curves(size: Size, progress: Callable[[int, int], None] = lambda done, total: None) -> str:
     """Callers that a card takes without a gap, against the rate: who are spoken to all the time, and conversations."""
-    panels = []
+    panels, done, total = [], 0, 2 * len(CARDS) * len(CURVE_HZ)
     for title, question_s, answer_s in (("spoken to all the time", 0.0, SPEECH_S), ("in conversation", 3.0, 4.0)):
         lines = []
         for name, card in CARDS.items():
             taken = []
             for hz in CURVE_HZ:
                 report = crowd(StepTable(size, card), MOST_CALLERS, Habits(question_s, answer_s, hz, hz), CURVE_S)
-                say(f"{title}, {name}, {hz:g} Hz: {report}")
+                done += 1
+                progress(done, total)
                 taken.append(float(str(report["admitted"])) if not report["gaps"] else float("nan"))
             lines.append(Line(name, CURVE_HZ, taken))
         panels.append(Panel(f"callers {title}", lines))

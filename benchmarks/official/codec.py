@@ -53,7 +53,7 @@ def run(seconds: float = 5.0, threads: int = 1, rounds: int = 3) -> dict[str, ob
     audio = _speechlike(seconds)
     front_end = SenseVoiceFrontEnd(torch.zeros(FEATURES), torch.full((FEATURES,), 0.2))
     ours = FlexiCodec(FlexiCodecConfig(), SenseVoiceConfig(), front_end).eval()
-    report: dict[str, object] = {"seconds": seconds, "threads": threads, "load_average": round(os.getloadavg()[0], 2)}
+    report: dict[str, object] = {"speech_s": seconds, "threads": threads, "load_average": round(os.getloadavg()[0], 2)}
     try:
         published = _Published(PublishedCodec(), audio, front_end(audio[None]))
     except NotInstalledError as error:
@@ -73,13 +73,15 @@ def run(seconds: float = 5.0, threads: int = 1, rounds: int = 3) -> dict[str, ob
         times: dict[str, list[float]] = {}
         for _ in range(rounds):
             for side, (encode, decode) in sides.items():
-                times.setdefault(f"{side}encode_rtf", []).append(_timed(encode) / seconds)
-                times.setdefault(f"{side}decode_rtf", []).append(_timed(decode) / seconds)
+                times.setdefault(f"{side}encode_real_time_factor", []).append(_timed(encode) / seconds)
+                times.setdefault(f"{side}decode_real_time_factor", []).append(_timed(decode) / seconds)
     best = {name: min(values) for name, values in times.items()}
     report |= {name: round(value, 3) for name, value in best.items()}
     if published is not None:
         for step in ("encode", "decode"):
-            report[f"{step}_speedup"] = round(best[f"published_{step}_rtf"] / best[f"{step}_rtf"], 2)
+            report[f"{step}_speedup"] = round(
+                best[f"published_{step}_real_time_factor"] / best[f"{step}_real_time_factor"], 2
+            )
     return report
 
 

@@ -61,8 +61,8 @@ def run(size: Size, bytes_per_s: float, operations_per_s: float) -> dict[str, ob
         "first_audio_ms": round(speed.first_audio_ms, 1),
         "prompt_positions": PROMPT_POSITIONS,
         "joint_steps_to_first_audio": DELAY_STEPS,
-        "answer_rtf": round(speed.answer_rtf, 4),
-        "voice_rtf": round(speed.voice_rtf, 4),
+        "answer_real_time_factor": round(speed.answer_rtf, 4),
+        "voice_real_time_factor": round(speed.voice_rtf, 4),
         "output_hz": SPOKEN_HZ,
     }
 

@@ -8,6 +8,7 @@ spoken turn of Thinker and Talker together, without encoder and voice.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -106,7 +107,12 @@ class Theirs:
         return out.logits[0, -1:].argmax(-1)
 
 
-def run(steps: int = 16, rounds: int = 3, seconds: float = 4.0) -> dict[str, object]:
+def run(
+    steps: int = 16,
+    rounds: int = 3,
+    seconds: float = 4.0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, object]:
     """ms per decoded token and per prefill of both, theirs over ours (above 1: ours is faster), and a spoken turn."""
     torch.manual_seed(0)
     slm = random_model()
@@ -118,9 +124,10 @@ def run(steps: int = 16, rounds: int = 3, seconds: float = 4.0) -> dict[str, obj
     prompt = torch.randint(0, config.vocab_size, (PROMPT_POSITIONS,))
     runs: dict[str, list[Timed]] = {name: [] for name in contestants}
     with torch.inference_mode():
-        for _ in range(rounds + 1):
+        for number in range(rounds + 1):
             for name, contestant in contestants.items():
                 runs[name].append(contestant.generate(prompt, steps))
+            progress(number + 1, rounds + 1)
     prefill = {name: min(run.prefill_ms for run in done[1:]) for name, done in runs.items()}
     step = {name: min(run.step_ms for run in done[1:]) for name, done in runs.items()}
     pairs = zip(runs["ours"][0].ids, runs["transformers"][0].ids, strict=True)
@@ -134,7 +141,7 @@ def run(steps: int = 16, rounds: int = 3, seconds: float = 4.0) -> dict[str, obj
         "prefill_ratio": round(prefill["transformers"] / prefill["ours"], 3),
         "agreeing_tokens": sum(a == b for a, b in pairs),
         "tokens": steps + 1,
-        **min((spoken_turn(slm, seconds) for _ in range(rounds)), key=lambda turn: turn["turn_rtf"]),
+        **min((spoken_turn(slm, seconds) for _ in range(rounds)), key=lambda turn: turn["turn_real_time_factor"]),
     }
 
 
@@ -155,8 +162,8 @@ def random_model() -> FlexiSLM:
 def spoken_turn(slm: FlexiSLM, seconds: float, output_hz: float = 12.5) -> dict[str, float]:
     """A prompt of `PROMPT_POSITIONS` answered by `seconds` of speech at an ordinary number of words.
 
-    turn_rtf: seconds of work, prefill included, per second of speech; the text ends when its words are written, the
-    delay before the first code and the last length are steps too.
+    turn_real_time_factor: seconds of work, prefill included, per second of speech; the text ends when its words are
+    written, the delay before the first code and the last length are steps too.
     """
     codes = round(seconds * output_hz)
     words = tuple(range(1000, 1000 + round(seconds * WORDS_HZ)))
@@ -185,5 +192,5 @@ def spoken_turn(slm: FlexiSLM, seconds: float, output_hz: float = 12.5) -> dict[
         "turn_prefill_ms": round((prefilled - started) * 1e3, 1),
         "turn_thinker_step_ms": round(thinker_ms / len(options.forced_text), 2),
         "turn_talker_step_ms": round(talker_ms / answer.steps, 2),
-        "turn_rtf": round((ended - started) * output_hz / codes, 3),
+        "turn_real_time_factor": round((ended - started) * output_hz / codes, 3),
     }

@@ -7,6 +7,7 @@ decode of the same speech tokens; `seams` has those of official weights.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,13 @@ BORDER_FRAMES = 1
 
 
 @torch.inference_mode()
-def run(model: Pipeline, clips: list[Path], sentences: int = 4, rounds: int = 5) -> dict[str, object]:
+def run(
+    model: Pipeline,
+    clips: list[Path],
+    sentences: int = 4,
+    rounds: int = 5,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, object]:
     """lookahead_ms and cost_ratio by network; seam_ratio and clicks of the voice over `sentences` replies, and of
     official weights at toy size (`infill_*`)."""
     ear, voice = model.networks.ear, model.networks.voice
@@ -40,11 +47,18 @@ def run(model: Pipeline, clips: list[Path], sentences: int = 4, rounds: int = 5)
     turns = [stream_costs.Spoken(samples, *tokens) for samples, tokens in zip(questions, spoken, strict=False)]
     border, inside, clicks = _seams(voice, spoken)
     infilled = seams.run()
+    progress(1, 4)
+    ahead_ms = look_ahead.embedded(ear, voice, questions[0]) | look_ahead.official()
+    progress(2, 4)
+    costs = stream_costs.measure(ear, voice, turns, rounds)
+    progress(3, 4)
+    reuse = prefix_reuse.run(max(1, rounds // 3))
+    progress(4, 4)
     return {
-        "lookahead_ms": look_ahead.embedded(ear, voice, questions[0]) | look_ahead.official(),
+        "lookahead_ms": ahead_ms,
         "first_sound_ms": look_ahead.first_sound_ms(voice),
-        **stream_costs.measure(ear, voice, turns, rounds),
-        "prefix_reuse": prefix_reuse.run(max(1, rounds // 3)),
+        **costs,
+        "prefix_reuse": reuse,
         "seam_ratio": round((border + 1e-6) / (inside + 1e-6), 3),
         "seam_distance": border,
         "clicks": clicks,

@@ -55,13 +55,13 @@ def run(
     return {
         "clips": len(clips),
         "codec": codec,
-        "packet_loss": loss,
+        "packet_loss_share": loss,
         "jitter_ms": jitter_ms,
         "acceptance_rate_clean": round(good / len(clips), 4),
         "acceptance_rate": round(bad / len(clips), 4),
-        "lost_or_late_share": round(lost / packets, 4) if packets else 0.0,
-        "delivered_or_concealed_share": round(min(1.0, delivered / sent), 4) if sent else 0.0,
-        "concealed_share": round(concealed / sent, 4) if sent else 0.0,
+        "lost_or_late_share": round(lost / packets, 4) if packets else None,
+        "delivered_or_concealed_share": round(min(1.0, delivered / sent), 4) if sent else None,
+        "concealed_share": round(concealed / sent, 4) if sent else None,
     }
 
 

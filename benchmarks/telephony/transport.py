@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,13 +17,16 @@ _SETTLE_S = 2.0
 _PAUSE_S = 6.0  # between an order and the next: the echo of the first is heard out
 
 
-def run(question: np.ndarray, calls: int, seconds: float) -> dict[str, object]:
+def run(
+    question: np.ndarray, calls: int, seconds: float, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, object]:
     """`question` is s16 at 16 kHz; every caller says it again and again and hears its echo."""
-    report: dict[str, object] = {"calls": calls, "seconds": seconds, "load_before": round(os.getloadavg()[0], 2)}
-    for name, kind in CALLERS.items():
+    report: dict[str, object] = {"calls": calls, "measured_s": seconds, "load_average": round(os.getloadavg()[0], 2)}
+    for number, (name, kind) in enumerate(CALLERS.items(), 1):
         with echo_server() as server:
             measured = asyncio.run(_measure(server, kind, question, calls, seconds))
         report |= {f"{name}_{key}": value for key, value in measured.items()}
+        progress(number, len(CALLERS))
     return report
 
 
@@ -43,7 +47,7 @@ async def _measure(
     share = spent_s / passed_s / calls
     return {
         "core_percent_per_call": round(100 * share, 3),
-        "calls_per_core": round(1 / share, 1) if share else 0.0,
+        "calls_per_core": round(1 / share, 1) if share else None,
         "agent_talks_share": round(talked_s / passed_s / calls, 3),
     }
 

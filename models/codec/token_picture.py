@@ -1,10 +1,11 @@
-"""A picture of what the merging did: the spectrogram of the speech with the borders of its tokens, as a PNG."""
+"""A picture of what the merging did: the spectrogram of the speech with the borders of its tokens, as an SVG."""
 
 from __future__ import annotations
 
+import base64
 import struct
 import zlib
-from pathlib import Path
+from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ FFT_SIZE = 512
 SPECTRUM_PIXELS = FFT_SIZE // 2
 STRIP_PIXELS = 8 * 6
 GAP_PIXELS = 4
-SECOND_TICK_PIXELS = 6
+MOST_FRAMES = 8
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 46, 44
 FLOOR_DB = 70.0
 
 Image = NDArray[np.uint8]
@@ -33,27 +35,69 @@ def draw_tokens(audio: NDArray[np.float32], durations: NDArray[np.int64]) -> Ima
     """RGB [height, 16 frames, 3] of samples [N] at 16 kHz and durations in frames of 80 ms.
 
     Above the spectrogram (0 to 8 kHz) with a line where a token begins; below, a bar for each token whose height is its
-    duration (6 pixels a frame); ticks at the bottom mark seconds.
+    duration (6 pixels a frame).
     """
     frames = int(durations.sum())
     width = frames * PIXELS_PER_FRAME
-    height = SPECTRUM_PIXELS + GAP_PIXELS + STRIP_PIXELS + GAP_PIXELS + SECOND_TICK_PIXELS
-    image = np.zeros((height, width, 3), np.uint8)
-    image[:SPECTRUM_PIXELS] = _colour(_spectrogram(audio, width))
     bottom = SPECTRUM_PIXELS + GAP_PIXELS + STRIP_PIXELS
+    image = np.zeros((bottom, width, 3), np.uint8)
+    image[:SPECTRUM_PIXELS] = _colour(_spectrogram(audio, width))
     start = 0
     for number, duration in enumerate(durations.tolist()):
         end = start + duration * PIXELS_PER_FRAME
         image[:SPECTRUM_PIXELS, start] = BORDER
-        image[bottom - duration * STRIP_PIXELS // 8 : bottom, start + 1 : end] = STRIPS[number % 2]
+        image[bottom - duration * STRIP_PIXELS // MOST_FRAMES : bottom, start + 1 : end] = STRIPS[number % 2]
         start = end
-    seconds = (np.arange(0, width * INPUT_FRAME_SAMPLES / PIXELS_PER_FRAME / SAMPLE_RATE) * SAMPLE_RATE).astype(int)
-    image[-SECOND_TICK_PIXELS:, seconds * PIXELS_PER_FRAME // INPUT_FRAME_SAMPLES] = 255
     return image
 
 
-def write_png(path: Path, image: Image) -> None:
-    """8-bit RGB; OSError where the file cannot be written."""
+def token_chart(audio: NDArray[np.float32], durations: NDArray[np.int64], title: str) -> str:
+    """`draw_tokens` between axes, as an SVG document: kHz and frames a token upwards, seconds across, and a legend."""
+    image = draw_tokens(audio, durations)
+    height, width, _ = image.shape
+    wide = max(LEFT + width + RIGHT, 460)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {TOP + height + BOTTOM}" '
+        f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{LEFT}" y="17" font-size="15">{escape(title)}</text>',
+        *_legend(),
+        f'<image x="{LEFT}" y="{TOP}" width="{width}" height="{height}" href="data:image/png;base64,'
+        f'{base64.b64encode(_png(image)).decode()}"/>',
+        _upwards("kHz", TOP + SPECTRUM_PIXELS // 2),
+        _upwards("frames", TOP + height - STRIP_PIXELS // 2),
+    ]
+    for khz in range(0, 9, 2):
+        parts.append(_label(LEFT - 6, TOP + SPECTRUM_PIXELS * (8 - khz) // 8 + 4, f"{khz}", "end"))
+    for frames in (MOST_FRAMES // 2, MOST_FRAMES):
+        parts.append(_label(LEFT - 6, TOP + height - frames * STRIP_PIXELS // MOST_FRAMES + 4, f"{frames}", "end"))
+    per_second = PIXELS_PER_FRAME * SAMPLE_RATE / INPUT_FRAME_SAMPLES
+    every = 1 if width / per_second < 20 else 10
+    for second in range(0, int(width / per_second) + 1, every):
+        parts.append(_label(LEFT + second * per_second, TOP + height + 16, f"{second}", "middle"))
+    parts.append(_label(LEFT + width / 2, TOP + height + 34, "seconds", "middle"))
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _legend() -> list[str]:
+    border, bar = ("rgb({},{},{})".format(*colour) for colour in (BORDER, STRIPS[0]))
+    return [
+        f'<path d="M{LEFT} 26v12" stroke="{border}" stroke-width="2"/>',
+        _label(LEFT + 8, 37, "a token begins", "start"),
+        f'<rect x="{LEFT + 120}" y="28" width="14" height="10" fill="{bar}"/>',
+        _label(LEFT + 140, 37, "how long it lasts, in frames of 80 ms", "start"),
+    ]
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+
+
+def _upwards(text: str, y: int) -> str:
+    return f'<text transform="translate(16 {y}) rotate(-90)" text-anchor="middle">{text}</text>'
+
+
+def _png(image: Image) -> bytes:
+    """8-bit RGB."""
     height, width, _ = image.shape
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -62,7 +106,7 @@ def write_png(path: Path, image: Image) -> None:
     lines = np.concatenate((np.zeros((height, 1), np.uint8), image.reshape(height, -1)), axis=1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines.tobytes())) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def _spectrogram(audio: NDArray[np.float32], width: int) -> NDArray[np.float64]:

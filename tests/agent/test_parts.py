@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +18,7 @@ from agent import audio, wire
 from agent.config import ConfigError, ServerConfig, check_exposure, load_config, parse_config
 from agent.dialogue.playout import Playout
 from agent.server.link import LinkError, SlotRefused, WorkerLink
+from agent.turn import silero
 from agent.turn.detector import LikelyStopped, Resumed, SpeechStarted, SpeechStopped, TurnDetector, TurnTiming
 from agent.turn.silero import WINDOW_SAMPLES, SileroVad
 from tests.support.fake_worker import Behaviour, FakeWorker
@@ -172,6 +177,35 @@ def test_silero_hears_a_human_and_not_the_silence_around() -> None:
     assert np.mean(np.array(probabilities[31:-31]) > 0.5) > 0.2
 
 
+def test_silero_is_the_network_that_its_package_ships() -> None:
+    spec = importlib.util.find_spec("silero_vad")
+    assert spec is not None and spec.origin is not None
+    path = Path(spec.origin).with_name("data") / "silero_vad_16k_op15.onnx"
+    original = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    samples = np.concatenate([order(16_000, before_s=0.5, after_s=0.5), np.full(4 * WINDOW_SAMPLES, -32768, np.int16)])
+    context, state = np.zeros(64, np.float32), np.zeros((2, 1, 128), np.float32)
+    vad = SileroVad()
+    for _ in range(2):
+        for start in range(0, len(samples) - WINDOW_SAMPLES, WINDOW_SAMPLES):
+            window = samples[start : start + WINDOW_SAMPLES]
+            sound = np.concatenate([context, window.astype(np.float32) / 32768])[None]
+            expected, state = original.run(None, {"input": sound, "state": state, "sr": np.array(16_000)})
+            context = sound[0, -64:]
+            assert vad.probability(window) == pytest.approx(float(expected[0, 0]), abs=1e-4)
+        vad.reset()
+        context, state = np.zeros(64, np.float32), np.zeros((2, 1, 128), np.float32)
+
+
+def test_a_file_that_is_no_network_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "weights.safetensors"
+    broken.write_bytes(b"no weights")
+    monkeypatch.setattr(silero, "_WEIGHTS", broken)
+    silero._network.cache_clear()
+    with pytest.raises(silero.VadError, match=r"weights\.safetensors cannot be read"):
+        SileroVad()
+    silero._network.cache_clear()
+
+
 # --- playout ---
 
 
@@ -307,6 +341,22 @@ async def test_link_survives_garbage_in_mid_stream_by_dying_cleanly(tmp_path: Pa
         await running
     assert holder.lost.is_set()
     server.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_what_is_sent_to_a_worker_that_died_a_moment_ago_is_dropped(
+    run: Callable[[Coroutine[None, None, None]], None], tmp_path: Path
+) -> None:
+    async def die_while_spoken_to() -> None:
+        path = tmp_path / "w.sock"
+        async with FakeWorker(path, Behaviour(slots=1)):
+            link = await WorkerLink.connect(path, 5.0)  # which nobody reads, so that it does not learn of the end
+        for _ in range(50):
+            link.send(wire.Cancel(1, 1))
+            await asyncio.sleep(0.001)
+        assert link.alive
+
+    run(die_while_spoken_to())
 
 
 async def test_a_lease_nobody_waits_for_is_given_back(tmp_path: Path) -> None:

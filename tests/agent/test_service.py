@@ -344,7 +344,8 @@ async def test_service_process_is_small_and_holds_no_torch() -> None:
         idle_mb = process.rss_mb()
         async with aiohttp.ClientSession() as http, http.ws_connect(url(process)) as socket:
             await Client(socket).ask()
-        assert "libtorch" not in Path(f"/proc/{process.process.pid}/maps").read_text()  # noqa: ASYNC240
+        maps = Path(f"/proc/{process.process.pid}/maps").read_text()  # noqa: ASYNC240
+        assert not [heavy for heavy in ("libtorch", "onnxruntime", "pydantic") if heavy in maps]
         assert idle_mb < 150
         assert process.rss_mb() < 160
 

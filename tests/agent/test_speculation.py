@@ -232,7 +232,7 @@ def test_an_end_of_another_kind_takes_it_back(end: str) -> None:
             driver.send(type="session.update", session={"type": "realtime", **PUSH_TO_TALK})
         case "lost":
             driver.do(driver.session.worker_lost())
-    driver.advance(3.0)
+    driver.advance(1.0)
     assert not driver.of("response.created")
     assert len(driver.asked(wire.Cancel)) == (end != "lost")
 

@@ -119,16 +119,26 @@ async def test_captions_grow_while_either_side_speaks(fake_server: Server, micro
 
 
 async def test_one_session_for_writing_and_speaking(fake_server: Server, microphone: Path) -> None:
-    """Write, speak, mute: without an end between them."""
+    """Write, speak, mute in the middle of a word, write: without an end between them, and everything is answered."""
+    answers = ".turn[data-role=assistant] .said"
     async with chromium(microphone=microphone) as page:
         await page.goto(fake_server.url)
         await write(page, "A mocha, please.")
         await expect(said_by(page, "assistant")).to_have_count(1)
         await expect(page.locator("#say")).to_contain_text("You are writing")
         await page.click("#main-button")
-        await expect(said_by(page, "user").nth(1)).to_have_text("a large latte please", timeout=30_000)
-        await expect(said_by(page, "assistant").nth(1)).to_have_text(REPLY, timeout=30_000)
+        await expect(said_by(page, "user", "open")).to_have_text("a large latte", timeout=30_000)
         await page.keyboard.press("Alt+m")
+        await expect(page.locator("#mute-button")).to_have_attribute("aria-pressed", "true")
+        await expect(said_by(page, "user").nth(1)).to_have_text("a large latte please")
+        await expect(page.locator(answers).nth(1)).to_have_text(REPLY)
+        await page.keyboard.press("Alt+t")
+        await page.keyboard.type("And a tea.")
+        await page.keyboard.press("Enter")
+        # The last half second of the second answer may still be heard, and is interrupted then.
+        await expect(said_by(page, "user").nth(2)).to_have_text("And a tea.")
+        await expect(page.locator(answers)).to_have_count(3)
+        await expect(page.locator(answers).nth(2)).to_have_text(REPLY)
         await expect(page.locator("#say")).to_contain_text("muted")
         assert (await page.evaluate("async () => (await (await fetch('/readyz')).json())"))["leased"] >= 1
         assert await page.locator("#state").get_attribute("data-state") == "connected"
@@ -191,6 +201,7 @@ async def test_choices_are_realised_and_remembered(fake_server: Server, micropho
         await page.click("#settings-button")
         await page.select_option("#theme", "dark")
         await page.fill("#instructions", "Be brief.")
+        await page.select_option("#turns", "high")
         await page.keyboard.press("Escape")
         await page.reload()
         await expect(page.locator("#output-rate")).to_have_value("5")
@@ -204,6 +215,8 @@ async def test_choices_are_realised_and_remembered(fake_server: Server, micropho
         sent = json.loads(await page.locator("#event-list pre").first.inner_text())
         assert sent["session"]["instructions"] == "Be brief."
         assert sent["session"]["x_agogic"]["output_frame_rate"] == 5
+        detection = sent["session"]["audio"]["input"]["turn_detection"]
+        assert (detection["type"], detection["eagerness"]) == ("semantic_vad", "high")
 
 
 async def test_what_was_said_is_kept_after_the_end_and_can_be_taken_away(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 from playwright.async_api import Page, Route, WebSocketRoute, expect
 
 from tests.clients.conftest import ROOT, Server
+from tests.newcomer.page import pack, page_of_the_readme, served
 from tests.support.chromium import chromium
 from tests.support.speech import endless_order_file
 
@@ -44,12 +46,12 @@ def tarball(node_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     if shutil.which("npm") is None:
         pytest.fail("npm is needed for this test: apt-get install nodejs npm, or run `make test`")
     folder = tmp_path_factory.mktemp("pack")
-    run(str(node_modules / ".bin" / "tsc"), "-p", "tsconfig.build.json", "--outDir", str(WEB / "dist"), cwd=WEB)
-    packed = json.loads(run("npm", "pack", "--ignore-scripts", "--json", "--pack-destination", str(folder), cwd=WEB))
-    names = {file["path"] for file in packed[0]["files"]}
+    packed = pack(folder)
+    with tarfile.open(packed) as archive:
+        names = {name.removeprefix("package/") for name in archive.getnames()}
     assert {"LICENSE", "README.md", "package.json", "dist/index.js", "dist/react.d.ts"} <= names
     assert all(name.startswith("dist/") for name in names - {"LICENSE", "README.md", "package.json"})
-    return folder / packed[0]["filename"]
+    return packed
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,20 @@ async def test_the_plain_page_talks(fake_server: Server, microphone: Path, proje
         await page.click("#talk")
         await expect(page.locator("#said")).to_contain_text("user: a large latte please", timeout=30_000)
         await expect(page.locator("#said")).to_contain_text(f"assistant: {REPLY}")
+
+
+@pytest.mark.browser
+async def test_the_readmes_app_talks_from_a_server_of_its_own(
+    fake_server: Server, microphone: Path, project: Path
+) -> None:
+    """Twenty lines with their page around them, in a project that has the package and nothing else."""
+    page_of_the_readme(project, fake_server.url)
+    with served(project) as address:
+        async with chromium(microphone=microphone) as page:
+            await page.goto(address)
+            await page.click("body")
+            await expect(page.locator("body")).to_contain_text("user: a large latte please", timeout=30_000)
+            await expect(page.locator("body")).to_contain_text(f"assistant: {REPLY}")
 
 
 @pytest.mark.browser

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import xml.etree.ElementTree as ET
 import zlib
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from streaming.speaking.flow import FlowConfig, Voicebox
 from streaming.speaking.unmerge import UnmergeConfig
 from streaming.speaking.vocos import Vocos, VocosConfig
 from tests.support.golden import golden_tensors
+from tests.support.report_shape import shaped
 
 SPEECH = golden_tensors("flexicodec", "audio.safetensors")["b_16k"].numpy()
 FRAMES = 24  # 30,000 samples, filled up to whole frames
@@ -82,10 +85,10 @@ def run(*arguments: object) -> Result:
 
 
 def test_embedded_there_and_back(embedded: Path, sound: Path, tmp_path: Path) -> None:
-    codes, back, picture = tmp_path / "a.agc", tmp_path / "back.wav", tmp_path / "tokens.png"
+    codes, back, picture = tmp_path / "a.agc", tmp_path / "back.wav", tmp_path / "tokens.svg"
     done = run("encode", sound, codes, "--model", embedded, "--rate", 6.25, "--plot", picture, "--json")
     assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
+    report = shaped("codec", json.loads(done.stdout))
     assert report["tokens"] == FRAMES // 2
     assert report["realised_hz"] == 6.25
     assert report["quantizers"] == 1
@@ -95,15 +98,18 @@ def test_embedded_there_and_back(embedded: Path, sound: Path, tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     info = soundfile.info(back)
     assert (info.samplerate, info.frames) == (24_000, len(SPEECH) * 3 // 2), "as long as what went in"
-    width, height, pixels = _png(picture)
+    drawing = ET.fromstring(picture.read_text())
+    said = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"speech.wav", "kHz", "frames", "seconds", "a token begins", "8", "0", "1"} <= set(said)
+    (image,) = drawing.iter("{http://www.w3.org/2000/svg}image")
+    width, height, pixels = _png(base64.b64decode(image.attrib["href"].partition(",")[2]))
     assert width == FRAMES * 16
     starts = (pixels[:256] == np.array([110, 235, 255])).all(axis=2).all(axis=0)
     assert starts.sum() == FRAMES // 2
     assert height == pixels.shape[0]
 
 
-def _png(path: Path) -> tuple[int, int, np.ndarray]:
-    data = path.read_bytes()
+def _png(data: bytes) -> tuple[int, int, np.ndarray]:
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     size = int.from_bytes(data[33:37])
@@ -116,7 +122,7 @@ def test_official_there_and_back(official: Path, sound: Path, tmp_path: Path) ->
     codes, back = tmp_path / "a.agc", tmp_path / "back.wav"
     done = run("encode", sound, codes, "--model", official, "--threshold", 1.0, "--quantizers", 3, "--json")
     assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
+    report = shaped("codec", json.loads(done.stdout))
     assert (report["tokens"], report["realised_hz"], report["quantizers"]) == (23, 12.5, 3)
     assert report["bits_per_second"] == pytest.approx(12.5 * (3 + 15 + 2 * 6), abs=0.1)
     done = run("decode", codes, back)
@@ -127,7 +133,7 @@ def test_official_there_and_back(official: Path, sound: Path, tmp_path: Path) ->
 
 
 def test_refusals_are_one_sentence(embedded: Path, official: Path, sound: Path, tmp_path: Path) -> None:
-    codes, silence, picture = tmp_path / "a.agc", tmp_path / "short.wav", tmp_path / "no" / "a.png"
+    codes, silence, picture = tmp_path / "a.agc", tmp_path / "short.wav", tmp_path / "no" / "a.svg"
     soundfile.write(silence, np.zeros(300), 16_000)
     assert run("encode", sound, codes, "--model", embedded).exit_code == 0
     for arguments, message in (

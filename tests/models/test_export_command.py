@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from agent.cli.export import export
 from models.checkpoints.flexislm_checkpoint import load_flexislm
 from tests.support.golden import golden_dirs
+from tests.support.report_shape import shaped
 
 FOLDER = golden_dirs("flexislm")[0]
 
@@ -43,7 +44,7 @@ def test_it_writes_what_loads_and_reports_it(
     output = tmp_path / "out"
     code, text = run(str(model), str(output), "--precision", precision, "--json")
     assert code == 0, text
-    report = json.loads(text.splitlines()[-1])
+    report = shaped("export", json.loads(text.splitlines()[-1]))
     assert report["copied"] == ["encoder.safetensors"]
     assert (output / "encoder.safetensors").read_bytes() == b"as it is"
     size = (output / "model.safetensors").stat().st_size / report["parameters"]

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from agent.cli.bench import app
 from benchmarks.official import roofline
+from tests.support.report_shape import shaped
 
 H200 = 4.3e12, 790e12
 
@@ -27,12 +28,12 @@ def test_steps_of_7b_are_the_weights_and_caches_that_they_read() -> None:
 
 def test_floors_fall_as_the_machine_gets_faster() -> None:
     slow, fast = roofline.run("0.5B", *H200), roofline.run("0.5B", 2 * H200[0], 2 * H200[1])
-    for name in ("thinker_step_ms", "talker_step_ms", "first_audio_ms", "answer_rtf"):
+    for name in ("thinker_step_ms", "talker_step_ms", "first_audio_ms", "answer_real_time_factor"):
         assert float(str(fast[name])) == pytest.approx(float(str(slow[name])) / 2, rel=0.1)
 
 
 def test_the_verb_prints_it() -> None:
     done = CliRunner().invoke(app, ["roofline", "--size", "0.5B", "--gigabytes-per-s", "1000", "--json"])
     assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
+    report = shaped("bench roofline", json.loads(done.stdout))
     assert report["bytes_per_s"] == 1e12 and report["thinker_step_ms"] == pytest.approx(1.0, abs=0.1)

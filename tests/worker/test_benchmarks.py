@@ -17,6 +17,7 @@ from streaming.flexicodec.sensevoice_chunks import ChunkDials
 from streaming.speaking.flow import FlowConfig
 from streaming.speaking.infill import InfillDials
 from streaming.speaking.vocoder_window import WindowDials
+from tests.support.report_shape import shaped
 from tests.worker.tiny import pipeline
 from worker.audio_files import read_question
 from worker.turn import TurnSettings
@@ -31,7 +32,7 @@ def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_turn_reports_times_of_every_turn() -> None:
-    report = turn.run(pipeline(), CLIPS, TurnSettings(), repeat=1)
+    report = shaped("bench turn", turn.run(pipeline(), CLIPS, TurnSettings(), repeat=1))
     assert report["turns"] == 2
     assert 0 < report["first_audio_ms_p50"] <= report["first_audio_ms_p95"]
     assert 0 < report["real_time_factor"] < 5
@@ -44,7 +45,7 @@ def test_percentile_is_a_measured_value() -> None:
 
 def test_callers_hear_their_answers_and_every_network_has_its_cost() -> None:
     clips = [read_question(path) for path in CLIPS]
-    report = callers.run(pipeline(3), clips, callers=3, turns=2, rounds=1)
+    report = shaped("bench callers", callers.run(pipeline(3), clips, callers=3, turns=2, rounds=1))
     assert report["callers"] == 3 and report["turns"] == 6
     assert 0 < report["first_audio_ms_p50"] <= report["first_audio_ms_p95"]
     assert 0 < report["busy_share"] < 1
@@ -63,7 +64,7 @@ def test_a_caller_counts_every_gap_in_what_is_heard() -> None:
 
 
 def test_rates_are_met_and_compared_with_top_k() -> None:
-    report = rates.run(pipeline(), CLIPS, sentences=1)
+    report = shaped("bench rates", rates.run(pipeline(), CLIPS, sentences=1))
     assert [row["requested_hz"] for row in report["input"]] == [12.5, 8.0, 6.25, 5.0, 4.0]
     for row in report["input"]:
         assert abs(row["realised_hz"] / row["requested_hz"] - 1) < 0.06
@@ -73,7 +74,7 @@ def test_rates_are_met_and_compared_with_top_k() -> None:
 
 
 def test_controllers_are_compared_on_clips_that_did_not_calibrate_them() -> None:
-    report = controllers.run(pipeline(), CLIPS)
+    report = shaped("bench controllers", controllers.run(pipeline(), CLIPS))
     assert report["clips"] == report["calibration_clips"] == 1
     names = [row["controller"] for row in report["rows"]]
     assert names == ["fixed threshold"] * 5 + ["integral control"] * 5 + ["quantile tracking"] * 5
@@ -89,7 +90,7 @@ def test_agreement_counts_boundaries_within_one_frame() -> None:
 
 def test_streamed_voice_has_no_seams_and_every_network_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_costs, "INFILL_SIZE", FlowConfig(32, 1, 2, 32, 32, 256))
-    report = streaming.run(pipeline(), CLIPS, sentences=1, rounds=1)
+    report = shaped("bench streaming", streaming.run(pipeline(), CLIPS, sentences=1, rounds=1))
     assert report["clicks"] == report["infill_clicks"] == 0 and report["seam_distance"] < 1e-3
     assert set(report["cost_ratio"]) == {"features", "encoder", "merger", "flow", "vocoder", "infill"}
     assert all(ratio > 0.3 for ratio in report["cost_ratio"].values())

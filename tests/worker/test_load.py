@@ -14,6 +14,7 @@ import pytest
 from benchmarks.load import plan
 from benchmarks.load.hearing import Gap, Lateness, Playback
 from benchmarks.load.orders import CHUNK_MS, SILENCE, read_orders
+from tests.support.report_shape import shaped
 from tests.support.service_process import ROOT, ServiceProcess, fake_worker_command
 from worker.audio_files import AudioFileError
 
@@ -64,7 +65,7 @@ def loadtest(*options: str) -> dict[str, object]:
     command = [sys.executable, "-m", "agent.cli.main", "loadtest", *options, "--json"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
-    report: dict[str, object] = json.loads(ended.stdout.splitlines()[-1])
+    report: dict[str, object] = shaped("loadtest", json.loads(ended.stdout.splitlines()[-1]))
     return report
 
 
@@ -79,7 +80,7 @@ def test_callers_against_a_server_that_runs_already(tmp_path: Path) -> None:
         )  # fmt: skip
     assert report["admitted"] == 3 and report["lost_callers"] == 0
     assert report["answers"] >= 3 and report["judged_orders"] >= 3
-    assert report["acceptance"] == 0.0, "the fake worker says always the same"
+    assert report["acceptance_rate"] == 0.0, "the fake worker says always the same"
     assert 0 < report["first_audio_ms_p50"] < 1500
     assert report["requested_output_hz_mean"] == 8.0 and report["generator_core_share"] > 0
     ET.fromstring((tmp_path / "run.svg").read_text())

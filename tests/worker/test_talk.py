@@ -11,6 +11,7 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 from agent.cli.main import build
+from tests.support.report_shape import shaped
 from tests.worker.tiny import save
 
 CLIPS = Path(__file__).resolve().parents[1] / "speech"
@@ -65,7 +66,7 @@ def test_any_sound_file_is_a_question(
         tone(question, rate, channels, subtype=subtype)
     result = run("talk", question, "-o", reply, "--model", model, "--input-rate", 8, "--output-rate", 6.25, "--json")
     assert result.exit_code == 0, result.output
-    report = json.loads(result.output.strip().splitlines()[-1])
+    report = shaped("talk", json.loads(result.output.strip().splitlines()[-1]))
     assert abs(report["question_s"] - 1.0) < 0.01
     assert report["requested_input_hz"] == 8 and report["requested_output_hz"] == 6.25
     assert 2 <= report["realised_input_hz"] <= 10, "one second is short for the rate to settle, silence owes the most"
@@ -102,7 +103,7 @@ def test_a_sentence_to_be_spoken_is_printed_as_it_was_written(model: str) -> Non
 def test_written_tasks(model: str, task: str) -> None:
     result = run("talk", "one latte", "--model", model, "--task", task, "--json")
     assert result.exit_code == 0, result.output
-    report = json.loads(result.output.strip().splitlines()[-1])
+    report = shaped("talk", json.loads(result.output.strip().splitlines()[-1]))
     assert (report.get("answer_s", 0) > 0) == (task != "t2t")
 
 
@@ -122,6 +123,16 @@ def test_empty_and_far_too_long_files(model: str, tmp_path: Path) -> None:
     assert "no audio" in refused(run("talk", tmp_path / "nothing.wav", "--model", model))
     long = tone(tmp_path / "long.flac", 8_000, seconds=601)
     assert "601 s; a question may last 600 s" in refused(run("talk", long, "--model", model))
+
+
+def test_digital_silence_is_written_down_as_nothing(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.ears.block.BlockHearing.transcript", "one latte please")
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
+    result = run("talk", tmp_path / "silence.wav", "--model", model, "--task", "asr", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output.strip().splitlines()[-1])["transcript"] == ""
 
 
 def test_broken_samples_are_heard_as_silence(model: str, tmp_path: Path) -> None:
@@ -145,7 +156,7 @@ def test_rates_out_of_range_are_refused(model: str, rate: str) -> None:
 def test_eval_barista_counts_only_what_is_right_in_every_slot(model: str) -> None:
     result = run("eval", "barista", "--clips", CLIPS, "--labels", CLIPS / "labels.json", "--model", model, "--json")
     assert result.exit_code == 0, result.output
-    report = json.loads(result.output.strip().splitlines()[-1])
+    report = shaped("eval barista", json.loads(result.output.strip().splitlines()[-1]))
     assert report["clips"] == 10 and report["accepted"] == 0, "random weights understand nothing"
     assert abs(report["realised_input_hz"] / 12.5 - 1) < 0.05
 

@@ -32,6 +32,7 @@ from streaming.merging.causal_merger import CausalMerger, StreamState
 from streaming.merging.merger import InterleavedMergingTransformer
 from streaming.merging.rate_control import RateController
 from worker.ears.ear import Hearing
+from worker.ears.narrow_band import narrow_band
 from worker.parts import Pcm
 
 Spelling = Callable[[list[int]], str]
@@ -40,7 +41,9 @@ Spelling = Callable[[list[int]], str]
 
 class BlockEar:
     """exact_at_end: groups by top-k over the whole utterance, as offline, instead of as they come; the encoder and the
-    transcript go on in blocks."""
+    transcript go on in blocks. telephone: the encoder that goes on, in the state of the other, where `narrow_band`
+    hears a telephone; None: always the same one.
+    """
 
     def __init__(
         self,
@@ -49,17 +52,22 @@ class BlockEar:
         spelling: Spelling,
         exact_at_end: bool = False,
         turn_end: TurnEnd | None = None,
+        telephone: BlockCausalEncoder | None = None,
     ) -> None:
         self.exact_at_end = exact_at_end
         self.turn_end = turn_end
         self.mel = SpeechMel(encoder.config.mel_bins)
         self.encoder = encoder
+        self.telephone = telephone
         self.merger = merger
         self.spelling = spelling
 
     @property
     def judges_ends(self) -> bool:
         return self.turn_end is not None
+
+    def encoder_for(self, narrow: bool) -> BlockCausalEncoder:
+        return self.telephone if narrow and self.telephone is not None else self.encoder
 
     def begin(self, target_hz: float, previous: Hearing | None = None) -> BlockHearing:
         return BlockHearing(self, target_hz, previous if isinstance(previous, BlockHearing) else None)
@@ -68,10 +76,10 @@ class BlockEar:
         rows = [hearing for hearing in hearings if isinstance(hearing, BlockHearing)]
         blocks = [hearing.features(pcm) for hearing, pcm in zip(rows, pieces, strict=True)]
         frames: list[Tensor] = [self.merger.nothing(block) for block in blocks]
-        for length in {len(block) for block in blocks if len(block)}:
-            chosen = [row for row, block in enumerate(blocks) if len(block) == length]
+        for length, narrow in {(len(b), h.heard.narrow) for b, h in zip(blocks, rows, strict=True) if len(b)}:
+            chosen = [i for i, block in enumerate(blocks) if (len(block), rows[i].heard.narrow) == (length, narrow)]
             states = join_rows([rows[row].heard.encoder for row in chosen])
-            encoded, states = self.encoder.step_heads(torch.stack([blocks[row] for row in chosen]), states)
+            encoded, states = self.encoder_for(narrow).step_heads(torch.stack([blocks[row] for row in chosen]), states)
             for index, (row, state) in enumerate(zip(chosen, split_rows(states, len(chosen)), strict=True)):
                 frames[row] = encoded.frames[index]
                 rows[row].read(encoded.pieces[index], state)
@@ -90,7 +98,8 @@ class Heard:
     """What one utterance has come to. A value: keeping an old one undoes what came after it.
 
     pending [p, mel_bins]: features short of a block; path: the recogniser's classes so far; whole: all frames, where
-    groups are only made at the end; turn_end: the head's state, judged: its last logit, where there is one.
+    groups are only made at the end; turn_end: the head's state, judged: its last logit, where there is one; narrow: it
+    comes over a telephone.
     """
 
     samples: int
@@ -105,6 +114,7 @@ class Heard:
     whole: tuple[Tensor, ...] = ()
     turn_end: TurnEndState | None = None
     judged: Tensor | None = None
+    narrow: bool = False
 
 
 class BlockHearing:
@@ -131,6 +141,7 @@ class BlockHearing:
                 else ear.merger.next_utterance(previous.heard.merger)
             ),
             turn_end=ear.turn_end.initial_state(1) if ear.turn_end is not None else None,
+            narrow=previous is not None and previous.heard.narrow,
         )
 
     @property
@@ -181,8 +192,12 @@ class BlockHearing:
         mel, state = self._ear.mel.step(torch.from_numpy(pcm)[None], heard.mel)
         waiting = torch.cat((heard.pending, mel[0]))
         whole = len(waiting) - len(waiting) % self._ear.encoder.block_mel_frames
-        self.heard = replace(heard, samples=heard.samples + len(pcm), mel=state, pending=waiting[whole:])
+        narrow = self._narrow(waiting[:whole])
+        self.heard = replace(heard, samples=heard.samples + len(pcm), mel=state, pending=waiting[whole:], narrow=narrow)
         return waiting[:whole]
+
+    def _narrow(self, features: Tensor) -> bool:
+        return self._ear.telephone is not None and narrow_band(features, self.heard.narrow)
 
     def read(self, pieces: Tensor, encoder: EncoderState) -> None:
         """Takes the recogniser's view [n, classes] of new frames, and the encoder's state after them."""
@@ -217,8 +232,11 @@ class BlockHearing:
         """Everything that is held back."""
         ear, heard = self._ear, self.heard
         mel, mel_state = ear.mel.flush(heard.mel)
-        encoded, state = ear.encoder.step_heads(torch.cat((heard.pending, mel[0]))[None], heard.encoder)
-        tail, state = ear.encoder.flush_heads(state)
+        features = torch.cat((heard.pending, mel[0]))
+        heard = replace(heard, narrow=self._narrow(features))
+        encoder = ear.encoder_for(heard.narrow)
+        encoded, state = encoder.step_heads(features[None], heard.encoder)
+        tail, state = encoder.flush_heads(state)
         frames = torch.cat((encoded.frames[0], tail.frames[0]))
         self.heard = replace(heard, mel=mel_state, pending=heard.pending[:0])
         self.read(torch.cat((encoded.pieces[0], tail.pieces[0])), state)
@@ -252,7 +270,9 @@ def load_block_ear(directory: Path, slm: FlexiSLM, tokenizer: TextTokenizer, exa
         return tokenizer.decode(path).strip()
 
     encoder = _encoder(directory, config.agogic.encoder)
-    return BlockEar(encoder, merger, spelling, exact_at_end, _turn_end(directory))
+    name = "encoder_telephone.safetensors"
+    telephone = _encoder(directory, config.agogic.encoder, name) if (directory / name).exists() else None
+    return BlockEar(encoder, merger, spelling, exact_at_end, _turn_end(directory), telephone)
 
 
 def _turn_end(directory: Path) -> TurnEnd | None:
@@ -266,14 +286,14 @@ def _turn_end(directory: Path) -> TurnEnd | None:
         raise CheckpointError(str(error)) from error
 
 
-def _encoder(directory: Path, raw: msgspec.Raw) -> BlockCausalEncoder:
+def _encoder(directory: Path, raw: msgspec.Raw, name: str = "encoder.safetensors") -> BlockCausalEncoder:
     try:
         config = msgspec.json.decode(raw, type=EncoderConfig)
     except msgspec.MsgspecError as error:
         path = directory / "config.json"
         raise CheckpointError(f"{path} does not describe the encoder ({error}); restore it") from error
     encoder = BlockCausalEncoder(config)
-    path = directory / "encoder.safetensors"
+    path = directory / name
     try:
         encoder.load_state_dict(load_packed(path))
     except RuntimeError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import struct
 import threading
 import wave
 from collections.abc import AsyncIterator
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import soxr  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from agogic_client.errors import CallError
 
@@ -18,10 +21,18 @@ RATE_HZ = 24_000
 PIECE_SAMPLES = RATE_HZ // 25
 
 
+# What a recorder writes as the length that cannot go back to its header; then there is sound to the end of the file.
+_UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF)
+# Channels whose mean has less than this share of the loudest one's strength work against each other.
+_CANCELLED = 0.5
+Samples = NDArray[np.float32]
+
+
 def read_sound(path: str | Path) -> bytes:
     """Samples of a WAV file of any rate and number of channels. Raises `CallError`."""
     try:
-        with wave.open(str(path), "rb") as file:
+        data = _with_size(bytearray(Path(path).read_bytes()))
+        with wave.open(io.BytesIO(data), "rb") as file:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
             raw = file.readframes(file.getnframes())
     except (OSError, EOFError, wave.Error) as error:
@@ -29,9 +40,34 @@ def read_sound(path: str | Path) -> bytes:
     if width != 2:
         raise CallError(f"{path} has {8 * width}-bit samples; give a WAV file of 16-bit samples", "file")
     samples = np.frombuffer(raw[: len(raw) // (2 * channels) * 2 * channels], "<i2").reshape(-1, channels)
-    mono = samples.astype(np.float32).mean(axis=1)
+    mono = _one_channel(samples.astype(np.float32))
     resampled = mono if rate == RATE_HZ else soxr.resample(mono, rate, RATE_HZ)
     return np.asarray(np.clip(np.round(resampled), -32768, 32767), "<i2").tobytes()
+
+
+def _with_size(data: bytearray) -> bytearray:
+    """The file with the length that it has in place of none."""
+    at = 12
+    while data[:4] == b"RIFF" and at + 8 <= len(data):
+        (size,) = struct.unpack_from("<I", data, at + 4)
+        if data[at : at + 4] == b"data":
+            if size in _UNKNOWN_SIZES:
+                struct.pack_into("<I", data, at + 4, len(data) - at - 8)
+                struct.pack_into("<I", data, 4, len(data) - 8)
+            break
+        at += 8 + size + size % 2
+    return data
+
+
+def _one_channel(samples: Samples) -> Samples:
+    """[samples, channels] -> [samples]: the mean, or the loudest channel where the others cancel or drown it."""
+    mean: Samples = samples.mean(axis=1, dtype=np.float32)
+    if not len(samples):
+        return mean
+    strengths = np.sqrt((samples**2).mean(axis=0))
+    loudest = int(strengths.argmax())
+    weak = np.sqrt((mean**2).mean()) < _CANCELLED * strengths[loudest]
+    return samples[:, loudest] if weak else mean
 
 
 def write_wav(path: str | Path, pcm: bytes) -> None:

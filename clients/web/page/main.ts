@@ -60,8 +60,8 @@ function showState(): void {
     state !== "connected" ? state
     : answering && !(push && client.talking) ? "answering"
     : !client.hasMicrophone ? "writing"
-    : speaking ? "hearing"
     : client.muted ? "muted"
+    : speaking ? "hearing"
     : "listening";
   mainButton.dataset.phase = phase;
   const [button, sentence] = {
@@ -194,7 +194,10 @@ byId<HTMLFormElement>("write").addEventListener("submit", (event) => {
   line.value = "";
   void write(text);
 });
-byId("turns").addEventListener("change", showState);
+byId("turns").addEventListener("change", () => {
+  if (preferences.turns === "push") client.setMuted(false); // its button is not shown there
+  showState();
+});
 offerTranscript(client, notice);
 
 function showInside(shown: boolean): void {

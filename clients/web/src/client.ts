@@ -6,6 +6,7 @@ import type { ClientEvent, ServerEvent } from "./events.js";
 import { type Devices, listDevices, openMicrophone } from "./microphone.js";
 import { Recorder } from "./recorder.js";
 import { replay } from "./replay.js";
+import { Requests } from "./requests.js";
 import { type Offer, Resumption } from "./resumption.js";
 import { type Rates, sessionOf, type SessionSettings, type TurnDetection, type TurnMode } from "./settings.js";
 import { type Tool, ToolRunner } from "./tools.js";
@@ -35,7 +36,10 @@ export interface AgogicOptions {
   reconnect?: boolean;
   /** Keeps the sound of both sides, up to 15 minutes, for `recording`. */
   record?: boolean;
+  /** STUN and TURN servers; if absent, those that the server names, with credentials made for this call. */
   iceServers?: RTCIceServer[];
+  /** Sound goes through a TURN server only, so that neither side learns the other's address. */
+  relayOnly?: boolean;
   /** Where `workletSource()` is served, for pages whose content security policy forbids blob: scripts. */
   workletUrl?: string;
 }
@@ -87,6 +91,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
   #attempt = 0;
   #farewell: AgogicError | undefined;
   #recorder: Recorder | undefined;
+  readonly #requests = new Requests((event) => this.send(event), () => this.interrupt());
   readonly #tools: ToolRunner;
 
   constructor(
@@ -108,6 +113,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     this.#tools = new ToolRunner(
       options.tools ?? {},
       (event) => this.send(event),
+      () => this.#requests.ask(false),
       (result) => this.conversation.called(result),
       (error) => this.emit("warning", error),
     );
@@ -242,7 +248,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
       if (this.#talking || this.#settings.mode !== "push" || connection !== this.#connection) return;
       this.#openOrShut();
       this.send({ type: "input_audio_buffer.commit" });
-      this.send({ type: "response.create" });
+      this.#requests.ask(true);
     }, connection.tailMs);
   }
 
@@ -257,7 +263,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     this.interrupt();
     const content = [{ type: "input_text", text }];
     this.send({ type: "conversation.item.create", item: { type: "message", role: "user", content } });
-    this.send({ type: "response.create" });
+    this.#requests.ask(true);
   }
 
   /** For meters, 0 to 1. */
@@ -286,6 +292,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     if (this.#speaker !== undefined) await connection.setSpeaker(this.#speaker).catch(() => undefined);
     this.#leave();
     if (offer === undefined) {
+      this.#requests.forget();
       this.#configure();
       for (const event of replay(this.conversation)) this.send(event);
     } else {
@@ -324,7 +331,8 @@ export class AgogicClient extends Emitter<AgogicEvents> {
       url: (this.options.url ?? location.origin).replace(/\/+$/, ""),
       model: this.options.model ?? "agogic",
       apiKey: key,
-      iceServers: this.options.iceServers ?? [],
+      iceServers: this.options.iceServers,
+      relayOnly: this.options.relayOnly ?? false,
       workletUrl: this.options.workletUrl,
       resume: offer && { token: offer.token, after: offer.after },
       onReceived: (event) => this.#resumption.received(event),
@@ -411,7 +419,9 @@ export class AgogicClient extends Emitter<AgogicEvents> {
   #openOrShut(): void {
     for (const track of this.#microphone?.getAudioTracks() ?? []) track.enabled = !this.#muted;
     const wanted = this.#settings.mode === "open" || this.#talking;
-    this.#connection?.openMicrophone(wanted && !this.#muted && this.#microphone !== undefined);
+    // Muted in the middle of a turn: its silence is sent until the server has noticed the end.
+    const heard = !this.#muted || this.conversation.userSpeaking;
+    this.#connection?.openMicrophone(wanted && heard && this.#microphone !== undefined);
   }
 
   #receive(event: ServerEvent): void {
@@ -422,11 +432,14 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     if (event.type === "error") this.#complain(event);
     if (event.type === "x_agogic.session_resumed") this.#sendAgain();
     if (this.conversation.apply(event)) this.emit("change", this.conversation);
+    if (this.#muted && event.type.startsWith("input_audio_buffer.")) this.#openOrShut();
+    if (event.type === "response.done") this.#requests.done();
     void this.#tools.event(event);
   }
 
   #complain({ error }: Extract<ServerEvent, { type: "error" }>): void {
     const expired = error.code === "session_expired";
+    if (this.conversation.responding && this.#requests.refused(error)) return;
     const complaint = new AgogicError(error.message, expired ? "expired" : "server", {
       ...(error.code ? { serverCode: error.code } : {}),
       ...(error.event_id ? { eventId: error.event_id } : {}),

@@ -6,7 +6,9 @@ export interface ConnectOptions {
   url: string;
   model: string;
   apiKey: string | undefined;
-  iceServers: RTCIceServer[];
+  /** Those that the server names where undefined. */
+  iceServers: RTCIceServer[] | undefined;
+  relayOnly: boolean;
   /** Where the worklets lie for pages whose policy forbids blob: scripts. */
   workletUrl: string | undefined;
   /** Takes up a lost session; the connection is refused with code "stale" where the server does not know it. */

@@ -52,6 +52,7 @@ export class Conversation {
   responding = false;
   playing = false;
   #startedMs: number | undefined;
+  #speakingId: string | undefined;
 
   /** True if the event changed something. */
   apply(event: ServerEvent): boolean {
@@ -59,6 +60,7 @@ export class Conversation {
       case "input_audio_buffer.speech_started":
         this.userSpeaking = true;
         this.#startedMs = event.audio_start_ms;
+        this.#speakingId = event.item_id;
         this.#goOn(event.x_agogic?.continues, event.item_id);
         this.#turn(event.item_id, "user");
         return true;
@@ -66,6 +68,8 @@ export class Conversation {
         this.userSpeaking = false;
         this.#ended(event.item_id, event.audio_end_ms);
         return true;
+      case "input_audio_buffer.cleared":
+        return this.#unheard();
       case "input_audio_buffer.committed":
         this.#turn(event.item_id, "user");
         return true;
@@ -191,6 +195,14 @@ export class Conversation {
     turn.text = transcript;
     turn.status = status;
     return true;
+  }
+
+  /** What was being said will never be a turn. */
+  #unheard(): boolean {
+    if (!this.userSpeaking) return false;
+    this.userSpeaking = false;
+    this.#startedMs = undefined;
+    return this.#remove(this.#speakingId) || true;
   }
 
   #ended(id: string, endMs: number | undefined): void {

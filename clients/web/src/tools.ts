@@ -23,6 +23,7 @@ export class ToolRunner {
   constructor(
     private readonly tools: Record<string, Tool>,
     private readonly send: (event: ClientEvent) => void,
+    private readonly ask: () => void,
     private readonly onResult: (result: ToolResult) => void,
     private readonly onError: (error: AgogicError) => void,
   ) {}
@@ -37,7 +38,7 @@ export class ToolRunner {
       this.send({ type: "conversation.item.create", item });
       this.onResult(result);
     }
-    this.send({ type: "response.create" });
+    this.ask();
   }
 
   async #run(call: FunctionCallItem): Promise<ToolResult> {

@@ -29,7 +29,10 @@ export function webRtcOn(platform: RtcPlatform): Connect {
 export const connectWebRtc: Connect = webRtcOn(browser);
 
 async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<Connection> {
-  const peer = platform.createPeer({ iceServers: options.iceServers });
+  const peer = platform.createPeer({
+    iceServers: options.iceServers ?? (await namedServers(options)),
+    iceTransportPolicy: options.relayOnly ? "relay" : "all",
+  });
   const audio = platform.createAudio(options.workletUrl);
   let state: "opening" | "open" | "lost" | "closed" = "opening";
   let heartbeat: Heartbeat | undefined;
@@ -79,13 +82,12 @@ async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<
 
   try {
     await peer.setLocalDescription(await peer.createOffer());
-    const query = new URLSearchParams({ model: options.model, ...options.resume });
+    const query = Object.entries({ model: options.model, ...options.resume })
+      .map(([name, value]) => `${name}=${encodeURIComponent(value)}`)
+      .join("&");
     const response = await fetch(`${options.url}/v1/realtime/calls?${query}`, {
       method: "POST",
-      headers: {
-        "Content-Type": "application/sdp",
-        ...(options.apiKey ? { Authorization: `Bearer ${options.apiKey}` } : {}),
-      },
+      headers: { "Content-Type": "application/sdp", ...authorization(options) },
       body: peer.localDescription?.sdp ?? "",
       signal: after(CONNECT_TIMEOUT_MS),
     }).catch(() => {
@@ -131,6 +133,22 @@ async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<
     playedOut: async () => undefined,
     close,
   };
+}
+
+function authorization({ apiKey }: ConnectOptions): Record<string, string> {
+  return apiKey ? { Authorization: `Bearer ${apiKey}` } : {};
+}
+
+/** None where the server does not say: then the call is tried without, and its refusal tells what is wrong. */
+async function namedServers(options: ConnectOptions): Promise<RTCIceServer[]> {
+  try {
+    const headers = authorization(options);
+    const response = await fetch(`${options.url}/v1/realtime/ice_servers`, { headers, signal: after(CONNECT_TIMEOUT_MS) });
+    if (!response.ok) return [];
+    return ((await response.json()) as { ice_servers?: RTCIceServer[] }).ice_servers ?? [];
+  } catch {
+    return [];
+  }
 }
 
 /** The server sends sound or silence all the time: whether any of it comes now. */

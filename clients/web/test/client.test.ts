@@ -307,7 +307,7 @@ it("runs the functions that an answer calls and asks for the next answer", async
   await vi.advanceTimersByTimeAsync(1);
   expect(made[0]!.sent.slice(1)).toEqual([
     { type: "conversation.item.create", item: { type: "function_call_output", call_id: "call_1", output: '{"price":4.5}' } },
-    { type: "response.create" },
+    { type: "response.create", event_id: "ask_1" },
   ]);
   made[0]!.options.onLost(lost);
   await vi.advanceTimersByTimeAsync(500);
@@ -351,4 +351,111 @@ it("does not show what is overheard while the button is up", async () => {
   await client.connect();
   made[0]!.options.onEvent({ type: "x_agogic.input_transcript", item_id: "u", transcript: "psst" });
   expect(client.conversation.turns).toEqual([]);
+});
+
+const refused = (id: string): ServerEvent => ({
+  type: "error",
+  error: { type: "invalid_request_error", code: "conversation_already_has_active_response", message: "busy", event_id: id },
+});
+const begun: ServerEvent = { type: "response.created", response: { id: "r", status: "in_progress" } };
+
+it("asks again in place of an answer that began at the same moment as something was written", async () => {
+  const { client, made } = setUp();
+  const warnings: string[] = [];
+  client.on("warning", (warning) => warnings.push(warning.message));
+  await client.connect();
+  client.write("A latte.");
+  made[0]!.options.onEvent(begun);
+  made[0]!.options.onEvent(refused("ask_1"));
+  expect(made[0]!.types().slice(1)).toEqual([
+    "conversation.item.create", "response.create", "response.cancel", "response.create",
+  ]);
+  expect(warnings).toEqual([]);
+  made[0]!.options.onEvent(refused("somebody's own"));
+  expect(warnings).toEqual(["busy"]);
+});
+
+it("asks for the answer to a function's result when the answer that came between is over", async () => {
+  const tools = { price: { description: "", parameters: {}, run: () => 4 } };
+  const { client, made } = setUp({ tools });
+  await client.connect();
+  const call = { id: "c", type: "function_call" as const, call_id: "1", name: "price", arguments: "{}" };
+  made[0]!.options.onEvent({ type: "response.done", response: { id: "r", status: "completed", output: [call] } });
+  await vi.advanceTimersByTimeAsync(1);
+  made[0]!.options.onEvent(begun);
+  made[0]!.options.onEvent(refused("ask_1"));
+  expect(made[0]!.types().filter((type) => type.startsWith("response."))).toEqual(["response.create"]);
+  made[0]!.options.onEvent({ type: "response.done", response: { id: "r2", status: "completed" } });
+  made[0]!.options.onEvent({ type: "response.done", response: { id: "r3", status: "completed" } });
+  expect(made[0]!.types().filter((type) => type.startsWith("response."))).toEqual(["response.create", "response.create"]);
+});
+
+it("muted in the middle of a turn, sends silence until the server has noticed its end", async () => {
+  const { client, made } = setUp();
+  await client.connect();
+  made[0]!.options.onEvent({ type: "input_audio_buffer.speech_started", item_id: "u" });
+  client.setMuted(true);
+  expect([track.enabled, made[0]!.microphone]).toEqual([false, true]);
+  made[0]!.options.onEvent({ type: "input_audio_buffer.speech_stopped", item_id: "u" });
+  expect(made[0]!.microphone).toBe(false);
+  // the server may notice the beginning of a turn only after the button was pressed
+  made[0]!.options.onEvent({ type: "input_audio_buffer.speech_started", item_id: "v" });
+  expect([track.enabled, made[0]!.microphone]).toEqual([false, true]);
+});
+
+const beginning = (token: string, event_id: string): ServerEvent => ({
+  type: "session.created", event_id, session: { id: "s", model: "m" }, x_agogic: { resume: { token, within_s: 60 } },
+});
+const resumed = (token: string, last: string | null): ServerEvent => ({
+  type: "x_agogic.session_resumed", event_id: "again", session: { id: "s", model: "m" }, last_client_event_id: last,
+  x_agogic: { resume: { token, within_s: 60 } },
+});
+const come = (connection: FakeConnection, event: ServerEvent): void => {
+  connection.options.onReceived?.(event);
+  connection.options.onEvent(event);
+};
+
+it("takes a lost session up where it was, with the key it was opened with", async () => {
+  let count = 0;
+  const { client, made } = setUp({ apiKey: async () => `ek_${++count}` });
+  await client.connect();
+  come(made[0]!, beginning("t1", "e1"));
+  for (const [index, event] of answer("One").entries()) come(made[0]!, { ...event, event_id: `e${index + 2}` });
+  client.send({ type: "first" });
+  client.send({ type: "second" });
+  const first = made[0]!.sent.at(-2)!.event_id as string;
+  made[0]!.options.onLost(lost);
+  expect(client.conversation.turns.map((turn) => turn.status)).toEqual(["done", "open"]);
+  expect(made[0]!.closed).toBe(false);
+  client.send({ type: "third" });
+  client.setRates({ output: 5 });
+  await vi.advanceTimersByTimeAsync(500);
+  expect(made[1]!.options).toMatchObject({ apiKey: "ek_1", resume: { token: "t1", after: "e5" } });
+  expect(made[0]!.closed).toBe(true);
+  expect(client.state).toBe("connected");
+  expect(made[1]!.types()).toEqual(["session.update"]);
+  come(made[1]!, resumed("t2", first));
+  expect(made[1]!.types()).toEqual(["session.update", "second", "third", "session.update"]);
+  come(made[1]!, { type: "response.output_audio_transcript.delta", event_id: "e6", item_id: "a1", delta: " latte" });
+  expect(client.conversation.turns.at(-1)!.text).toBe("One latte");
+  made[1]!.options.onLost(lost);
+  await vi.advanceTimersByTimeAsync(500);
+  expect(made[2]!.options.resume).toEqual({ token: "t2", after: "e6" });
+});
+
+it("tells a new session what was said where the server does not know the old one, or nobody answered for too long", async () => {
+  for (const problem of [new AgogicError("unknown", "stale"), unreachable]) {
+    const { client, made, refuse } = setUp();
+    await client.connect();
+    come(made[0]!, beginning("t1", "e1"));
+    for (const event of answer("One latte")) come(made[0]!, event);
+    refuse.webrtc = refuse.websocket = problem;
+    made[0]!.options.onLost(lost);
+    await vi.advanceTimersByTimeAsync(problem === unreachable ? 62_000 : 260);
+    refuse.webrtc = refuse.websocket = undefined;
+    await vi.advanceTimersByTimeAsync(1100);
+    expect(made[1]!.options.resume).toBeUndefined();
+    expect(made[1]!.types()).toEqual(["session.update", "conversation.item.create", "conversation.item.create"]);
+    expect(client.conversation.turns.map((turn) => turn.status)).toEqual(["done", "interrupted"]);
+  }
 });

@@ -22,6 +22,18 @@ const answer = (...words: string[]): ServerEvent[] => [
 ];
 
 describe("Conversation", () => {
+  it("forgets what was being said where the client clears the buffer", () => {
+    const conversation = apply(
+      { type: "input_audio_buffer.speech_started", item_id: "u" },
+      { type: "x_agogic.input_transcript", item_id: "u", transcript: "a lard" },
+      { type: "input_audio_buffer.cleared" },
+    );
+    expect([conversation.turns, conversation.userSpeaking]).toEqual([[], false]);
+    conversation.apply({ type: "conversation.item.added", item: { id: "t", type: "message", role: "user", content: [{ type: "input_text", text: "hi" }] } });
+    expect(conversation.apply({ type: "input_audio_buffer.cleared" })).toBe(false);
+    expect(conversation.turns).toHaveLength(1);
+  });
+
   it("shows the user's words as they are recognised, revised, and then as they stand", () => {
     const conversation = apply(
       { type: "input_audio_buffer.speech_started", item_id: "u" },
