@@ -80,7 +80,8 @@ async def test_a_lost_connection_is_made_again_in_the_middle_of_an_answer(fake_s
         assert resumed.is_set()
         assert (answer.text, answer.status) == (REPLY, "completed")
         assert len(answer.pcm) == 2 * 24_000 * 28 // 10, "all of its sound, once"
-        assert (await call.ask("And a tea.")).report["output_frame_rate"]["requested_hz"] == 5, "what was sent meanwhile"
+        later = await call.ask("And a tea.")
+        assert later.report["output_frame_rate"]["requested_hz"] == 5, "what was sent meanwhile"
 
 
 async def test_a_server_that_forgot_the_session_ends_the_call(fake_server: Server) -> None:
