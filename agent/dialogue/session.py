@@ -16,6 +16,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import UNSET
+
 from agent import audio
 from agent.clock import Clock
 from agent.config import ServerConfig
@@ -36,6 +38,7 @@ from agent.dialogue.item_sound import SoundShown
 from agent.dialogue.listening import Listening
 from agent.dialogue.rates import WorkerForecast
 from agent.dialogue.response import Response, ResponsePlan
+from agent.dialogue.sent import Mark, Sent, SentEvents
 from agent.dialogue.speaking import Speaking, WorkerSlot
 from agent.dialogue.turns import Turns
 from agent.ids import Ids
@@ -75,7 +78,8 @@ class Session:
     """`input_hz` is the microphone's rate where the transport fixes it (WebRTC, telephones); None = the format does.
 
     `reports_every_s`: sound is played behind the transport, which tells by `played` how far, so often of that sound.
-    `max_idle_s` in place of the configured one: a telephone line is dearer than an open page.
+    `max_idle_s` in place of the configured one: a telephone line is dearer than an open page. `finest_hz`: no finer
+    frame rate on either side, whatever the client asks for.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Session:
         input_hz: int | None = None,
         reports_every_s: float | None = None,
         max_idle_s: float | None = None,
+        finest_hz: float | None = None,
     ) -> None:
         self.id = ids.new("sess")
         self.settings = settings
@@ -106,7 +111,10 @@ class Session:
         self._active_s = clock.now_s()
         # The first byte of a sample whose second comes with the next append.
         self._half_sample = b""
-        self._outbox = Outbox(ids)
+        self._left = False
+        self._last_client_event_id: str | None = None
+        self._sent = SentEvents()
+        self._outbox = Outbox(ids, self._sent if transport != "telephone" else None)
         self._conversation = Conversation(ids.new("conv"))
         self._captions = Captions()
         self._shown = SoundShown()
@@ -126,6 +134,8 @@ class Session:
             lambda: self.settings,
             config.session,
         )
+        if finest_hz is not None:
+            self._briefing.policy.cap(finest_hz)
         self._speaking = Speaking(
             self._outbox,
             clock,
@@ -150,8 +160,51 @@ class Session:
 
     # --- what a shell calls ---
 
-    def start(self) -> list[Effect]:
-        self._outbox.send(events.SessionCreated(session=self._render()))
+    def start(self, extras: JsonObject | None = None) -> list[Effect]:
+        """`extras`: what the client is told under `x_agogic`."""
+        self._outbox.send(events.SessionCreated(session=self._render(), x_agogic=extras or UNSET))
+        return self._outbox.take()
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether a client whose connection was lost would miss anything if it began anew."""
+        return bool(self._conversation.items) or self._listening.open is not None or self.answering
+
+    def leave(self) -> list[Effect]:
+        """The client is gone, perhaps for a while: no sound leaves, and no time passes that it is to blame for."""
+        self._left = True
+        self._speaking.hold()
+        return self._outbox.take()
+
+    def can_resume(self, after: str) -> bool:
+        """Whether all that was sent after the event with this id can be sent again."""
+        return self._sent.has(after)
+
+    def resume(
+        self, transport: Transport, after: str, extras: JsonObject, *, input_hz: int | None = None
+    ) -> list[Effect]:
+        """The client is back, by whatever way, and has received everything up to the event `after`, for which
+        `can_resume` is true."""
+        missed, mark = self._sent.after(after), self._sent.mark_of(after)
+        replayed = self._transport == transport == "websocket"
+        self._left, self._transport, self._input_hz = False, transport, input_hz
+        self._active_s = self._clock.now_s()
+        self._half_sample = b""
+        detection = self.settings.audio.input.turn_detection
+        self._listening.configure(detection, self._microphone_hz(), open_line=transport != "websocket")
+        resumed = events.SessionResumed(
+            session=self._render(), last_client_event_id=self._last_client_event_id, x_agogic=extras
+        )
+        self._outbox.send_first(resumed, after)
+        for sent in missed:
+            if sent.repeats and (replayed or not sent.is_sound):
+                self._outbox.again(sent)
+        if not replayed:
+            self._sent.forget_sound()
+            self._forget_unheard(missed, mark)
+        self._speaking.go_on(mark, server_plays=transport != "websocket", replayed=replayed)
+        self._turns.listener_returned()
+        self._speaking.on_tick()
         return self._outbox.take()
 
     def snapshot(self) -> bytes:
@@ -172,8 +225,8 @@ class Session:
         except ProtocolError as error:
             return error
 
-    def take(self, message: ReadMessage | ProtocolError) -> list[Effect]:
-        """The rest of `client_message`."""
+    def take(self, message: ReadMessage | ProtocolError, *, of_others: bool = False) -> list[Effect]:
+        """The rest of `client_message`. `of_others`: it came by another connection than the client's."""
         try:
             if isinstance(message, ProtocolError):
                 raise message
@@ -181,11 +234,13 @@ class Session:
                 self._shown.forget()
             if not isinstance(message.event, client.InputAudioAppend):
                 self._active_s = self._clock.now_s()
+                if message.event.event_id is not None and not of_others:
+                    self._last_client_event_id = message.event.event_id
             self._answer(message.event, message.items)
         except ProtocolError as error:
             if error.event_id is None and isinstance(message, ReadMessage):
                 error.event_id = message.event.event_id
-            self._outbox.send(events.Error(error=error.as_dict()), private=True)
+            self._outbox.send(events.Error(error=error.as_dict()), private=True, of_others=of_others)
         return self._outbox.take()
 
     def microphone(self, samples: audio.Samples) -> None:
@@ -231,8 +286,9 @@ class Session:
 
     def tick(self) -> list[Effect]:
         """To be called when `next_deadline_s` has come."""
-        self._speaking.on_tick()
-        self._turns.on_tick()
+        if not self._left:
+            self._speaking.on_tick()
+            self._turns.on_tick()
         idle_s = self._idle_at_s()
         if self._clock.now_s() >= self._expires_s:
             self._expire(f"The session has reached its maximum age of {self._config.session.max_duration_s:g} s")
@@ -242,7 +298,8 @@ class Session:
 
     def next_deadline_s(self) -> float:
         """Moment of the session's clock at which `tick` has something to do, if nothing else happens."""
-        due_s = (self._speaking.next_deadline_s(), self._turns.next_deadline_s(), self._idle_at_s(), self._expires_s)
+        ends_s = (self._idle_at_s(), self._expires_s)
+        due_s = ends_s if self._left else (self._speaking.next_deadline_s(), self._turns.next_deadline_s(), *ends_s)
         return min(due for due in due_s if due is not None)
 
     def worker_ready(self, slot: WorkerSlot) -> list[Effect]:
@@ -288,15 +345,20 @@ class Session:
         return not self._speaking.idle
 
     @property
+    def making_answer(self) -> bool:
+        """Whether a worker is at one."""
+        return self._speaking.making
+
+    @property
     def needs_worker(self) -> bool:
         """Whether there is something for a worker to hear, to answer or to write down."""
         return self._listening.open is not None or self.answering or bool(self._captions.unfinished())
 
     def held_bytes(self) -> int:
-        """What settings, conversation, sound not worked off yet and the answer in hand take, about. Counts every
-        item."""
+        """What settings, conversation, sound not worked off yet, the answer in hand and the newest events take, about.
+        Counts every item."""
         parts = (self._conversation, self._listening, self._speaking)
-        return len(self.settings.instructions) + sum(part.held_bytes() for part in parts)
+        return len(self.settings.instructions) + self._sent.held_bytes + sum(part.held_bytes() for part in parts)
 
     def close(self) -> None:
         """Nobody will ask for anything any more: lets go at once of what takes memory. What is left of the session is a
@@ -304,6 +366,7 @@ class Session:
         self._conversation.clear()
         self._listening.clear()
         self._speaking.close()
+        self._sent.clear()
 
     def take_finished(self) -> list[Response]:
         """Responses closed since the last call, for the metrics."""
@@ -401,7 +464,7 @@ class Session:
         # Over WebRTC messages must stay small, so the sound is left out there.
         if isinstance(item, UserMessage) and item.spoken and item.pcm is not None and self._transport == "websocket":
             pcm, shown = item.pcm, self._shown
-            self._outbox.send_large(lambda: events.ItemRetrieved(item=item.with_audio(shown.of(pcm))))
+            self._outbox.send_large(lambda: events.ItemRetrieved(item=item.with_audio(shown.of(pcm))), 4 * pcm.nbytes)
         else:
             self._outbox.send(events.ItemRetrieved(item=item.as_dict()))
 
@@ -460,6 +523,17 @@ class Session:
             self._speaking.fail(message.code, message.message)
 
     # --- small things ---
+
+    def _forget_unheard(self, missed: list[Sent], mark: Mark) -> None:
+        """Answers that ended while nobody heard them, and cannot be heard any more, hold what was heard of them."""
+        answer = self._speaking.active
+        spoken = dict.fromkeys(sent.mark.item for sent in missed if sent.mark.item is not None)
+        for item in spoken:
+            had = mark.samples if item is mark.item else 0
+            is_over = answer is None or item is not answer.item
+            if is_over and item.audio_samples > had and self._conversation.find(item.id) is item:
+                end_ms = item.truncate(-(-had * 1000 // item.sample_rate_hz))
+                self._outbox.send(events.ItemTruncated(item_id=item.id, content_index=0, audio_end_ms=end_ms))
 
     def _is_ours(self, item_id: str) -> bool:
         """An id that the server has not given yet, or to an item that the conversation does not hold yet."""

@@ -91,6 +91,12 @@ class Account:
         self._set(self._held + more)
         return None
 
+    def recount(self, held: int) -> None:
+        """So much the session really holds."""
+        if not self._closed:
+            self._uncounted = 0
+            self._set(held)
+
     def close(self) -> None:
         self.waits(-self._waiting)
         self._closed = True

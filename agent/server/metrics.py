@@ -16,6 +16,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.sessions = Gauge("agogic_sessions", "Sessions open now", ["transport"], registry=self.registry)
         self.refused = Counter("agogic_refused_total", "Connections refused", ["reason"], registry=self.registry)
+        self.kept = Gauge("agogic_sessions_kept", "Sessions that wait for their client", registry=self.registry)
+        self.resumed = Counter("agogic_resumed_total", "Resumptions by outcome", ["outcome"], registry=self.registry)
         self.worker_restarts = Gauge("agogic_worker_restarts", "Worker processes restarted", registry=self.registry)
         self.worker_slots = Gauge("agogic_worker_slots", "Slots of all live workers", registry=self.registry)
         self.worker_busy = Gauge("agogic_worker_busy", "Busiest worker's share of the time", registry=self.registry)

@@ -9,6 +9,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack
 
 from agent.rtc.description import BadOffer, finish_answer, prepare_offer
+from agent.rtc.gathering import Network
 from agent.rtc.peer import Peer
 
 
@@ -26,7 +27,7 @@ class Nobody:
 
 def peer() -> Peer:
     return Peer(
-        Nobody(), lambda samples: None, addresses=("127.0.0.1",), ice_servers=(), connect_timeout_s=5.0,
+        Nobody(), lambda samples: None, network=Network(addresses=("127.0.0.1",)), connect_timeout_s=5.0,
         disconnected_tolerance_s=5.0,
     )  # fmt: skip
 

@@ -55,6 +55,11 @@ export class Sound {
     return this.context.state === "running";
   }
 
+  /** Whether something of what was given to `play` is still to be heard. */
+  get isPlaying(): boolean {
+    return this.#playing && this.isRunning;
+  }
+
   attach(stream: MediaStream | undefined): void {
     this.#microphone?.close();
     this.#capture?.disconnect();

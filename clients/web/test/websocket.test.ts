@@ -46,7 +46,7 @@ beforeEach(() => {
 afterEach(() => vi.clearAllTimers());
 
 const options = (more: Partial<ConnectOptions> = {}): ConnectOptions => ({
-  url: "https://here.example", model: "agogic", apiKey: "ek_1", iceServers: [], workletUrl: "/w.js",
+  url: "https://here.example", model: "agogic", apiKey: "ek_1", iceServers: [], relayOnly: false, workletUrl: "/w.js",
   onEvent: (event) => events.push(event), onLost: (error) => losses.push(error), ...more,
 });
 const sent = (): Record<string, unknown>[] => FakeWebSocket.last.sent.map((text) => JSON.parse(text) as Record<string, unknown>);
