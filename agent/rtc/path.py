@@ -43,11 +43,6 @@ class Path:
         """Of the latest generation."""
         return (self._next or self._current).remote_username or ""
 
-    @property
-    def restarted(self) -> bool:
-        """Whether packets go by another connection than at first, and no move is under way."""
-        return self._next is None and self._moving is not None and self._moving.done()
-
     async def add(self, candidates: Sequence[str], is_last: bool) -> None:
         """The other side's, of the latest generation; what comes after its last one is ignored."""
         connection = self._next
