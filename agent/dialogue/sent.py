@@ -50,6 +50,8 @@ class SentEvents:
         self.held_bytes += sent.size
         while self.held_bytes > MAX_BYTES or len(self._events) > MAX_EVENTS:
             self.held_bytes -= self._events.popleft().size
+        if not self._events:  # too long to be sent again, but whoever received it can go on from here
+            self._events.append(replace(sent, data=b"", size=0, repeats=False))
 
     def has(self, event_id: str) -> bool:
         return any(sent.event_id == event_id for sent in reversed(self._events))

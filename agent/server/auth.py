@@ -73,10 +73,14 @@ class Authenticator:
         """As `authenticate`, but a key that was good for one session still counts for what belongs to that session."""
         return self.grant(offered_key(request), again=True)
 
-    def grant(self, key: str | None, *, again: bool = False) -> Grant:
+    def return_of(self, request: web.Request) -> Grant:
+        """As `recognise`, for whoever takes up a session that a key opened before it expired."""
+        return self.grant(offered_key(request), again=True, returns=True)
+
+    def grant(self, key: str | None, *, again: bool = False, returns: bool = False) -> Grant:
         """What this key allows. Raises `Unauthorized`."""
         if key is not None and key.startswith("ek_"):
-            return self._ephemeral(key, again)
+            return self._ephemeral(key, again, returns)
         if not self._keys.is_needed:
             return Grant()
         if key is None:
@@ -119,14 +123,14 @@ class Authenticator:
         self._held += size
         return minted
 
-    def _ephemeral(self, key: str, again: bool) -> Grant:
+    def _ephemeral(self, key: str, again: bool, returns: bool) -> Grant:
         found = self._secrets.get(key)
         if found is None:
             # SDKs in a browser insist on such a key even where none is asked for.
             if not self._keys.is_needed:
                 return Grant(is_ephemeral=True)
             raise Unauthorized("The ephemeral key is unknown here; mint one at POST /v1/realtime/client_secrets.")
-        if found.expires_at <= self._clock.unix_s():
+        if found.expires_at <= self._clock.unix_s() and not returns:
             raise Unauthorized("The ephemeral key has expired; mint a new one at POST /v1/realtime/client_secrets.")
         if found.used and not again:
             raise Unauthorized(_USED)

@@ -2,7 +2,8 @@
 
 What a client sends is added up, and every `RECOUNT_BYTES` of it what the session really holds is counted anew. Small
 messages always pass: how many of them a session keeps is bounded elsewhere, and who has no room left must be able to
-delete. What waits to be sent to a client counts as well, to the byte.
+delete. What waits to be sent to a client counts as well, to the byte. Where there is no room, sessions whose client is
+away go before anybody who is there is refused.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ RECOUNT_BYTES = 256 * 1024
 class Budget:
     """What all sessions hold together, in bytes, and whose it is. An empty key is nobody's: it has no limit."""
 
-    def __init__(self, limits: LimitsConfig) -> None:
+    def __init__(self, limits: LimitsConfig, make_room: Callable[[str | None], bool] = lambda key: False) -> None:
+        """`make_room` ends a session that nobody is in, of this key or (None) of any; False where there is none."""
         self._limits = limits
+        self._make_room = make_room
         self._all = 0
         self._by_key: Counter[str] = Counter()
 
@@ -46,9 +49,13 @@ class Budget:
                 f"This session may hold {limits.session_bytes} bytes and has {session}; delete items, or send less at "
                 "once."
             )
-        if key and self._by_key[key] + more > limits.key_bytes:
+        while key and self._by_key[key] + more > limits.key_bytes:
+            if self._make_room(key):
+                continue
             return f"All sessions of this key together may hold {limits.key_bytes} bytes; end some, or delete items."
-        if self._all + more > limits.all_bytes:
+        while self._all + more > limits.all_bytes:
+            if self._make_room(None):
+                continue
             return "The server holds as much as it may for all sessions together; delete items, or try again later."
         return None
 
@@ -99,9 +106,11 @@ class Account:
 
     def close(self) -> None:
         self.waits(-self._waiting)
-        self._closed = True
         self._set(0)
+        self._closed = True
 
     def _set(self, held: int) -> None:
+        if self._closed:
+            return
         self._budget.change(self._key, held - self._held)
         self._held = held

@@ -141,6 +141,7 @@ async def metrics(request: web.Request) -> web.Response:
     except Unauthorized as error:
         return unauthorized(error)
     service.metrics.kept.set(service.keeper.count)
+    service.metrics.held.set(service.held_bytes)
     service.metrics.worker_restarts.set(service.pool.restarts)
     service.metrics.worker_slots.set(service.pool.slots)
     service.metrics.worker_busy.set(service.pool.busy)

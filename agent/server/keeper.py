@@ -18,6 +18,7 @@ from typing import Generic, Protocol, TypeVar
 from agent.ids import secret
 
 _FORMER = 4  # used tokens of a session that are told from unknown ones
+_UNCONFIRMED = 8  # tokens of a session that may be good at once
 
 
 class ResumeRefused(Exception):
@@ -63,6 +64,9 @@ class Keeper(Generic[S]):
 
     def issue(self, session: S) -> str:
         """A token for the session; the one before it stays good until `confirm`."""
+        mine = self._of(self._tokens, session)
+        if len(mine) >= _UNCONFIRMED:  # the oldest is the one that its client surely holds
+            del self._tokens[mine[1]]
         token = secret("resume")
         self._tokens[token] = session
         return token

@@ -17,6 +17,7 @@ class Metrics:
         self.sessions = Gauge("agogic_sessions", "Sessions open now", ["transport"], registry=self.registry)
         self.refused = Counter("agogic_refused_total", "Connections refused", ["reason"], registry=self.registry)
         self.kept = Gauge("agogic_sessions_kept", "Sessions that wait for their client", registry=self.registry)
+        self.held = Gauge("agogic_held_bytes", "What all sessions hold in memory, about", registry=self.registry)
         self.resumed = Counter("agogic_resumed_total", "Resumptions by outcome", ["outcome"], registry=self.registry)
         self.worker_restarts = Gauge("agogic_worker_restarts", "Worker processes restarted", registry=self.registry)
         self.worker_slots = Gauge("agogic_worker_slots", "Slots of all live workers", registry=self.registry)

@@ -29,6 +29,7 @@ from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.server.budget import Account
 from agent.server.fairness import LoopShare
+from agent.server.guard import Guard
 from agent.server.keeper import Keeper
 from agent.server.link import Lease
 from agent.server.metrics import Metrics
@@ -123,9 +124,10 @@ class SessionRunner:
 
     @property
     def engaged(self) -> bool:
-        """Whether it needs a place or has used one lately: others cannot count on it."""
+        """Whether it needs a place or has used one lately: others cannot count on it. While its client is away it needs
+        one only to end the answer that is being made."""
         if self._client is None:
-            return False
+            return self._lease is not None and self.session.making_answer
         waits = self._wanted.is_set() or self.session.answering
         return waits or (self._used_s is not None and self._clock.now_s() - self._used_s < ENGAGED_S)
 
@@ -174,6 +176,8 @@ class SessionRunner:
         if not self._over.is_set():
             self.end_reason = "client"
         self._over.set()
+        if self._client is None:  # whoever needs its room needs it now
+            self._forget()
 
     def lose(self, transport: Transport, reason: str) -> None:
         """This connection ended without a farewell: if it was the client's, it may come back by another."""
@@ -184,6 +188,7 @@ class SessionRunner:
             return
         log.info("%s: kept without its client: %s", self.session_id, reason)
         self._set_client(None)
+        self._wanted.clear()  # nobody stands in line who is not there
         with self._guard():
             self._do(self.session.leave())
         self.account.recount(self.session.held_bytes())
@@ -381,10 +386,10 @@ class SessionRunner:
             self._wanted.set()
 
     async def _find_a_place(self) -> None:
-        """Stands in line as long as the session lives."""
+        """Stands in line as long as the session lives and its client is there."""
         finding = asyncio.ensure_future(self._pool.lease_when_possible(self))
         try:
-            await self._either(asyncio.shield(finding), self._over.wait())
+            await self._either(asyncio.shield(finding), self._over.wait(), self._client_changed.wait())
             if finding.done() and (lease := finding.result()).alive:
                 self._wanted.clear()
                 self._take(lease)
@@ -466,7 +471,7 @@ class SessionRunner:
             lease.release()
 
     def _guard(self) -> contextlib.AbstractContextManager[None]:
-        return _Guard(self)
+        return Guard(self)
 
     def fail(self) -> None:
         """A mistake of ours inside this session: say so, and let the others live."""
@@ -475,6 +480,11 @@ class SessionRunner:
             transport.send_event(events.encode(events.Error(error=mistake.as_dict()), self.session.new_event_id()))
         self.close(1011, "internal error")
 
+    def _forget(self) -> None:
+        """Nothing of the conversation is needed any more."""
+        self.session.close()
+        self.account.close()
+
     def _end(self) -> None:
         self._over.set()
         if self._timer is not None:
@@ -482,24 +492,9 @@ class SessionRunner:
         if self._lease is not None:
             self._lease.release()
             self._lease = None
-        self.session.close()
-        self.account.close()
+        self._forget()
         for transport in self._transports:
             if transport is not self._client:
                 transport.close(1000, "the call has ended")
         self._on_end(self)
         self._ended.set()
-
-
-class _Guard(contextlib.AbstractContextManager[None]):
-    """Confines an exception to the session that raised it."""
-
-    def __init__(self, runner: SessionRunner) -> None:
-        self._runner = runner
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
-        if error is None or not isinstance(error, Exception):
-            return False
-        log.error("%s failed", self._runner.session_id, exc_info=error)
-        self._runner.fail()
-        return True

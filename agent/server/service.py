@@ -56,8 +56,10 @@ class Service:
         self.share = LoopShare()
         self.calls: dict[str, SessionRunner] = {}
         self.draining = False
-        self._budget = Budget(config.limits)
         self.keeper: Keeper[SessionRunner] = Keeper(config.session.resume_s, config.session.max_kept)
+        self._budget = Budget(
+            config.limits, lambda key: self.keeper.make_room(lambda kept: key is None or kept.owner == key)
+        )
         self._runners: set[SessionRunner] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._tidying: asyncio.TimerHandle | None = None
@@ -65,6 +67,11 @@ class Service:
     @property
     def session_count(self) -> int:
         return len(self._runners)
+
+    @property
+    def held_bytes(self) -> int:
+        """What all sessions hold in memory, as far as it is counted."""
+        return self._budget.held
 
     def settings(self, *updates: JsonObject | None) -> SessionSettings:
         """The defaults with these updates over them, in order. Raises `ProtocolError`."""

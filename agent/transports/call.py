@@ -29,6 +29,7 @@ from agent.server.service import NoCapacity, Service
 logger = logging.getLogger(__name__)
 
 MAX_WAITING_EVENTS = 256  # client events not yet handled; one more ends the call
+MAX_NAMES = 8  # ids by which a session is known that moved from call to call, the newest
 _LAST_WORDS_S = 0.5  # how long a session that ended itself may take to deliver its last events
 
 JsonObject = dict[str, object]
@@ -55,6 +56,7 @@ class Call:
         self._opened = False
         self._gone: str | None = None
         self._charged_bytes = 0
+        self.is_answered = False
         self.peer = Peer(
             self,
             self._next_sound,
@@ -170,10 +172,12 @@ class Call:
 
 
 class Calls:
-    """All calls going on, by id, and their tasks, so that shutdown finds them."""
+    """All calls going on, by id, and their tasks, so that shutdown finds them. `arriving`: the one of each session whose
+    client offered to come back by it, and that has no connection yet."""
 
     def __init__(self) -> None:
         self.live: dict[str, Call] = {}
+        self.arriving: dict[SessionRunner, Call] = {}
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def end(self) -> None:
@@ -225,22 +229,33 @@ async def start(
 
 
 async def resume(request: web.Request, offer: str, grant: Grant) -> Started:
-    """Answers the offer of a client whose connection was lost. Raises `ResumeRefused`, `NoCapacity`, or `BadOffer`."""
-    service = request.app[service_key]
+    """Answers the offer of a client whose connection was lost. Raises `ResumeRefused`, `NoCapacity`, or `BadOffer`.
+
+    A session has one call at most that is on its way: sockets are not for whoever offers often.
+    """
+    service, arriving = request.app[service_key], request.app[calls_key].arriving
     token, after = request.query["resume"], request.query.get("after", "")
 
     def take_up(call: Call) -> SessionRunner:
+        if arriving.get(runner) is call:
+            del arriving[runner]
         found = service.resumable(token, after, grant)
         found.resume(call, after)
         return found
 
     runner = service.resumable(token, after, grant)
-    call = Call(service.config.webrtc, _network(service), take_up)
+    if (former := arriving.get(runner)) is not None:
+        if not former.is_answered:
+            raise NoCapacity("Another offer to resume this session is being answered; try again in a moment.")
+        former.hang_up("a newer offer came")
+    call = arriving[runner] = Call(service.config.webrtc, _network(service), take_up)
     try:
         answer = await call.peer.answer(offer)
     except BaseException:
+        del arriving[runner]
         await call.peer.close()
         raise
+    call.is_answered = True
     return _let_live(request, call, runner, answer)
 
 
@@ -249,9 +264,11 @@ def _network(service: Service) -> Network:
 
 
 def _let_live(request: web.Request, call: Call, runner: SessionRunner, answer: str) -> Started:
-    calls = request.app[calls_key]
+    calls, known = request.app[calls_key], request.app[service_key].calls
     call_id = secret("rtc")
-    request.app[service_key].calls[call_id] = runner
+    known[call_id] = runner
+    for oldest in [each for each, session in known.items() if session is runner][:-MAX_NAMES]:
+        del known[oldest]
     calls.live[call_id] = call
 
     async def live() -> None:
@@ -259,6 +276,8 @@ def _let_live(request: web.Request, call: Call, runner: SessionRunner, answer: s
             await call.run()
         finally:
             calls.live.pop(call_id, None)
+            if calls.arriving.get(runner) is call:
+                del calls.arriving[runner]
 
     task = asyncio.create_task(live(), name=f"call {call_id}")
     calls.tasks.add(task)

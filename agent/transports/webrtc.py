@@ -39,9 +39,10 @@ async def create_call(request: web.Request) -> web.Response:
     """An SDP offer (alone, or with a session object in multipart/form-data) in; 201 with the answer out."""
     service = request.app[service_key]
     try:
-        grant = service.auth.authenticate(request)
+        returns = "resume" in request.query
+        grant = service.auth.return_of(request) if returns else service.auth.authenticate(request)
         offer, settings = await _read_body(request)
-        if "resume" in request.query:
+        if returns:
             started = await call.resume(request, offer, grant)
         else:
             started = await call.start(request, offer, grant, settings)

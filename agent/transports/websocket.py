@@ -175,7 +175,12 @@ async def realtime(request: web.Request) -> web.StreamResponse:
     service = request.app[service_key]
     call_id = request.query.get("call_id")
     try:
-        grant = service.auth.authenticate(request) if call_id is None else service.auth.recognise(request)
+        if call_id is not None:
+            grant = service.auth.recognise(request)
+        elif "resume" in request.query:
+            grant = service.auth.return_of(request)
+        else:
+            grant = service.auth.authenticate(request)
     except Unauthorized as error:
         return unauthorized(error)
     if not _is_websocket(request):
