@@ -41,8 +41,9 @@ class Budget:
             if self._by_key[key] <= 0:
                 del self._by_key[key]
 
-    def refusal(self, key: str, session: int, more: int) -> str | None:
-        """Why there is no room for `more` bytes where the session holds `session`; None where there is."""
+    def refusal(self, key: str, session: int, more: int, *, final: bool = True) -> str | None:
+        """Why there is no room for `more` bytes where the session holds `session`; None where there is. Where that is
+        `final`, room is made first."""
         limits = self._limits
         if session + more > limits.session_bytes:
             return (
@@ -50,11 +51,11 @@ class Budget:
                 "once."
             )
         while key and self._by_key[key] + more > limits.key_bytes:
-            if self._make_room(key):
+            if final and self._make_room(key):
                 continue
             return f"All sessions of this key together may hold {limits.key_bytes} bytes; end some, or delete items."
         while self._all + more > limits.all_bytes:
-            if self._make_room(None):
+            if final and self._make_room(None):
                 continue
             return "The server holds as much as it may for all sessions together; delete items, or try again later."
         return None
@@ -86,7 +87,7 @@ class Account:
         """Why a message of so many bytes cannot be taken; None where it is, and is then held. `count` says what the
         session really holds."""
         self._uncounted += more
-        full = self._budget.refusal(self._key, self._held + self._waiting, more) is not None
+        full = self._budget.refusal(self._key, self._held + self._waiting, more, final=False) is not None
         if full or self._uncounted > RECOUNT_BYTES:
             self._uncounted = 0
             self._set(count())

@@ -76,11 +76,13 @@ class SessionRunner:
         keeper: Keeper[SessionRunner],
         *,
         owner: str = "",
+        key_name: str = "",
         address: str = "",
     ) -> None:
         self.session = session
         self.account = account
         self.owner = owner
+        self.key_name = key_name
         self.address = address
         self.transport_kind = transport.kind
         self._on_end = on_end

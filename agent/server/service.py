@@ -127,6 +127,7 @@ class Service:
             self._ended,
             self.keeper,
             owner=owner,
+            key_name=grant.name,
             address=source,
         )
         self._runners.add(runner)
@@ -161,7 +162,7 @@ class Service:
                 f"This key opens {' or '.join(key.models)} only, not {model[:64]!r}.",
                 param="model",
             )
-        if key.max_sessions and self._usage.count(key.name) >= key.max_sessions:
+        if key.max_sessions and self._is_full(key.max_sessions, lambda runner: runner.key_name == key.name):
             self._refuse("sessions_per_key", f"All {key.max_sessions} sessions of this key are in use")
         spent = self._usage.minutes(key.name, self.clock.now_s(), self.clock.unix_s())
         if key.minutes_per_day and spent >= key.minutes_per_day:

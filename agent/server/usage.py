@@ -36,10 +36,6 @@ class Usage:
     def began(self, visit: Visit) -> None:
         self._open[visit.session] = visit
 
-    def count(self, name: str) -> int:
-        """Sessions of this name that go on."""
-        return sum(visit.name == name for visit in self._open.values())
-
     def minutes(self, name: str, now_s: float, now_unix_s: int) -> float:
         """Of today, of all sessions of this name; `now_s` on the clock that sessions begin on."""
         self._turn_the_page(now_unix_s)
