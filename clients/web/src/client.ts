@@ -365,7 +365,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     const attempt = ++this.#attempt;
     this.#setState("reconnecting");
     const until = Date.now() + PATIENCE_MS;
-    await this.#left?.playedOut();
+    await this.#left?.playedOut(this.#resumption.offer() !== undefined);
     for (let pauseMs = FIRST_PAUSE_MS; Date.now() < until; pauseMs = Math.min(2 * pauseMs, LONGEST_PAUSE_MS)) {
       await new Promise((resolve) => setTimeout(resolve, pauseMs * (0.75 + Math.random() / 4)));
       if (attempt !== this.#attempt) return;

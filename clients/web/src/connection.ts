@@ -46,8 +46,9 @@ export interface Connection {
   taps(): Taps | undefined;
   /** How long sound already spoken may still be on its way to the server, in ms. */
   readonly tailMs: number;
-  /** After a loss: returns when all that had come of the answer has been heard. */
-  playedOut(): Promise<void>;
+  /** After a loss: returns when all that had come of the answer has been heard. Where the session `goesOn`, its words are
+   * shown then, whatever became of their sound. */
+  playedOut(goesOn: boolean): Promise<void>;
   /** Also owed after a loss: until then the other side is told nothing, because the session may go on. */
   close(): void;
 }

@@ -72,7 +72,7 @@ export async function connectWebSocket(options: ConnectOptions): Promise<Connect
     if (event.type === "input_audio_buffer.speech_started") silence();
     if (event.type === "response.output_audio.delta") {
       const { delta, ...rest } = event;
-      sound.play(event.item_id, decodePcm(delta ?? ""));
+      sound.play(event.item_id, decodePcm(delta ?? ""), event.x_agogic?.start_time);
       words.event(rest);
       return;
     }
@@ -102,9 +102,10 @@ export async function connectWebSocket(options: ConnectOptions): Promise<Connect
     setSpeaker: (deviceId) => sound.setSpeaker(deviceId),
     levels: () => sound.levels(),
     taps: () => sound.taps(),
-    playedOut: async () => {
+    playedOut: async (goesOn) => {
       const until = Date.now() + PLAY_OUT_MS;
       while (state === "lost" && sound.isPlaying && Date.now() < until) await new Promise((done) => setTimeout(done, 20));
+      if (goesOn) words.flush();
     },
     close,
   };
