@@ -126,8 +126,7 @@ class SessionRunner:
 
     @property
     def engaged(self) -> bool:
-        """Whether it needs a place or has used one lately: others cannot count on it. While its client is away it needs
-        one only to end the answer that is being made."""
+        """Whether it needs a place or has used one lately; while its client is away, only for the answer being made."""
         if self._client is None:
             return self._lease is not None and self.session.making_answer
         waits = self._wanted.is_set() or self.session.answering
@@ -483,7 +482,6 @@ class SessionRunner:
         self.close(1011, "internal error")
 
     def _forget(self) -> None:
-        """Nothing of the conversation is needed any more."""
         self.session.close()
         self.account.close()
 

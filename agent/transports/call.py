@@ -172,8 +172,8 @@ class Call:
 
 
 class Calls:
-    """All calls going on, by id, and their tasks, so that shutdown finds them. `arriving`: the one of each session whose
-    client offered to come back by it, and that has no connection yet."""
+    """All calls going on, by id, and their tasks, so that shutdown finds them. `arriving`: by which the client of a
+    session wants to come back, without a connection yet."""
 
     def __init__(self) -> None:
         self.live: dict[str, Call] = {}
