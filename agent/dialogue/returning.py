@@ -1,4 +1,4 @@
-"""A client comes back: it gets what it missed, and answers that cannot be heard any more hold what was heard of them."""
+"""A client comes back: it gets what it missed, and answers that nobody can hear any more hold what was heard."""
 
 from __future__ import annotations
 

@@ -100,6 +100,10 @@ class Call:
         if self._runner is not None and not self._closed:
             self._runner.feed_audio(pcm)
 
+    def peer_network(self, loss: float | None, round_trip_ms: float | None) -> None:
+        if self._runner is not None and not self._closed:
+            self._runner.network(loss, round_trip_ms)
+
     def peer_closed(self, reason: str, *, by_client: bool) -> None:
         self.hang_up(reason, lost=not by_client)
 
