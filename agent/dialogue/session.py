@@ -13,7 +13,6 @@ how they meet; this class answers the client's events. Every call returns the ef
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import Literal
 
 from agent import audio
@@ -36,7 +35,7 @@ from agent.dialogue.item_sound import SoundShown
 from agent.dialogue.listening import Listening
 from agent.dialogue.rates import WorkerForecast
 from agent.dialogue.response import Response, ResponsePlan
-from agent.dialogue.speaking import Speaking, WorkerSlot
+from agent.dialogue.speaking import Speaking, Speech, WorkerSlot
 from agent.dialogue.turns import Turns
 from agent.ids import Ids
 from agent.protocol import client_events as client
@@ -44,7 +43,7 @@ from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.protocol.formats import format_name
 from agent.protocol.items import ItemReference
-from agent.protocol.session_object import SessionSettings, render, updated
+from agent.protocol.session_object import SessionSettings, render, size_bytes, updated
 from agent.turn.silero import VoiceActivity
 from agent.wire import (
     AudioOut,
@@ -60,15 +59,6 @@ from agent.wire import (
 
 JsonObject = dict[str, object]
 Transport = Literal["websocket", "webrtc", "telephone"]
-
-
-@dataclass(frozen=True)
-class Speech:
-    """A piece of an answer on its way to a telephone. `end_sample` is where it ends within that answer."""
-
-    generation: int
-    end_sample: int
-    samples: audio.Samples
 
 
 class Session:
@@ -229,6 +219,11 @@ class Session:
         self._outbox.send(events.DtmfReceived(event=key, received_at=self._clock.unix_s()))
         return self._outbox.take()
 
+    def network(self, loss: float | None, round_trip_ms: float | None) -> None:
+        """What the transport saw of it in the last second (see `Network`); from the next turn on it counts."""
+        policy = self._briefing.policy
+        policy.network = policy.network.after(loss, round_trip_ms)
+
     def tick(self) -> list[Effect]:
         """To be called when `next_deadline_s` has come."""
         self._speaking.on_tick()
@@ -296,7 +291,11 @@ class Session:
         """What settings, conversation, sound not worked off yet and the answer in hand take, about. Counts every
         item."""
         parts = (self._conversation, self._listening, self._speaking)
-        return len(self.settings.instructions) + sum(part.held_bytes() for part in parts)
+        return size_bytes(self.settings) + sum(part.held_bytes() for part in parts)
+
+    def forget_sound(self) -> None:
+        """Lets the sound of earlier items go; what was understood of them stays."""
+        self._conversation.forget_audio(0)
 
     def close(self) -> None:
         """Nobody will ask for anything any more: lets go at once of what takes memory. What is left of the session is a

@@ -18,6 +18,7 @@ from aiortc import (
 from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationError
 
 from agent.rtc.description import BadOffer, finish_answer, offering_addresses, prepare_offer
+from agent.rtc.jitter import LossMeter
 from agent.rtc.receive import Microphone, tap
 from agent.rtc.screen import screen_all
 from agent.rtc.send import SpeakerTrack
@@ -42,6 +43,9 @@ class PeerEvents(Protocol):
 
     def peer_audio(self, pcm: bytes) -> None:
         """Microphone sound, s16le mono at 24 kHz."""
+
+    def peer_network(self, loss: float | None, round_trip_ms: float | None) -> None:
+        """Once a second, as far as it is known: the share of packets lost, of the direction that loses more."""
 
     def peer_closed(self, reason: str) -> None:
         """The connection is gone; called once."""
@@ -69,6 +73,7 @@ class Peer:
         self._channel: RTCDataChannel | None = None
         self._speaker = SpeakerTrack(source)
         self._microphone = Microphone(events.peer_audio, asyncio.get_running_loop())
+        self._loss = LossMeter()
         self._reason: str | None = None
         self._connection.on("datachannel", self._on_channel)
         self._connection.on("connectionstatechange", self._on_state)
@@ -149,13 +154,17 @@ class Peer:
             raise
 
     async def _report(self) -> int:
-        """Bytes received so far; the loss the client reports goes to the encoder."""
+        """Bytes received so far; the loss the client reports goes to the encoder, and what is known to the user."""
         received = 0
+        losses, round_trip_ms = [self._loss.share(self._microphone.stats)], None
         for report in (await self._connection.getStats()).values():
             if report.type == "transport":
                 received += report.bytesReceived
             elif report.type == "remote-inbound-rtp":
                 self._speaker.expect_loss(max(5, report.fractionLost * 100 // 256))
+                losses.append(report.fractionLost / 256)
+                round_trip_ms = None if report.roundTripTime is None else max(0.0, 1000 * report.roundTripTime)
+        self._events.peer_network(max((loss for loss in losses if loss is not None), default=None), round_trip_ms)
         return received
 
     def _audio(self) -> RTCRtpTransceiver:

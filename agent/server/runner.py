@@ -20,8 +20,8 @@ import numpy as np
 
 from agent.clock import Clock
 from agent.dialogue.effects import ClearPlayback, Close, Effect, SendEvent, SendLarge, ToWorker
-from agent.dialogue.session import Session, Speech
-from agent.dialogue.speaking import WorkerSlot
+from agent.dialogue.session import Session
+from agent.dialogue.speaking import Speech, WorkerSlot
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.server.budget import Account
@@ -208,6 +208,8 @@ class SessionRunner:
         if self._over.is_set():
             return
         with self._guard():
+            if self.account.hears(len(pcm), self.session.held_bytes):
+                self.session.forget_sound()
             self.session.microphone(np.frombuffer(pcm, dtype="<i2"))
             while self.session.has_pending_audio:
                 self._do(self.session.process_audio())
@@ -241,6 +243,12 @@ class SessionRunner:
         if not self._over.is_set():
             with self._guard():
                 self._do(self.session.played(generation, samples))
+
+    def network(self, loss: float | None, round_trip_ms: float | None) -> None:
+        """Once a second, from transports that know it: the share of packets lost in that second, and the round trip."""
+        if not self._over.is_set():
+            with self._guard():
+                self.session.network(loss, round_trip_ms)
 
     def press(self, key: str) -> None:
         """A key of the telephone."""

@@ -103,6 +103,10 @@ class Call:
         if self._runner is not None:
             self._runner.feed_audio(pcm)
 
+    def peer_network(self, loss: float | None, round_trip_ms: float | None) -> None:
+        if self._runner is not None:
+            self._runner.network(loss, round_trip_ms)
+
     def peer_closed(self, reason: str) -> None:
         self._hang_up(reason)
 

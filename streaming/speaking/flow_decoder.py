@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -109,6 +110,17 @@ class CodeFrames:
         """12.5 Hz frames that the next chunks have together, if codes do not end before."""
         return sum(self._lengths())
 
+    @property
+    def cuts(self) -> list[int]:
+        """12.5 Hz frames that the next chunks could have together if they were fewer, the fewest first."""
+        lengths = self._lengths()
+        sums = list(accumulate(lengths[:-1]))[self._fewest - 1 :]
+        return [frames for frames in sums if frames < len(self._waiting)]
+
+    def cut(self, frames: int) -> None:
+        """The next chunks have no more frames than that, one of the `cuts`: `most_chunks` says so."""
+        self.most_chunks = 1 + list(accumulate(self._lengths())).index(frames)
+
     def take(self) -> FlowChunk | None:
         """The next chunks as one row, or None while codes are missing or nothing is left."""
         if not self.ready:
@@ -129,14 +141,18 @@ class CodeFrames:
         real = (torch.arange(width) < len(rows)).unsqueeze(0)
         return FlowChunk(table[0], table[1], table[2], real, layout.as_row())
 
+    @property
+    def _fewest(self) -> int:
+        """Chunks that the next call makes at least."""
+        return 1 if self._calls else self.first_chunks
+
     def _lengths(self) -> list[int]:
         """12.5 Hz frames of each chunk of the next call."""
         chunks = min(self.plan.chunks(self._calls), self.most_chunks)
         if not self._calls:
             chunks = max(chunks, self.first_chunks)
         lengths = [self.plan.length(self._chunks + index) for index in range(chunks)]
-        fewest = 1 if self._calls else self.first_chunks
-        while self.hurried and not self._ended and len(lengths) > fewest and not self._complete(lengths):
+        while self.hurried and not self._ended and len(lengths) > self._fewest and not self._complete(lengths):
             lengths.pop()
         return lengths
 

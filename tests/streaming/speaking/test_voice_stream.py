@@ -70,12 +70,25 @@ def table(rows: list[list[Code]]) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
-def render(decoder: FlowDecoder, codes: list[Code], bunch: int, hurried: tuple[bool, ...] = (False,)) -> Tensor:
-    """Mel of one session whose codes arrive `bunch` at a time; whether it is `hurried` then, in turns."""
+def render(
+    decoder: FlowDecoder, codes: list[Code], bunch: int, hurried: tuple[bool, ...] = (False,), cut: int | None = None
+) -> Tensor:
+    """Mel of one session whose codes arrive `bunch` at a time; whether it is `hurried` then, in turns, and at which of
+    the places where that is possible each call is cut."""
     frames, state, made = decoder.frames(), decoder.initial_state(1), []
 
+    def take() -> FlowChunk | None:
+        frames.most_chunks = max(decoder.plan.together)
+        if cut is None or not frames.ready or not (cuts := frames.cuts):
+            return frames.take()
+        frames.cut(cuts[cut % len(cuts)])
+        expected = frames.next_frames
+        chunk = frames.take()
+        assert chunk is not None and len(chunk.layout.start[0]) == expected in cuts
+        return chunk
+
     def drain(state: FlowState) -> FlowState:
-        while (chunk := frames.take()) is not None:
+        while (chunk := take()) is not None:
             mel, state = decoder.step(chunk, state)
             made.append(mel[0, : 4 * chunk.real_frames(decoder.look_ahead_frames)[0]])
         return state
@@ -99,13 +112,18 @@ def test_repeated_codes_know_place_and_length() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(codes=CODES, bunch=st.integers(1, 5), hurried=st.lists(st.booleans(), min_size=1, max_size=3))
+@given(
+    codes=CODES,
+    bunch=st.integers(1, 5),
+    hurried=st.lists(st.booleans(), min_size=1, max_size=3),
+    cut=st.none() | st.integers(0, 3),
+)
 def test_codes_in_any_bunches_give_the_whole_mel(
-    planned: FlowDecoder, codes: list[Code], bunch: int, hurried: list[bool]
+    planned: FlowDecoder, codes: list[Code], bunch: int, hurried: list[bool], cut: int | None
 ) -> None:
     with torch.inference_mode():
         whole = planned(*table([codes]))[0]
-        torch.testing.assert_close(render(planned, codes, bunch, tuple(hurried)), whole, **TOLERANCE)
+        torch.testing.assert_close(render(planned, codes, bunch, tuple(hurried), cut), whole, **TOLERANCE)
 
 
 def test_uniform_plan_is_what_the_weights_do_without_one(decoder: FlowDecoder) -> None:
