@@ -113,9 +113,9 @@ async def goes_on(page: Page) -> None:
     """The answer that was lost in the middle comes to its end, and the next one is given."""
     await expect(said_by(page, "assistant")).to_have_text(REPLY, timeout=30_000)
     await write(page, "And a tea.")
-    await expect(said_by(page, "assistant")).to_have_count(2, timeout=30_000)
-    rows = await page.locator(".turn .said").all_inner_texts()
-    assert rows == ["a large latte please", REPLY, "And a tea.", REPLY], "whole, in order, and nothing twice"
+    # Whole, in order, and nothing twice; the first answer's last word may still be sounding when the writing breaks in.
+    whole = ["a large latte please", REPLY, "And a tea.", REPLY]
+    await expect(page.locator(".turn .said")).to_have_text(whole, timeout=30_000)
 
 
 async def changed_at_ms(page: Page, state: str, since_ms: float = 0.0) -> float:
@@ -180,17 +180,9 @@ async def test_an_answer_goes_on_over_the_next_connection(microphone: Path, tmp_
         with serving(tmp_path, free_port()) as (_, server):
             async with way_to(server) as (seen, cut):
                 await start(page, seen, "?transport=websocket")
-                for count in (1, 2):
-                    await expect(said_by(page, "user")).to_have_count(count, timeout=30_000)
-                    await page.evaluate(WATCH)
-                    cut()
-                    await changed_at_ms(page, "connected", await changed_at_ms(page, "reconnecting"))
-                    if count == 1:
-                        await expect(said_by(page, "assistant")).to_have_text(REPLY, timeout=30_000)
-                        await write(page, "And a tea.")
-                await expect(said_by(page, "assistant")).to_have_count(2, timeout=30_000)
-                rows = await page.locator(".turn .said").all_inner_texts()
-                assert rows == ["a large latte please", REPLY, "And a tea.", REPLY], (
-                    "whole, in order, and nothing twice"
-                )
-            assert resumptions(server) == 2
+                await expect(said_by(page, "user")).to_have_count(1, timeout=30_000)
+                await page.evaluate(WATCH)
+                cut()
+                await changed_at_ms(page, "connected", await changed_at_ms(page, "reconnecting"))
+                await goes_on(page)
+            assert resumptions(server) == 1
