@@ -12,8 +12,8 @@ from agent.protocol.errors import ProtocolError
 
 JsonObject = dict[str, object]
 MAX_TOOLS = 128
-# What all tools of a session may take together: they stand in every prompt.
-MAX_DEFINITION_CHARACTERS = 64 * 1024
+# What all tools may take together: as much as a session's settings may.
+MAX_DEFINITION_CHARACTERS = 512 * 1024
 
 
 class FunctionTool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
