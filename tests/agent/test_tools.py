@@ -105,10 +105,12 @@ def test_a_definition_that_cannot_be_called_is_refused_by_name(
 def test_definitions_have_a_longest_length() -> None:
     tools = [{**CANCEL, "name": f"f{number}", "description": "x" * 100_000} for number in range(6)]
     driver = SessionDriver()
-    (refused,) = driver.send(type="response.create", response={"tools": tools})
-    assert refused["error"]["param"] == "response.tools" and "524288 fit" in refused["error"]["message"]
-    (refused,) = driver.send(type="session.update", session={"type": "realtime", "tools": tools})
-    assert refused["error"]["code"] == "invalid_value" and "524288" in refused["error"]["message"]
+    for event in (
+        {"type": "response.create", "response": {"tools": tools}},
+        {"type": "session.update", "session": {"type": "realtime", "tools": tools}},
+    ):
+        (refused,) = driver.send(**event)
+        assert refused["error"]["code"] == "invalid_value" and "524288" in refused["error"]["message"]
 
 
 def test_mcp_tools_are_left_out_and_none_of_them_can_be_chosen() -> None:
