@@ -12,8 +12,6 @@ from agent.protocol.errors import ProtocolError
 
 JsonObject = dict[str, object]
 MAX_TOOLS = 128
-# What all tools of a session may take together: they stand in every prompt.
-MAX_DEFINITION_CHARACTERS = 64 * 1024
 
 
 class FunctionTool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
@@ -55,9 +53,6 @@ def functions(tools: Sequence[Tool], where: str) -> list[FunctionTool]:
         if isinstance(tool.parameters, dict):
             _check_schema(tool.parameters, f"{param}.parameters")
         found[tool.name] = tool
-    length = sum(len(definition(tool)) for tool in found.values())
-    if length > MAX_DEFINITION_CHARACTERS:
-        raise _invalid(where, f"the definitions have {length} characters together; {MAX_DEFINITION_CHARACTERS} fit")
     return list(found.values())
 
 

@@ -85,7 +85,6 @@ def test_what_is_defined_is_shown_and_reaches_the_worker() -> None:
         ([{**CANCEL, "parameters": {"properties": []}}], "tools[0].parameters.properties", "object of schemas"),
         ([{**CANCEL, "parameters": {"properties": {"a": 1}}}], "tools[0].parameters.properties.a", "object"),
         ([{**CANCEL, "parameters": {"required": "a"}}], "tools[0].parameters.required", "list of names"),
-        ([{**CANCEL, "description": "x" * 70_000}], "tools", "65536 fit"),
     ],
 )
 def test_a_definition_that_cannot_be_called_is_refused_by_name(
@@ -101,6 +100,17 @@ def test_a_definition_that_cannot_be_called_is_refused_by_name(
         assert refused["error"]["param"] == f"{where}.{param}"
         assert said in refused["error"]["message"]
     check(driver.events)
+
+
+def test_definitions_have_a_longest_length() -> None:
+    tools = [{**CANCEL, "name": f"f{number}", "description": "x" * 100_000} for number in range(6)]
+    driver = SessionDriver()
+    for event in (
+        {"type": "response.create", "response": {"tools": tools}},
+        {"type": "session.update", "session": {"type": "realtime", "tools": tools}},
+    ):
+        (refused,) = driver.send(**event)
+        assert refused["error"]["code"] == "invalid_value" and "524288" in refused["error"]["message"]
 
 
 def test_mcp_tools_are_left_out_and_none_of_them_can_be_chosen() -> None:
