@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from agent.dialogue.speaking import Speech, WorkerSlot
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.server.budget import Account
+from agent.server.either import either
 from agent.server.fairness import LoopShare
 from agent.server.link import Lease
 from agent.server.metrics import Metrics
@@ -88,6 +89,7 @@ class SessionRunner:
         self._used_s: float | None = None
         self._asked_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = 0.0
         self._started = False
         self._unsent: list[Effect] = []
 
@@ -129,7 +131,7 @@ class SessionRunner:
         """Until the session is over, however it ends; releases everything."""
         try:
             while not self._over.is_set():
-                await self._either(self._wanted.wait(), self._over.wait())
+                await either(self._wanted.wait(), self._over.wait())
                 if self._wanted.is_set() and not self._over.is_set():
                     await self._find_a_place()
         finally:
@@ -304,7 +306,7 @@ class SessionRunner:
         """Stands in line as long as the session lives."""
         finding = asyncio.ensure_future(self._pool.lease_when_possible(self))
         try:
-            await self._either(asyncio.shield(finding), self._over.wait())
+            await either(asyncio.shield(finding), self._over.wait())
             if finding.done() and (lease := finding.result()).alive:
                 self._wanted.clear()
                 self._take(lease)
@@ -316,15 +318,6 @@ class SessionRunner:
         self._used_s = self._clock.now_s()
         with self._guard():
             self._do(self.session.worker_ready(WorkerSlot(lease.session, lease.ready)))
-
-    async def _either(self, *waits: Awaitable[object]) -> None:
-        """Until one of them is done; the others are given up."""
-        tasks = [asyncio.ensure_future(wait) for wait in waits]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
 
     def _tell_worker(self, message: Message) -> None:
         if self._lease is None:
@@ -356,19 +349,29 @@ class SessionRunner:
         self._schedule()
 
     def _schedule(self) -> None:
+        """Keeps one timer; a deadline that moved away, as it does with every piece of sound, is found when the old one
+        fires."""
+        if self._over.is_set():
+            return
+        due_s = self._due_s()
         if self._timer is not None:
+            if self._timer_at_s <= due_s:
+                return
             self._timer.cancel()
-            self._timer = None
-        if not self._over.is_set():
-            due_s = self.session.next_deadline_s()
-            if self._asked_s is not None:
-                due_s = min(due_s, self._asked_s + self._pool.stuck_after_s)
-            delay_s = max(0.0, due_s - self._clock.now_s())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+        self._timer_at_s = due_s
+        delay_s = max(0.0, due_s - self._clock.now_s())
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+
+    def _due_s(self) -> float:
+        due_s = self.session.next_deadline_s()
+        return due_s if self._asked_s is None else min(due_s, self._asked_s + self._pool.stuck_after_s)
 
     def _on_timer(self) -> None:
         self._timer = None
         if self._over.is_set():
+            return
+        if self._due_s() > self._clock.now_s():
+            self._schedule()
             return
         with self._guard():
             if self._asked_s is not None and self._clock.now_s() - self._asked_s >= self._pool.stuck_after_s:
