@@ -43,7 +43,7 @@ from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.protocol.formats import format_name
 from agent.protocol.items import ItemReference
-from agent.protocol.session_object import SessionSettings, render, updated
+from agent.protocol.session_object import SessionSettings, render, size_bytes, updated
 from agent.turn.silero import VoiceActivity
 from agent.wire import (
     AudioOut,
@@ -291,7 +291,11 @@ class Session:
         """What settings, conversation, sound not worked off yet and the answer in hand take, about. Counts every
         item."""
         parts = (self._conversation, self._listening, self._speaking)
-        return len(self.settings.instructions) + sum(part.held_bytes() for part in parts)
+        return size_bytes(self.settings) + sum(part.held_bytes() for part in parts)
+
+    def forget_sound(self) -> None:
+        """Lets the sound of earlier items go; what was understood of them stays."""
+        self._conversation.forget_audio(0)
 
     def close(self) -> None:
         """Nobody will ask for anything any more: lets go at once of what takes memory. What is left of the session is a

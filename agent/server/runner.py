@@ -208,6 +208,8 @@ class SessionRunner:
         if self._over.is_set():
             return
         with self._guard():
+            if self.account.hears(len(pcm), self.session.held_bytes):
+                self.session.forget_sound()
             self.session.microphone(np.frombuffer(pcm, dtype="<i2"))
             while self.session.has_pending_audio:
                 self._do(self.session.process_audio())

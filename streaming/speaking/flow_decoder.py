@@ -1,8 +1,8 @@
 """The embedded flow decoder chunk by chunk: duration-tagged codes in, 50 Hz mel out, equal to the whole at once.
 
 `CodeFrames` collects one session's codes and cuts them into chunks as a `ChunkPlan` says; `FlowDecoder.step` turns one
-or several chunks of every active row into mel. They come with their own frames and the network's look-ahead of the next
-ones; what the plan hides of these, and what is missing at the end of speech, is marked as not real.
+or several chunks of every row into mel. They come with their own frames and the network's look-ahead of the next ones;
+what the plan hides of these, and what is missing at the end of speech, is marked as not real.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 from streaming.speaking.chunk_plan import ChunkPlan, Layout
 from streaming.speaking.flow import Voicebox
 from streaming.speaking.mel24k import MEL_BINS
@@ -223,7 +223,7 @@ class FlowDecoder(StreamingModule[FlowState]):
             self.voicebox.diff_estimator.step_gains(self.dials.steps).repeat(batch, 1, 1, 1),
         )
 
-    def step(self, x: FlowChunk, state: FlowState, active: Tensor | None = None) -> tuple[Tensor, FlowState]:
+    def step(self, x: FlowChunk, state: FlowState) -> tuple[Tensor, FlowState]:
         """Mel of the chunks; of a last one only the first 4 * real frames mean anything."""
         vectors = self.voicebox.cond_emb(x.codes)
         frames_in = Frames(vectors, x.position, x.duration, x.real)
@@ -240,7 +240,7 @@ class FlowDecoder(StreamingModule[FlowState]):
             velocity = network.with_cache(mel, state.gains[:, index], given, rotation, mask, memory)
             mel = mel + velocity / steps
         new = FlowState(state.frames + frames, unmerge, keys[..., frames:, :], values[..., frames:, :], state.gains)
-        return mel, keep_inactive(new, state, active)
+        return mel, new
 
     def _grown(self, past: Tensor, frames: int) -> Tensor:
         """The cache with room for `frames` more at its end; the one copy of it that a step makes."""

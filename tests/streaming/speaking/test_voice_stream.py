@@ -14,6 +14,7 @@ from streaming.speaking.flow import FlowConfig, Voicebox
 from streaming.speaking.flow_decoder import CodeFrames, FlowChunk, FlowDecoder, FlowDials, FlowState, SpeechCodeError
 from streaming.speaking.unmerge import UnmergeConfig, repeat_codes
 from streaming.speaking.vocos import Vocos, VocosConfig
+from tests.support.company import step_some
 
 Code = tuple[int, int]
 PLANS = [
@@ -206,8 +207,6 @@ def test_sessions_out_of_step_do_not_touch_each_other(
 ) -> None:
     # Equal plans, but rows stand at different calls: one chunk a call keeps them equally long.
     decoder = FlowDecoder(decoder.voicebox, decoder.dials, ChunkPlan((4,), (2,))).eval()
-    empty = (torch.zeros(1, 6, dtype=kind) for kind in (torch.int64, torch.int64, torch.int64, torch.bool))
-    idle = FlowChunk(*empty, decoder.plan.layout(4).as_row())
     sessions = []
     for codes in rows:
         frames = decoder.frames()
@@ -217,14 +216,17 @@ def test_sessions_out_of_step_do_not_touch_each_other(
         sessions.append(frames)
     made: list[list[Tensor]] = [[] for _ in rows]
     with torch.inference_mode():
-        state = decoder.initial_state(len(rows))
+        states = [decoder.initial_state(1) for _ in rows]
         for turn in [*turns, *[7] * 20]:
-            chunks = [s.take() if turn & 1 << row else None for row, s in enumerate(sessions)]
-            stacked = FlowChunk.stack([chunk or idle for chunk in chunks])
-            mel, state = decoder.step(stacked, state, torch.tensor([chunk is not None for chunk in chunks]))
-            for row, chunk in enumerate(chunks):
-                if chunk is not None:
-                    made[row].append(mel[row, : 4 * chunk.real_frames(decoder.look_ahead_frames)[0]])
+            taken = {row: session.take() for row, session in enumerate(sessions) if turn & 1 << row}
+            chunks = {row: chunk for row, chunk in taken.items() if chunk is not None}
+            if chunks:
+                mel, after = decoder.step(
+                    FlowChunk.stack([*chunks.values()]), join_rows([states[row] for row in chunks])
+                )
+                for at, (row, state) in enumerate(zip(chunks, split_rows(after, len(chunks)), strict=True)):
+                    states[row] = state
+                    made[row].append(mel[at, : 4 * chunks[row].real_frames(decoder.look_ahead_frames)[0]])
         for row, codes in enumerate(rows):
             torch.testing.assert_close(torch.cat(made[row]), render(decoder, codes, 1), **TOLERANCE)
 
@@ -314,7 +316,7 @@ def test_vocoder_rows_in_company_are_rows_alone(vocoder: Vocos) -> None:
     mel = torch.randn(2, 12, 128, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         state = vocoder.initial_state(2)
-        _, state = vocoder.step(mel[:, :5], state, torch.tensor([True, False]))
+        _, state = step_some(vocoder, mel[:, :5], state, [0])
         made, state = vocoder.step(torch.stack((mel[0, 5:9], mel[1, :4])), state)
         alone, _ = vocoder.step(mel[1:, :4], vocoder.initial_state(1))
         torch.testing.assert_close(made[1:], alone, **TOLERANCE)
