@@ -43,6 +43,7 @@ class HttpConfig(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8790
     api_keys: tuple[str, ...] = ()
+    keys_file: str = ""
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     max_connections: Annotated[int, Meta(ge=8)] = 1024
@@ -51,6 +52,8 @@ class HttpConfig(Section, frozen=True):
     ping_interval_s: Positive = 20.0
     max_message_bytes: Annotated[int, Meta(ge=65_536)] = 22 * 1024 * 1024
     drain_s: Annotated[float, Meta(ge=0)] = 5.0
+    certificate: str = ""
+    private_key: str = ""
 
 
 class ModelConfig(Section, frozen=True):
@@ -75,6 +78,8 @@ class SessionConfig(Section, frozen=True):
     max_idle_s: Positive = 1800.0
     max_duration_s: Positive = 86_400.0
     max_sessions: Annotated[int, Meta(ge=1)] = 256
+    resume_s: Annotated[float, Meta(ge=0, le=3600)] = 60.0
+    max_kept: Annotated[int, Meta(ge=0)] = 64
 
 
 class TurnConfig(Section, frozen=True):
@@ -91,11 +96,48 @@ class PlayoutConfig(Section, frozen=True):
     slice_ms: Annotated[int, Meta(ge=20, le=1000)] = 100
 
 
+_ICE_URL = re.compile(r"stuns?:[^\s?@]+|turns?:[^\s?@]+(?:\?transport=(?:udp|tcp))?")
+
+
+class IceServerConfig(Section, frozen=True):
+    """STUN or TURN. `secret` is coturn's static-auth-secret, from which each caller gets a credential of its own;
+    `gather`: agogic asks this server for candidates too, not only its callers."""
+
+    urls: Annotated[tuple[str, ...], Meta(min_length=1)]
+    username: str = ""
+    credential: str = ""
+    secret: str = ""
+    gather: bool = False
+
+    def __post_init__(self) -> None:
+        for url in self.urls:
+            if not _ICE_URL.fullmatch(url):
+                raise ValueError(f"{url!r} is no address of a STUN or TURN server such as turn:turn.example.org:3478")
+        if self.secret and (self.username or self.credential):
+            raise ValueError("`secret` makes `username` and `credential`; set one or the other")
+
+
 class WebRtcConfig(Section, frozen=True):
     addresses: tuple[str, ...] = ()
-    ice_servers: tuple[str, ...] = ()
+    external_addresses: tuple[str, ...] = ()
+    ports: tuple[Port, Port] = (0, 0)
+    ice_servers: tuple[IceServerConfig, ...] = ()
+    ice_lifetime_s: Annotated[int, Meta(ge=30, le=86_400)] = 600
     connect_timeout_s: Positive = 10.0
     disconnected_tolerance_s: Positive = 10.0
+
+    def __post_init__(self) -> None:
+        first, last = self.ports
+        if (first or last) and not 0 < first <= last:
+            raise ValueError(f"`ports` are the first and the last port that may be used, but are {first} and {last}")
+        for entry in self.external_addresses:
+            for address in entry.split("/", 1):
+                try:
+                    ipaddress.ip_address(address)
+                except ValueError as error:
+                    raise ValueError(
+                        f'`external_addresses` are "SEEN" or "SEEN/BOUND", but one is {entry!r}'
+                    ) from error
 
 
 class LimitsConfig(Section, frozen=True):
@@ -182,7 +224,7 @@ class ServerConfig(Section, frozen=True):
     telephony: TelephonyConfig = TelephonyConfig()
 
 
-_SECRET = re.compile(r"http\.api_keys|telephony\..*(?:token|password|secret|users\b)")
+_SECRET = re.compile(r"http\.api_keys|webrtc\.ice_servers|telephony\..*(?:token|password|secret|users\b)")
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
 
@@ -229,9 +271,11 @@ def check_exposure(config: ServerConfig) -> None:
                 f"telephony.sip.host = {sip.host!r} is no address that a phone can answer to; "
                 "set telephony.sip.public_address"
             )
+    if bool(config.http.certificate) != bool(config.http.private_key):
+        raise ConfigError("http.certificate and http.private_key belong together; set both, or neither")
     if config.telephony.webhook.url and not config.telephony.webhook.secret:
         raise ConfigError("telephony.webhook.url is set without telephony.webhook.secret; set what signs the webhooks")
-    if config.http.api_keys or is_loopback(config.http.host):
+    if config.http.api_keys or config.http.keys_file or is_loopback(config.http.host):
         return
     raise ConfigError(
         f"http.host = {config.http.host!r} is reachable by others but no API key is set; "
@@ -244,7 +288,8 @@ def secrets_of(config: ServerConfig) -> list[str]:
     phone = config.telephony
     of_calls = (phone.token, phone.twilio.auth_token, phone.plivo.auth_token, phone.vonage.signature_secret)
     of_sip = (*phone.sip.users.values(), phone.sip.register.password, phone.webhook.secret)
-    return [secret for secret in (*config.http.api_keys, *of_calls, *of_sip) if secret]
+    of_turn = (text for server in config.webrtc.ice_servers for text in (server.secret, server.credential))
+    return [secret for secret in (*config.http.api_keys, *of_calls, *of_sip, *of_turn) if secret]
 
 
 def check_keys(config: ServerConfig) -> None:
@@ -288,7 +333,10 @@ def allowed(kind: object) -> str:
     if origin in (Union, UnionType):
         return " or ".join(allowed(part) for part in parts)
     if origin is tuple:
-        return "a list of texts"
+        if ... not in parts:
+            return " and ".join(allowed(part) for part in parts)
+        is_table = isinstance(parts[0], type) and issubclass(parts[0], msgspec.Struct)
+        return f"tables of {', '.join(parts[0].__struct_fields__)}" if is_table else "a list of texts"
     if origin is Annotated:
         return f"{allowed(parts[0])}{_bounds(parts[1])}"
     plain: dict[object, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}

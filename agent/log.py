@@ -21,7 +21,7 @@ _MAX_KINDS = 256
 _HIDDEN = "[hidden]"
 # What looks like a key, whoever made it: of browsers' subprotocols, of the Authorization header, and our own kinds.
 _SECRETS = re.compile(
-    r"(?P<head>openai-insecure-api-key\.|\bbearer\s+|\b(?:ek|rtc)_(?=[\w-]{16})|\bsk-(?=[\w-]{8}))[^\s,;'\"<>()\[\]{}\\]+",
+    r"(?P<head>openai-insecure-api-key\.|\bbearer\s+|\b(?:ek|rtc|resume)_(?=[\w-]{16})|\bsk-(?=[\w-]{8}))[^\s,;'\"<>()\[\]{}\\]+",
     re.IGNORECASE,
 )
 _CHANGING = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")

@@ -140,7 +140,8 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     from agent.rtc import opus
     from agent.rtc.opus import OpusError
     from agent.server.app import create_app
-    from agent.server.door import DoorSite, door_key, raise_descriptor_limit
+    from agent.server.certificates import Watcher, load, server_context
+    from agent.server.door import DoorSite, Tls, door_key, raise_descriptor_limit
     from agent.server.loop_watch import LoopWatch
     from agent.server.service import Service
     from agent.server.workers import WorkerPool, WorkerUnusable
@@ -148,7 +149,8 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     from agent.turn.silero import SileroVad
 
     give_back_large_blocks()
-    model = config.model
+    model, http = config.model, config.http
+    certificate = server_context(http)
     pool = WorkerPool(command, model.workers, model.start_timeout_s, stuck_after_s=model.stuck_after_s)
     service = Service(config, pool)
     raise_descriptor_limit()
@@ -166,10 +168,11 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
         lingering_time=_LINGER_S,
     )
     await runner.setup()
-    await DoorSite(runner, listening, app[door_key]).start()
+    tls = Tls(certificate, http.request_timeout_s) if certificate is not None else None
+    await DoorSite(runner, listening, app[door_key], tls).start()
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"agogic: http://{shown}:{port}/  (loading {config.model.spec})")
+    typer.echo(f"agogic: {'http' if tls is None else 'https'}://{shown}:{port}/  (loading {config.model.spec})")
     for address in app[addresses_key]:
         typer.echo(f"agogic: {address}")
     set_apart_what_stays()
@@ -183,6 +186,12 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled, number)
+    watchers = []
+    if certificate is not None:
+        watchers.append(Watcher((http.certificate, http.private_key), lambda: load(certificate, http)))
+    if http.keys_file:
+        watchers.append(Watcher((http.keys_file,), service.keys.read))
+    watching = [asyncio.create_task(watcher.run()) for watcher in watchers]
     working = asyncio.create_task(pool.run())
     announcing = asyncio.create_task(_announce(pool, started_s))
     stopping = asyncio.create_task(stop.wait())
@@ -194,7 +203,7 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     await asyncio.sleep(_LAST_WORDS_S if service.session_count else 0)
     await runner.cleanup()
     status = 0
-    for task in (announcing, stopping, working):
+    for task in (*watching, announcing, stopping, working):
         task.cancel()
         try:
             await task

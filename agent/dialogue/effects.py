@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agent.dialogue.sent import Mark, Sent, SentEvents
 from agent.ids import Ids
 from agent.protocol import server_events
-from agent.protocol.server_events import ServerEvent
+from agent.protocol.server_events import AudioDelta, ServerEvent
 from agent.wire import Message
 
 
@@ -48,18 +49,50 @@ Effect = SendEvent | SendLarge | ToWorker | ClearPlayback | Close
 
 
 class Outbox:
-    """Collects effects in order; the shell takes them after every call into the session."""
+    """Collects effects in order; the shell takes them after every call into the session.
 
-    def __init__(self, ids: Ids) -> None:
+    `sent` remembers the events, None where nobody can ask for them again; `mark` is how far the listener is in the
+    sound that he was sent.
+    """
+
+    def __init__(self, ids: Ids, sent: SentEvents | None = None) -> None:
         self.ids = ids
+        self.mark = Mark()
+        self._sent = sent
         self._effects: list[Effect] = []
 
-    def send(self, event: ServerEvent, *, private: bool = False) -> None:
-        self._effects.append(SendEvent(server_events.encode(event, self.ids.new("event")), private))
-
-    def send_large(self, make: Callable[[], ServerEvent]) -> None:
+    def send(self, event: ServerEvent, *, private: bool = False, of_others: bool = False) -> None:
+        """`of_others`: it answers another connection than the client's."""
         event_id = self.ids.new("event")
-        self._effects.append(SendLarge(lambda: server_events.encode(make(), event_id)))
+        data = server_events.encode(event, event_id)
+        if self._sent is not None and not of_others:
+            sound = isinstance(event, AudioDelta)
+            self._sent.append(Sent(event_id, data, len(data), self.mark, sound))
+        self._effects.append(SendEvent(data, private))
+
+    def send_large(self, make: Callable[[], ServerEvent], size: int) -> None:
+        """`size`: about how many bytes it will have."""
+        event_id = self.ids.new("event")
+
+        def encoded() -> bytes:
+            return server_events.encode(make(), event_id)
+
+        if self._sent is not None:
+            self._sent.append(Sent(event_id, encoded, size, self.mark))
+        self._effects.append(SendLarge(encoded))
+
+    def send_first(self, event: ServerEvent, after: str) -> None:
+        """How a connection goes on that had received that event and none after it. Not for any other connection."""
+        event_id = self.ids.new("event")
+        data = server_events.encode(event, event_id)
+        if self._sent is not None:
+            mark = self._sent.mark_of(after)
+            self._sent.insert_after(after, Sent(event_id, b"", len(event_id), mark, repeats=False))
+        self._effects.append(SendEvent(data, private=True))
+
+    def again(self, sent: Sent) -> None:
+        """Sends it once more, as it was, to the client alone."""
+        self._effects.append(SendEvent(sent.data if isinstance(sent.data, bytes) else sent.data(), private=True))
 
     def worker(self, message: Message) -> None:
         self._effects.append(ToWorker(message))

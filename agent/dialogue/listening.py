@@ -172,11 +172,15 @@ class Listening:
 
     # --- settings ---
 
-    def configure(self, detection: TurnDetection | None, input_hz: int) -> None:
+    def configure(self, detection: TurnDetection | None, input_hz: int, *, open_line: bool | None = None) -> None:
+        """`open_line`: where the way that the sound comes has changed."""
+        was_pressed = self._is_pressed
+        if open_line is not None:
+            self._open_line = open_line
         if input_hz != self._resampler.from_hz:
             self._buffer.append(self._resampler.flush())
             self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
-        was_pressed, self._detection = self._is_pressed, detection
+        self._detection = detection
         self._detector.timing = self._timing(detection)
         if self._is_pressed != was_pressed:
             self._restart_detector(self._buffer.end)

@@ -6,7 +6,11 @@ and what was pulled is what is heard. A telephone's transport pulls too, but som
 how far: between two reports the playhead runs in real time, no further than the next one may be. Words and tokens leave
 together with the sound that carries them.
 
-Bound: at most `MAX_QUEUED_S` of sound waits here; whoever pushes must check `is_full` and stop the generation.
+Where the listener's connection was lost, the playhead goes back to what reached him (`go_back`), and what was released
+since can be released again (`take_back`).
+
+Bound: at most `MAX_QUEUED_S` of sound waits here; whoever pushes must check `is_full` and stop the generation. Of what
+was released the last `KEPT_S` are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from agent.wire import AudioOut, TokenSpan, WordSpan
 
 CODEC_FRAME_RATE_HZ = 12.5
 MAX_QUEUED_S = 120.0
+KEPT_S = 15.0
 _REPORT_TIMEOUT_S = 2.0  # a last report that is later than this never comes
 
 
@@ -47,6 +52,8 @@ class Playout:
         self._lead_samples = lead_ms * sample_rate_hz // 1000
         self._slice_samples = slice_ms * sample_rate_hz // 1000
         self._queue: deque[Samples] = deque()
+        self._kept: deque[Samples] = deque()
+        self._kept_samples = 0
         self._words: deque[WordSpan] = deque()
         self._tokens: deque[tuple[int, TokenSpan]] = deque()
         self._pushed_samples = 0
@@ -62,6 +69,11 @@ class Playout:
     @property
     def queued_samples(self) -> int:
         return self._pushed_samples - self.released_samples
+
+    @property
+    def held_samples(self) -> int:
+        """All that lies here."""
+        return self.queued_samples + self._kept_samples
 
     @property
     def is_full(self) -> bool:
@@ -112,6 +124,8 @@ class Playout:
     def clear(self) -> None:
         """Drops whatever was not released."""
         self._queue.clear()
+        self._kept.clear()
+        self._kept_samples = 0
         self._words.clear()
         self._tokens.clear()
         self._pushed_samples = self.released_samples
@@ -146,6 +160,26 @@ class Playout:
         self._words.clear()
         self._tokens.clear()
         return words, tokens
+
+    def go_back(self, samples: int, now_s: float) -> None:
+        """No more than so much has been heard until now, whatever was released; from now on it sounds again."""
+        if self._playhead_at_s is not None:
+            self._playhead, self._playhead_at_s = float(min(samples, self.released_samples)), now_s
+
+    def take_back(self, samples: int, now_s: float) -> int:
+        """What was released beyond so many samples is to be released again; how many stay released, more than wished
+        where less was kept. Words and tokens are not given twice."""
+        while self._kept and self.released_samples > samples:
+            piece = self._kept.pop()
+            self._kept_samples -= piece.size
+            first = self.released_samples - piece.size
+            if first < samples:
+                self._keep(piece[: samples - first])
+                piece = piece[samples - first :]
+            self._queue.appendleft(piece)
+            self.released_samples -= piece.size
+        self.go_back(self.released_samples, now_s)
+        return self.released_samples
 
     def heard_samples(self, now_s: float) -> int:
         """Position of the playhead."""
@@ -182,6 +216,8 @@ class Playout:
             self._dry = False
         first, end = self.released_samples, self.released_samples + count
         samples = self._take(count)
+        if self._reported_samples is None:
+            self._keep(samples)
         self.released_samples = end
         words: list[WordSpan] = []
         while self._words and self._words[0].start_sample < end:
@@ -190,6 +226,12 @@ class Playout:
         while self._tokens and self._tokens[0][0] <= end:
             tokens.append(self._tokens.popleft()[1])
         return Slice(first, samples, tuple(words), tuple(tokens))
+
+    def _keep(self, samples: Samples) -> None:
+        self._kept.append(samples)
+        self._kept_samples += samples.size
+        while self._kept_samples - self._kept[0].size >= KEPT_S * self.sample_rate_hz:
+            self._kept_samples -= self._kept.popleft().size
 
     def _take(self, count: int) -> Samples:
         parts: list[Samples] = []

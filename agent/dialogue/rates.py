@@ -91,13 +91,15 @@ class WorkerForecast:
 
 @dataclass
 class RatePolicy:
-    """Of one session. min_hz, max_hz: limits of the model that answers; configured: what "auto" means on a side.
+    """Of one session. min_hz, max_hz: limits of the model that answers; ceiling_hz: no finer than that, whatever the
+    model can do; configured: what "auto" means on a side.
 
     `forecast` and `network` are kept up to date by whoever knows them.
     """
 
     min_hz: float = MIN_RATE_HZ
     max_hz: float = MAX_RATE_HZ
+    ceiling_hz: float = MAX_RATE_HZ
     configured: Mapping[Side, RateRange] = field(default_factory=dict)
     forecast: WorkerForecast = field(default_factory=WorkerForecast)
     network: Network = field(default_factory=Network)
@@ -130,15 +132,21 @@ class RatePolicy:
         allowed = wish if isinstance(wish, RateRange) else self.configured.get(side, AUTO[side])
         return min(max(allowed.min, self.min_hz), self.max_hz)
 
+    def cap(self, ceiling_hz: float) -> None:
+        """No finer than that from now on."""
+        self.ceiling_hz = ceiling_hz
+        self.limits(self.min_hz, self.max_hz)
+
     def limits(self, min_hz: float, max_hz: float) -> None:
         """Another worker answers from now on."""
-        self.min_hz, self.max_hz = min_hz, max_hz
+        self.min_hz, self.max_hz = min_hz, max(min_hz, min(max_hz, self.ceiling_hz))
 
     def _limited(self, wish_hz: float) -> RateDecision:
         hz = min(max(wish_hz, self.min_hz), self.max_hz)
         if hz == wish_hz:
             return RateDecision(hz, "as requested", "wish")
-        return RateDecision(hz, f"requested {wish_hz:g} Hz, limited to what the model can do", "model")
+        allowed = "what the key allows" if hz == self.ceiling_hz < wish_hz else "what the model can do"
+        return RateDecision(hz, f"requested {wish_hz:g} Hz, limited to {allowed}", "model")
 
     def _within(self, side: Side, low_hz: float, high_hz: float) -> RateDecision:
         finest = min(max(high_hz, self.min_hz), self.max_hz)

@@ -138,6 +138,13 @@ class Response:
             happened.extend(self._audio_delta(piece.samples, piece.first_sample))
         return happened
 
+    def taken_back(self, released_samples: int, *, server_plays: bool) -> None:
+        """Of its sound so much has been released; the rest leaves again, or for the first time, in this way."""
+        self.item.audio_samples = released_samples
+        self.started = self.started and server_plays
+        self.server_plays = server_plays
+        self._resampler = None
+
     def closing(
         self, status: FinalStatus, reason: str | None = None, error: JsonObject | None = None
     ) -> list[ServerEvent]:

@@ -15,26 +15,22 @@ from __future__ import annotations
 import contextlib
 from typing import Literal
 
+from msgspec import UNSET
+
 from agent import audio
 from agent.clock import Clock
 from agent.config import ServerConfig
 from agent.dialogue.briefing import Briefing
 from agent.dialogue.captions import Captions
 from agent.dialogue.client_requests import ReadItem, ReadMessage, plan_response, read_message
-from agent.dialogue.conversation import (
-    MAX_ITEM_CHARACTERS,
-    AssistantMessage,
-    Conversation,
-    Item,
-    UserMessage,
-    item_from_client,
-    text_length,
-)
+from agent.dialogue.conversation import Conversation
 from agent.dialogue.effects import Effect, Outbox
-from agent.dialogue.item_sound import SoundShown
+from agent.dialogue.item_requests import ItemRequests
 from agent.dialogue.listening import Listening
 from agent.dialogue.rates import WorkerForecast
 from agent.dialogue.response import Response, ResponsePlan
+from agent.dialogue.returning import Returning
+from agent.dialogue.sent import SentEvents
 from agent.dialogue.speaking import Speaking, Speech, WorkerSlot
 from agent.dialogue.turns import Turns
 from agent.ids import Ids
@@ -65,7 +61,8 @@ class Session:
     """`input_hz` is the microphone's rate where the transport fixes it (WebRTC, telephones); None = the format does.
 
     `reports_every_s`: sound is played behind the transport, which tells by `played` how far, so often of that sound.
-    `max_idle_s` in place of the configured one: a telephone line is dearer than an open page.
+    `max_idle_s` in place of the configured one: a telephone line is dearer than an open page. `finest_hz`: no finer
+    frame rate on either side, whatever the client asks for.
     """
 
     def __init__(
@@ -81,6 +78,7 @@ class Session:
         input_hz: int | None = None,
         reports_every_s: float | None = None,
         max_idle_s: float | None = None,
+        finest_hz: float | None = None,
     ) -> None:
         self.id = ids.new("sess")
         self.settings = settings
@@ -96,10 +94,12 @@ class Session:
         self._active_s = clock.now_s()
         # The first byte of a sample whose second comes with the next append.
         self._half_sample = b""
-        self._outbox = Outbox(ids)
+        self._left = False
+        self._last_client_event_id: str | None = None
+        self._sent = SentEvents()
+        self._outbox = Outbox(ids, self._sent if transport != "telephone" else None)
         self._conversation = Conversation(ids.new("conv"))
         self._captions = Captions()
-        self._shown = SoundShown()
         self._listening = Listening(
             self._outbox,
             ids,
@@ -116,6 +116,8 @@ class Session:
             lambda: self.settings,
             config.session,
         )
+        if finest_hz is not None:
+            self._briefing.policy.cap(finest_hz)
         self._speaking = Speaking(
             self._outbox,
             clock,
@@ -136,12 +138,51 @@ class Session:
             lambda: self.settings,
             lambda: self._plan(client.ResponseParams()),
         )
+        self._returning = Returning(self._outbox, self._sent, self._conversation, self._speaking)
+        self._items = ItemRequests(
+            self._outbox, ids, self._conversation, self._captions, self._listening, self._briefing, self._speaking
+        )
         self._listening.configure(settings.audio.input.turn_detection, self._microphone_hz())
 
     # --- what a shell calls ---
 
-    def start(self) -> list[Effect]:
-        self._outbox.send(events.SessionCreated(session=self._render()))
+    def start(self, extras: JsonObject | None = None) -> list[Effect]:
+        """`extras`: what the client is told under `x_agogic`."""
+        self._outbox.send(events.SessionCreated(session=self._render(), x_agogic=extras or UNSET))
+        return self._outbox.take()
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether a client whose connection was lost would miss anything if it began anew."""
+        return bool(self._conversation.items) or self._listening.open is not None or self.answering
+
+    def leave(self) -> list[Effect]:
+        """The client is gone, perhaps for a while: no sound leaves, and no time passes that it is to blame for."""
+        self._left = True
+        self._speaking.hold()
+        return self._outbox.take()
+
+    def can_resume(self, after: str) -> bool:
+        """Whether all that was sent after the event with this id can be sent again."""
+        return self._sent.has(after)
+
+    def resume(
+        self, transport: Transport, after: str, extras: JsonObject, *, input_hz: int | None = None
+    ) -> list[Effect]:
+        """The client is back, by whatever way, and has received everything up to the event `after`, for which
+        `can_resume` is true."""
+        replayed = self._transport == transport == "websocket"
+        self._left, self._transport, self._input_hz = False, transport, input_hz
+        self._active_s = self._clock.now_s()
+        self._half_sample = b""
+        detection = self.settings.audio.input.turn_detection
+        self._listening.configure(detection, self._microphone_hz(), open_line=transport != "websocket")
+        resumed = events.SessionResumed(
+            session=self._render(), last_client_event_id=self._last_client_event_id, x_agogic=extras
+        )
+        self._returning.go_on(resumed, after, server_plays=transport != "websocket", replayed=replayed)
+        self._turns.listener_returned()
+        self._speaking.on_tick()
         return self._outbox.take()
 
     def snapshot(self) -> bytes:
@@ -162,20 +203,22 @@ class Session:
         except ProtocolError as error:
             return error
 
-    def take(self, message: ReadMessage | ProtocolError) -> list[Effect]:
-        """The rest of `client_message`."""
+    def take(self, message: ReadMessage | ProtocolError, *, of_others: bool = False) -> list[Effect]:
+        """The rest of `client_message`. `of_others`: it came by another connection than the client's."""
         try:
             if isinstance(message, ProtocolError):
                 raise message
             if not isinstance(message.event, client.ItemRetrieve):
-                self._shown.forget()
+                self._items.forget_shown()
             if not isinstance(message.event, client.InputAudioAppend):
                 self._active_s = self._clock.now_s()
+                if message.event.event_id is not None and not of_others:
+                    self._last_client_event_id = message.event.event_id
             self._answer(message.event, message.items)
         except ProtocolError as error:
             if error.event_id is None and isinstance(message, ReadMessage):
                 error.event_id = message.event.event_id
-            self._outbox.send(events.Error(error=error.as_dict()), private=True)
+            self._outbox.send(events.Error(error=error.as_dict()), private=True, of_others=of_others)
         return self._outbox.take()
 
     def microphone(self, samples: audio.Samples) -> None:
@@ -226,8 +269,9 @@ class Session:
 
     def tick(self) -> list[Effect]:
         """To be called when `next_deadline_s` has come."""
-        self._speaking.on_tick()
-        self._turns.on_tick()
+        if not self._left:
+            self._speaking.on_tick()
+            self._turns.on_tick()
         idle_s = self._idle_at_s()
         if self._clock.now_s() >= self._expires_s:
             self._expire(f"The session has reached its maximum age of {self._config.session.max_duration_s:g} s")
@@ -237,7 +281,8 @@ class Session:
 
     def next_deadline_s(self) -> float:
         """Moment of the session's clock at which `tick` has something to do, if nothing else happens."""
-        due_s = (self._speaking.next_deadline_s(), self._turns.next_deadline_s(), self._idle_at_s(), self._expires_s)
+        ends_s = (self._idle_at_s(), self._expires_s)
+        due_s = ends_s if self._left else (self._speaking.next_deadline_s(), self._turns.next_deadline_s(), *ends_s)
         return min(due for due in due_s if due is not None)
 
     def worker_ready(self, slot: WorkerSlot) -> list[Effect]:
@@ -283,15 +328,20 @@ class Session:
         return not self._speaking.idle
 
     @property
+    def making_answer(self) -> bool:
+        """Whether a worker is at one."""
+        return self._speaking.making
+
+    @property
     def needs_worker(self) -> bool:
         """Whether there is something for a worker to hear, to answer or to write down."""
         return self._listening.open is not None or self.answering or bool(self._captions.unfinished())
 
     def held_bytes(self) -> int:
-        """What settings, conversation, sound not worked off yet and the answer in hand take, about. Counts every
-        item."""
+        """What settings, conversation, sound not worked off yet, the answer in hand and the newest events take, about.
+        Counts every item."""
         parts = (self._conversation, self._listening, self._speaking)
-        return size_bytes(self.settings) + sum(part.held_bytes() for part in parts)
+        return size_bytes(self.settings) + self._sent.held_bytes + sum(part.held_bytes() for part in parts)
 
     def forget_sound(self) -> None:
         """Lets the sound of earlier items go; what was understood of them stays."""
@@ -303,6 +353,7 @@ class Session:
         self._conversation.clear()
         self._listening.clear()
         self._speaking.close()
+        self._sent.clear()
 
     def take_finished(self) -> list[Response]:
         """Responses closed since the last call, for the metrics."""
@@ -330,13 +381,13 @@ class Session:
             case client.OutputAudioClear():
                 self._clear_output()
             case client.ItemCreate():
-                self._create_item(event, items)
+                self._items.create(event, items)
             case client.ItemRetrieve():
-                self._retrieve(event)
+                self._items.retrieve(event, with_sound=self._transport == "websocket")
             case client.ItemTruncate():
-                self._truncate(event)
+                self._items.truncate(event)
             case client.ItemDelete():
-                self._delete(event)
+                self._items.delete(event)
             case client.ResponseCreate():
                 self._speaking.request(self._plan(event.response or client.ResponseParams(), items))
             case client.ResponseCancel():
@@ -379,54 +430,6 @@ class Session:
         if not self._speaking.cancel("client_cancelled"):
             self._outbox.send(events.OutputCleared(response_id=self._speaking.last_response_id))
 
-    def _create_item(self, event: client.ItemCreate, items: tuple[ReadItem | ItemReference, ...]) -> None:
-        (read,) = items
-        assert isinstance(read, ReadItem)
-        if read.parsed.id is not None and self._is_ours(read.parsed.id):
-            raise ProtocolError(
-                "invalid_value",
-                f"The id {read.parsed.id} is given by the server; choose another, or leave it out.",
-                param="item.id",
-            )
-        item = item_from_client(read.parsed, self._ids.new("item"), read.pcm)
-        if text_length(item) > MAX_ITEM_CHARACTERS:
-            raise ProtocolError("invalid_value", f"An item may have {MAX_ITEM_CHARACTERS} characters.", param="item")
-        previous = self._conversation.add(item, event.previous_item_id)
-        self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous))
-        self._outbox.send(events.ItemDone(item=item.as_dict(), previous_item_id=previous))
-
-    def _retrieve(self, event: client.ItemRetrieve) -> None:
-        item = self._find(event.item_id, "retrieve")
-        # Over WebRTC messages must stay small, so the sound is left out there.
-        if isinstance(item, UserMessage) and item.spoken and item.pcm is not None and self._transport == "websocket":
-            pcm, shown = item.pcm, self._shown
-            self._outbox.send_large(lambda: events.ItemRetrieved(item=item.with_audio(shown.of(pcm))))
-        else:
-            self._outbox.send(events.ItemRetrieved(item=item.as_dict()))
-
-    def _truncate(self, event: client.ItemTruncate) -> None:
-        item = self._find(event.item_id, "truncate")
-        if not isinstance(item, AssistantMessage) or item.modality != "audio":
-            raise ProtocolError("invalid_value", "Only spoken assistant messages can be truncated.", param="item_id")
-        if event.content_index != 0:
-            raise ProtocolError(
-                "invalid_value",
-                f"Invalid value for 'content_index': the item has one part, 0, and no {event.content_index}.",
-                param="content_index",
-            )
-        self._stop_if_active(item)
-        end_ms = item.truncate(event.audio_end_ms)
-        self._outbox.send(events.ItemTruncated(item_id=item.id, content_index=0, audio_end_ms=end_ms))
-
-    def _delete(self, event: client.ItemDelete) -> None:
-        item = self._find(event.item_id, "delete")
-        self._stop_if_active(item)
-        self._conversation.remove(item)
-        if isinstance(item, UserMessage):
-            self._captions.drop(item.utterance)
-            self._briefing.drop_utterance(item.utterance)
-        self._outbox.send(events.ItemDeleted(item_id=item.id))
-
     # --- the worker ---
 
     def _heard(self, message: Transcript) -> None:
@@ -460,12 +463,6 @@ class Session:
 
     # --- small things ---
 
-    def _is_ours(self, item_id: str) -> bool:
-        """An id that the server has not given yet, or to an item that the conversation does not hold yet."""
-        utterance, answer = self._listening.open, self._speaking.active
-        announced = (utterance and utterance.item_id, answer and answer.item.id)
-        return item_id in announced or self._ids.is_to_come(item_id)
-
     def _plan(self, params: client.ResponseParams, items: tuple[ReadItem | ItemReference, ...] = ()) -> ResponsePlan:
         return plan_response(params, items, self.settings, self._conversation, self._briefing.policy, self._ids)
 
@@ -480,16 +477,6 @@ class Session:
         error = ProtocolError("session_expired", f"{why}; open a new one.")
         self._outbox.send(events.Error(error=error.as_dict()))
         self._outbox.close(1008, "session expired")
-
-    def _find(self, item_id: str, verb: str) -> Item:
-        item = self._conversation.find(item_id)
-        if item is None:
-            raise ProtocolError(f"item_{verb}_invalid_item_id", f"No such item: {item_id[:100]}", param="item_id")
-        return item
-
-    def _stop_if_active(self, item: Item) -> None:
-        if self._speaking.active is not None and self._speaking.active.item is item:
-            self._speaking.cancel("client_cancelled")
 
     def _microphone_hz(self) -> int:
         return self._input_hz or audio.RATE_HZ[format_name(self.settings.audio.input.format)]

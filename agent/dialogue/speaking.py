@@ -18,6 +18,7 @@ from agent.dialogue.conversation import AssistantMessage, Conversation
 from agent.dialogue.effects import Outbox
 from agent.dialogue.playout import Playout, Slice
 from agent.dialogue.response import Clocked, FinalStatus, Response, ResponsePlan
+from agent.dialogue.sent import Mark
 from agent.dialogue.speculation import Speculation
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
@@ -81,6 +82,7 @@ class Speaking:
         self._waiting: deque[ResponsePlan] = deque()
         self._asked = False
         self._asked_again = False
+        self._held = False
         self._waiting_since_s = 0.0
         self._generation = 0
         self._finished: deque[Response] = deque(maxlen=MAX_WAITING)
@@ -251,7 +253,7 @@ class Speaking:
     def on_tick(self) -> None:
         """Sends what is due and closes the response once all of it has left."""
         response = self.active
-        if response is None:
+        if response is None or self._held:
             return
         now_s = self._clock.now_s()
         if not self._server_plays:
@@ -265,7 +267,7 @@ class Speaking:
     def pull(self, count: int) -> Slice | None:
         """The next sound for the listener, where the server plays."""
         response = self.active
-        if response is None:
+        if response is None or self._held:
             return None
         now_s = self._clock.now_s()
         piece = response.playout.pull(count, now_s)
@@ -284,13 +286,35 @@ class Speaking:
 
     def next_deadline_s(self) -> float | None:
         response = self.active
-        if response is None:
+        if response is None or self._held:
             return None
         if not self._asked:
             return self._waiting_since_s + WORKER_WAIT_S
         if self._reports_every_s is not None:
             return response.playout.over_at_s(self._clock.now_s())
         return None if self._server_plays else response.playout.next_due_s(self._clock.now_s())
+
+    # --- a listener who is gone for a while ---
+
+    def hold(self) -> None:
+        """Nobody is there to hear: nothing leaves until `go_on`."""
+        self._held = True
+
+    def go_on(self, mark: Mark, *, server_plays: bool, replayed: bool) -> None:
+        """Somebody is there who has the sound up to `mark`. `replayed`: he gets what he missed as it was sent;
+        otherwise it is released again. `on_tick` comes next."""
+        now_s = self._clock.now_s()
+        self._held, self._waiting_since_s = False, now_s
+        response, played_here, self._server_plays = self.active, self._server_plays, server_plays
+        if response is None:
+            return
+        had = mark.samples if mark.item is response.item else 0
+        if replayed:
+            response.playout.go_back(had, now_s)
+            return
+        if played_here and not server_plays and response.started:
+            self._outbox.send(events.OutputCleared(response_id=response.id))
+        response.taken_back(response.playout.take_back(had, now_s), server_plays=server_plays)
 
     # --- ending ---
 
@@ -307,6 +331,11 @@ class Speaking:
         return True
 
     @property
+    def making(self) -> bool:
+        """Whether a worker is at an answer."""
+        return self.active is not None and self._asked and self.active.done is None
+
+    @property
     def idle(self) -> bool:
         return self.active is None and not self._waiting
 
@@ -317,8 +346,8 @@ class Speaking:
         self._finished.clear()
 
     def held_bytes(self) -> int:
-        """The sound that waits to be played, and what waiting responses bring along."""
-        queued = 2 * self.active.playout.queued_samples if self.active is not None else 0
+        """The sound that waits to be played or was just played, and what waiting responses bring along."""
+        queued = 2 * self.active.playout.held_samples if self.active is not None else 0
         return queued + self.speculation.held_bytes() + sum(len(plan.instructions) for plan in self._waiting)
 
     def heard_ms(self, response: Response) -> float:
@@ -397,8 +426,13 @@ class Speaking:
         if response.clocked.first_audio_out_s is None:
             response.clocked.first_audio_out_s = now_s
         self._open(response)
+        # Who has a word but not the sound that comes with it is to hear that sound.
+        self._outbox.mark = Mark(response.item, piece.first_sample)
         for event in response.release(piece):
+            if isinstance(event, events.AudioDelta):
+                self._outbox.mark = Mark(response.item, response.item.audio_samples)
             self._outbox.send(event)
+        self._outbox.mark = Mark(response.item, response.item.audio_samples)
 
     def _current(self, generation: int) -> Response | None:
         """The active response, unless the message belongs to an older one."""

@@ -231,6 +231,10 @@ class Turns:
             return None
         return max(quiet_since_s, self.changed_s, self._armed_s) + timeout_ms / 1000
 
+    def listener_returned(self) -> None:
+        """He may be given time before the agent speaks by itself."""
+        self._armed_s = self._clock.now_s()
+
     def configured(self, before: SessionSettings) -> None:
         """The settings are others than `before`: a patience that was set just now begins now."""
         if idle_timeout_ms(before.audio.input.turn_detection) != idle_timeout_ms(

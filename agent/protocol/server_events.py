@@ -20,6 +20,16 @@ class ServerEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 
 class SessionCreated(ServerEvent, frozen=True, kw_only=True, tag="session.created"):
     session: JsonObject
+    x_agogic: JsonObject | UnsetType = UNSET
+
+
+class SessionResumed(ServerEvent, frozen=True, kw_only=True, tag="x_agogic.session_resumed"):
+    """In place of `session.created`; what was missed follows. `last_client_event_id` is of the last client event that
+    came and had one, sound excepted; null if there was none."""
+
+    session: JsonObject
+    last_client_event_id: str | None
+    x_agogic: JsonObject
 
 
 class SessionUpdated(ServerEvent, frozen=True, kw_only=True, tag="session.updated"):

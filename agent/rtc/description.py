@@ -1,19 +1,11 @@
-"""SDP (RFC 8866) as far as a call needs it: what an offer must have, and what an answer says beyond aiortc's own.
-
-Also where this host can be reached. aioice offers every interface but 127.0.0.1; a call from a browser on the same
-machine without a network needs exactly that one, and a server with several networks may want to offer only some.
-"""
+"""SDP (RFC 8866) as far as a call needs it: what an offer must have, and what an answer says beyond aiortc's own."""
 
 from __future__ import annotations
 
-import contextvars
-import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import aioice.ice
 from aiortc import sdp
 
 MAX_SDP_BYTES = 64 * 1024
@@ -22,11 +14,9 @@ _MEDIA = re.compile(r"m=(\w+) (\d{1,5})(?:/\d+)? (\S+) (.*)$", re.MULTILINE)
 _MID = re.compile(r"^a=mid:(\S+)\r?$", re.MULTILINE)
 _BUNDLE = re.compile(r"^a=group:BUNDLE([^\r\n]*)", re.MULTILINE)
 _BUNDLE_ONLY = re.compile(r"^a=bundle-only\r?$", re.MULTILINE)
+_ONE_WAY = re.compile(r"^a=(?:sendonly|inactive)\r?$", re.MULTILINE)
 _OPUS = re.compile(r"^a=rtpmap:(\d+) opus/48000/2\r?$", re.IGNORECASE | re.MULTILINE)
 _MDNS = re.compile(r"^a=candidate:.*\.local .*\r?\n", re.MULTILINE)
-
-_aioice_addresses = aioice.ice.get_host_addresses
-_allowed: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("rtc_addresses", default=())
 
 
 class BadOffer(Exception):
@@ -36,10 +26,14 @@ class BadOffer(Exception):
 @dataclass(frozen=True)
 class Offer:
     """What of an offer is answered: `text` has the media lines that a call uses; `declined`, for each line of the
-    offer, the answer that declines it, None where it is among the used."""
+    offer, the answer that declines it, None where it is among the used. `mid` is the audio's. Without a channel
+    (`has_channel`) nothing but sound is exchanged, and with `listens` False the client takes no sound."""
 
     text: str
     declined: tuple[str | None, ...]
+    mid: str
+    has_channel: bool
+    listens: bool
 
 
 def prepare_offer(text: str) -> Offer:
@@ -69,19 +63,8 @@ def prepare_offer(text: str) -> Offer:
         sdp.SessionDescription.parse(prepared)
     except Exception as error:  # aiortc's parser raises whatever the malformed line leads to
         raise BadOffer(f"the offer is malformed SDP ({type(error).__name__}: {error})") from error
-    return Offer(prepared, declined)
-
-
-def offered_addresses(configured: Sequence[str], host: str) -> tuple[str, ...]:
-    """Where a call may be reached: where the configuration says, else where the server itself listens; empty = on all
-    of this machine's addresses."""
-    if configured:
-        return tuple(configured)
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:  # a name
-        return ()
-    return () if address.is_unspecified else (str(address),)
+    audio = next(line for line in used if line.kind == "audio")
+    return Offer(prepared, declined, audio.mid, len(used) > 1, audio.listens)
 
 
 def finish_answer(text: str, offer: Offer) -> str:
@@ -114,6 +97,11 @@ class _MediaLine:
         return int(self._port) != 0 or _BUNDLE_ONLY.search(self.text) is not None
 
     @property
+    def listens(self) -> bool:
+        """RFC 3264, section 5.1: what is neither said nor off goes both ways."""
+        return _ONE_WAY.search(self.text) is None
+
+    @property
     def has_opus(self) -> bool:
         return _OPUS.search(self.text) is not None
 
@@ -140,25 +128,3 @@ def _used(lines: Sequence[_MediaLine]) -> list[_MediaLine]:
 
 def _bundle(mids: Iterable[str]) -> str:
     return " ".join(("a=group:BUNDLE", *mids))
-
-
-@contextmanager
-def offering_addresses(addresses: Sequence[str]) -> Iterator[None]:
-    """Within it, ICE gathers host candidates on `addresses` only; on all of the host's, loopback too, if empty."""
-    token = _allowed.set(tuple(addresses))
-    try:
-        yield
-    finally:
-        _allowed.reset(token)
-
-
-def host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
-    """Stands in for aioice's function of the same purpose."""
-    allowed = _allowed.get()
-    if not allowed:
-        return [*_aioice_addresses(use_ipv4, use_ipv6), *(["127.0.0.1"] if use_ipv4 else [])]
-    versions = {4: use_ipv4, 6: use_ipv6}
-    return [address for address in allowed if versions[ipaddress.ip_address(address).version]]
-
-
-aioice.ice.get_host_addresses = host_addresses

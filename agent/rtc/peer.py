@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from aiortc import (
@@ -17,8 +17,11 @@ from aiortc import (
 )
 from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationError
 
-from agent.rtc.description import BadOffer, finish_answer, offering_addresses, prepare_offer
+from agent.rtc.description import BadOffer, finish_answer, prepare_offer
+from agent.rtc.fragment import Fragment, render
+from agent.rtc.gathering import Network, as_seen, gathering_on
 from agent.rtc.jitter import LossMeter
+from agent.rtc.path import NoRestart, Path
 from agent.rtc.receive import Microphone, tap
 from agent.rtc.screen import screen_all
 from agent.rtc.send import SpeakerTrack
@@ -36,7 +39,7 @@ class PeerEvents(Protocol):
     """Who uses the peer; all of it is called on the event loop."""
 
     def peer_opened(self) -> None:
-        """The data channel is open."""
+        """The data channel is open; without one, the connection."""
 
     def peer_message(self, data: str | bytes) -> None:
         """The client sent one event."""
@@ -47,8 +50,8 @@ class PeerEvents(Protocol):
     def peer_network(self, loss: float | None, round_trip_ms: float | None) -> None:
         """Once a second, as far as it is known: the share of packets lost, of the direction that loses more."""
 
-    def peer_closed(self, reason: str) -> None:
-        """The connection is gone; called once."""
+    def peer_closed(self, reason: str, *, by_client: bool) -> None:
+        """The connection is gone; called once. `by_client`: it said so, and was not just lost."""
 
 
 class Peer:
@@ -59,28 +62,35 @@ class Peer:
         events: PeerEvents,
         source: Callable[[int], bytes | None],
         *,
-        addresses: Sequence[str],
-        ice_servers: Sequence[str],
+        network: Network,
         connect_timeout_s: float,
         disconnected_tolerance_s: float,
     ) -> None:
         self._events = events
-        self._addresses = addresses
+        self._network = network
         self._connect_timeout_s = connect_timeout_s
         self._disconnected_tolerance_s = disconnected_tolerance_s
-        servers = [RTCIceServer(urls=[url]) for url in ice_servers]
+        servers = [RTCIceServer(list(at.urls), at.username, at.credential) for at in network.ice_servers]
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._channel: RTCDataChannel | None = None
         self._speaker = SpeakerTrack(source)
         self._microphone = Microphone(events.peer_audio, asyncio.get_running_loop())
         self._loss = LossMeter()
         self._reason: str | None = None
+        self._path: Path | None = None
+        self._mid = ""
+        self._has_channel = True
         self._connection.on("datachannel", self._on_channel)
         self._connection.on("connectionstatechange", self._on_state)
 
     @property
     def state(self) -> str:
         return str(self._connection.connectionState)
+
+    @property
+    def remote_ufrag(self) -> str:
+        """The client's ICE user fragment, of its latest restart."""
+        return "" if self._path is None else self._path.remote_ufrag
 
     @property
     def microphone(self) -> Microphone:
@@ -94,20 +104,40 @@ class Peer:
     async def answer(self, offer: str) -> str:
         """The SDP answer with all candidates in it. Raises `BadOffer`; then `close` is still owed."""
         prepared = prepare_offer(offer)
+        self._mid, self._has_channel = prepared.mid, prepared.has_channel
         try:
             await self._connection.setRemoteDescription(RTCSessionDescription(sdp=prepared.text, type="offer"))
+            transport = self._audio().receiver.transport.transport
+            self._path = Path(transport, self._network, self._connect_timeout_s)
             self._connection.addTrack(self._speaker)
             self._take_only_opus()
-            with offering_addresses(self._addresses):
+            with gathering_on(self._network):
                 await self._connection.setLocalDescription(await self._connection.createAnswer())
         except (ValueError, OperationError, InvalidAccessError, InvalidStateError) as error:
             raise BadOffer(f"the offer cannot be answered: {error}") from error
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise BadOffer(f"the offer is malformed SDP ({type(error).__name__}: {error})") from error
-        return finish_answer(self._connection.localDescription.sdp, prepared)
+        return as_seen(finish_answer(self._connection.localDescription.sdp, prepared), self._network.external)
+
+    async def trickle(self, fragment: Fragment) -> None:
+        """Candidates of the client that came after its offer."""
+        if self._path is not None:
+            await self._path.add(fragment.candidates, fragment.is_last)
+
+    async def restart(self, fragment: Fragment) -> str:
+        """An ICE restart with the client's new credentials; this side's part of it. Raises `NoRestart`."""
+        if self._path is None:
+            raise NoRestart("the call is not connected yet")
+        ufrag, password, candidates = await self._path.restart(fragment.ufrag, fragment.password)
+        # That there are no more is not passed on: a client whose checks come is found without any.
+        await self._path.add(fragment.candidates, False)
+        return as_seen(render(self._mid, ufrag, password, candidates), self._network.external)
 
     def send(self, event: bytes) -> bool:
-        """Sends one event; False where the channel is not open or the client has stopped reading."""
+        """Sends one event; False where the channel is not open or the client has stopped reading. Without a channel
+        it is for nobody, which is the client's wish."""
+        if not self._has_channel:
+            return True
         channel = self._channel
         if channel is None or channel.readyState != "open" or channel.bufferedAmount > MAX_BUFFERED_BYTES:
             return False
@@ -119,7 +149,7 @@ class Peer:
         waited_s, silent_s, received_before = 0.0, 0.0, -1
         while self._reason is None:
             await asyncio.sleep(_WATCH_INTERVAL_S)
-            if self.state != "connected" or self._channel is None:
+            if self.state != "connected" or (self._has_channel and self._channel is None):
                 waited_s += _WATCH_INTERVAL_S
                 if waited_s >= self._connect_timeout_s:
                     self._over(f"not connected within {self._connect_timeout_s:g} s")
@@ -145,6 +175,8 @@ class Peer:
         if self._channel is not None:
             self._channel.remove_all_listeners()
         self._speaker.stop()
+        if self._path is not None:
+            await self._path.close()
         # aiortc closes by itself too when the client leaves; a wait for that which is cut short would break it.
         closing = asyncio.ensure_future(self._connection.close())
         try:
@@ -187,13 +219,15 @@ class Peer:
         self._events.peer_opened()
 
     def _on_channel_close(self) -> None:
-        self._over("the client closed the data channel")
+        self._over("the client closed the data channel", by_client=True)
 
     def _on_state(self) -> None:
+        if self.state == "connected" and not self._has_channel:
+            self._events.peer_opened()
         if self.state in ("failed", "closed"):
-            self._over(f"the connection is {self.state}")
+            self._over(f"the connection is {self.state}", by_client=self.state == "closed")
 
-    def _over(self, reason: str) -> None:
+    def _over(self, reason: str, *, by_client: bool = False) -> None:
         if self._reason is None:
             self._reason = reason
-            self._events.peer_closed(reason)
+            self._events.peer_closed(reason, by_client=by_client)

@@ -13,7 +13,7 @@ from agent.server.boundary import Boundary
 from agent.server.door import Door, door_key, through_the_door
 from agent.server.service import Service
 from agent.telephony import app as telephony
-from agent.transports import webrtc, websocket
+from agent.transports import call, webrtc, websocket, whip
 
 # Which versions run here is for nobody to read; a header of ours would not be in answers to what is no HTTP.
 web_response.SERVER_SOFTWARE = "agogic"  # type: ignore[attr-defined]
@@ -40,6 +40,10 @@ async def _keep_nothing(request: web.Request, response: web.StreamResponse) -> N
         response.headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
 
 
+async def _end_sessions(app: web.Application) -> None:
+    await app[service_key].end_all()
+
+
 def create_app(service: Service) -> web.Application:
     """Routes only; whoever runs the application also runs `service.pool`, and puts `DoorSite` before it."""
     config = service.config.http
@@ -61,8 +65,11 @@ def create_app(service: Service) -> web.Application:
         config.max_connections_per_address,
         lambda reason: service.metrics.refused.labels(reason).inc(),
     )
+    app.on_cleanup.append(_end_sessions)
     websocket.register(app)
+    call.register(app)
     webrtc.register(app)
+    whip.register(app)
     telephony.register(app)
     http.register(app)
     return app

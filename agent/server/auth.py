@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from dataclasses import dataclass
 
 import msgspec
@@ -12,12 +10,16 @@ from aiohttp import web
 from agent.clock import Clock
 from agent.ids import secret
 from agent.protocol.errors import ProtocolError
+from agent.server.keys import KeyRing, NamedKey, digest
 
 JsonObject = dict[str, object]
 _SUBPROTOCOL_KEY = "openai-insecure-api-key."
 MAX_SECRETS = 10_000
 MAX_SECRET_BYTES = 64 * 1024
 MAX_ALL_SECRETS_BYTES = 32 * 1024 * 1024
+
+
+_USED = "The ephemeral key was good for one session; mint a new one at POST /v1/realtime/client_secrets."
 
 
 class Unauthorized(Exception):
@@ -27,50 +29,79 @@ class Unauthorized(Exception):
 @dataclass(frozen=True)
 class Grant:
     """Permission to open sessions. `session` are settings that an ephemeral key brings along; `owner` tells keys apart
-    without being one, "" where none was asked for."""
+    without being one, "" where none was asked for. `key` has the name and the limits, of an ephemeral key those of the
+    key that minted it."""
 
     session: JsonObject | None = None
     is_ephemeral: bool = False
     owner: str = ""
+    key: NamedKey | None = None
+    secret: ClientSecret | None = None
+
+    @property
+    def name(self) -> str:
+        return "" if self.key is None else self.key.name
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClientSecret:
+    """`minted_by`: the digest of the API key, None where none is asked for."""
+
     value: str
     expires_at: int
     session: JsonObject | None
     size: int
+    single_use: bool = False
+    used: bool = False
+    minted_by: str | None = None
 
 
 class Authenticator:
     """Without keys everybody is let in: the configuration allows that on loopback only."""
 
-    def __init__(self, api_keys: tuple[str, ...], clock: Clock) -> None:
-        self._api_keys = api_keys
+    def __init__(self, keys: KeyRing, clock: Clock) -> None:
+        self._keys = keys
         self._clock = clock
         self._secrets: dict[str, ClientSecret] = {}
         self._held = 0
 
     def authenticate(self, request: web.Request) -> Grant:
-        """Raises `Unauthorized`."""
-        return self.grant(_offered_key(request))
+        """Whoever asks may open a session. Raises `Unauthorized`."""
+        return self.grant(offered_key(request))
 
-    def grant(self, key: str | None) -> Grant:
+    def recognise(self, request: web.Request) -> Grant:
+        """As `authenticate`, but a key that was good for one session still counts for what belongs to that session."""
+        return self.grant(offered_key(request), again=True)
+
+    def return_of(self, request: web.Request) -> Grant:
+        """As `recognise`, for whoever takes up a session that a key opened before it expired."""
+        return self.grant(offered_key(request), again=True, returns=True)
+
+    def grant(self, key: str | None, *, again: bool = False, returns: bool = False) -> Grant:
         """What this key allows. Raises `Unauthorized`."""
         if key is not None and key.startswith("ek_"):
-            return self._ephemeral(key)
-        if not self._api_keys:
+            return self._ephemeral(key, again, returns)
+        if not self._keys.is_needed:
             return Grant()
         if key is None:
             raise Unauthorized("No API key was given; send 'Authorization: Bearer KEY'.")
-        # Headers need not be UTF-8: what could not be read as such must come out as the bytes it was.
-        offered = key.encode(errors="surrogateescape")
-        if not any(hmac.compare_digest(offered, known.encode()) for known in self._api_keys):
+        found = self._keys.find(key, self._clock.unix_s())
+        if found is None:
             raise Unauthorized("The API key is not valid here.")
-        return Grant(owner=_digest(key))
+        return Grant(owner=found.name, key=found)
 
-    def mint(self, session: JsonObject | None, lifetime_s: int) -> ClientSecret:
-        """A key that opens sessions with these settings until it expires.
+    def redeem(self, grant: Grant) -> None:
+        """A session is opened with it. Raises `ProtocolError` where another one was, with a key for one only."""
+        if grant.secret is not None and grant.secret.single_use:
+            if grant.secret.used:
+                raise ProtocolError("invalid_api_key", _USED)
+            grant.secret.used = True
+
+    def mint(
+        self, session: JsonObject | None, lifetime_s: int, *, single_use: bool = False, by: Grant | None = None
+    ) -> ClientSecret:
+        """A key that opens sessions (or just one) with these settings until it expires, within the limits of the key
+        that minted it, and no longer than that one is good.
 
         Raises `ProtocolError` for settings that are too long, `Unauthorized` if too many or too much of them live.
         """
@@ -85,25 +116,30 @@ class Authenticator:
             self._held = sum(value.size for value in self._secrets.values())
         if len(self._secrets) >= MAX_SECRETS or self._held + size > MAX_ALL_SECRETS_BYTES:
             raise Unauthorized(f"{len(self._secrets)} ephemeral keys are alive already; use those.")
-        minted = ClientSecret(secret("ek"), self._clock.unix_s() + lifetime_s, session, size)
+        minter = None if by is None or by.key is None else by.key.sha256
+        expires_at = self._clock.unix_s() + lifetime_s
+        minted = ClientSecret(secret("ek"), expires_at, session, size, single_use, minted_by=minter)
         self._secrets[minted.value] = minted
         self._held += size
         return minted
 
-    def _ephemeral(self, key: str) -> Grant:
+    def _ephemeral(self, key: str, again: bool, returns: bool) -> Grant:
         found = self._secrets.get(key)
         if found is None:
             # SDKs in a browser insist on such a key even where none is asked for.
-            if not self._api_keys:
+            if not self._keys.is_needed:
                 return Grant(is_ephemeral=True)
             raise Unauthorized("The ephemeral key is unknown here; mint one at POST /v1/realtime/client_secrets.")
-        if found.expires_at <= self._clock.unix_s():
+        if found.expires_at <= self._clock.unix_s() and not returns:
             raise Unauthorized("The ephemeral key has expired; mint a new one at POST /v1/realtime/client_secrets.")
-        return Grant(session=found.session, is_ephemeral=True, owner=_digest(key))
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        if found.used and not again:
+            raise Unauthorized(_USED)
+        minter = None
+        if found.minted_by is not None:
+            minter = self._keys.by_digest(found.minted_by, self._clock.unix_s())
+            if minter is None:
+                raise Unauthorized("The API key that minted this ephemeral key is not valid here any more.")
+        return Grant(session=found.session, is_ephemeral=True, owner=digest(key)[:16], key=minter, secret=found)
 
 
 def offered_subprotocols(request: web.Request) -> list[str]:
@@ -111,7 +147,7 @@ def offered_subprotocols(request: web.Request) -> list[str]:
     return [name.strip() for name in header.split(",") if name.strip()]
 
 
-def _offered_key(request: web.Request) -> str | None:
+def offered_key(request: web.Request) -> str | None:
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()

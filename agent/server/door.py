@@ -1,7 +1,8 @@
 """The door: how many connections there may be, from one address and in all, and who goes when there are too many.
 
-A connection that holds its place without a whole request (half a header, half a body, an idle keep-alive) makes room
-for a newcomer, the one that has been so for longest first. Where all are at work the newcomer is told so.
+A connection that holds its place without a whole request (half a TLS handshake, half a header, half a body, an idle
+keep-alive) makes room for a newcomer, the one that has been so for longest first. Where all are at work the newcomer is
+told so. With certificates the door is in front of TLS, so that whoever never ends a handshake is counted too.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+import ssl
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import cast
 
 import msgspec
@@ -54,6 +57,12 @@ class Door:
         self._open[connection.transport] = connection
         self._per_address[connection.address] += 1
         return None
+
+    def secured(self, connection: Connection, transport: asyncio.Transport) -> None:
+        """Its bytes come through `transport` from now on."""
+        if self._open.pop(connection.transport, None) is not None:
+            self._open[transport] = connection
+        connection.transport = transport
 
     def left(self, connection: Connection) -> None:
         if self._open.pop(connection.transport, None) is not None:
@@ -98,17 +107,27 @@ class Door:
         return f"{message} Close some, or try again later."
 
 
-class Connection(asyncio.Protocol):
-    """Passes everything on to the server's own protocol, once the door is open."""
+@dataclass(frozen=True)
+class Tls:
+    """`patience_s`: how long a handshake may take."""
 
-    def __init__(self, door: Door, serve: Callable[[], asyncio.Protocol]) -> None:
+    context: ssl.SSLContext
+    patience_s: float
+
+
+class Connection(asyncio.Protocol):
+    """Passes everything on to the server's own protocol, once the door is open and, with `tls`, hands are shaken."""
+
+    def __init__(self, door: Door, serve: Callable[[], asyncio.Protocol], tls: Tls | None = None) -> None:
         self.address = ""
         self.request: web.Request | None = None
         self.transport: asyncio.Transport
         self._door = door
         self._serve = serve
+        self._tls = tls
         self._inner: asyncio.Protocol | None = None
-        self._saying: asyncio.Task[None] | None = None
+        self._busy: asyncio.Task[None] | None = None
+        self._early: list[bytes] | None = None
         self._unmasker: Unmasker | None = None
 
     @property
@@ -121,16 +140,30 @@ class Connection(asyncio.Protocol):
         self.address = _source(transport.get_extra_info("peername"))
         why_not = self._door.admits(self)
         if why_not is not None:
-            self._saying = asyncio.ensure_future(self._turn_away(why_not))
-            return
+            self._busy = asyncio.ensure_future(self._turn_away(why_not))
+        elif self._tls is not None:
+            # Nothing may be read before TLS reads it.
+            self.transport.pause_reading()
+            self._early = []
+            self._busy = asyncio.ensure_future(self._shake_hands(self._tls))
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
         self._inner = self._serve()
-        self._inner.connection_made(transport)
+        self._inner.connection_made(self.transport)
+        early, self._early = self._early, None
+        for data in early or ():
+            self._inner.data_received(data)
 
     def data_received(self, data: bytes) -> None:
         if self._unmasker is not None:
             data = self._unmasker.feed(data)
         if self._inner is not None and data:
             self._inner.data_received(data)
+        elif self._early is not None:
+            # What came with the last message of the handshake, before its end was noticed here.
+            self._early.append(data)
 
     def frames_follow(self) -> None:
         """From now on the client sends WebSocket frames."""
@@ -149,14 +182,31 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.left(self)
-        if self._saying is not None:
-            self._saying.cancel()
+        if self._busy is not None:
+            self._busy.cancel()
         if self._inner is not None:
             self._inner.connection_lost(exc)
 
+    async def _shake_hands(self, tls: Tls) -> None:
+        loop, plain = asyncio.get_running_loop(), self.transport
+        try:
+            secured = await loop.start_tls(
+                plain, self, tls.context, server_side=True, ssl_handshake_timeout=tls.patience_s
+            )
+        except (OSError, ssl.SSLError, asyncio.CancelledError):
+            secured = None
+        if secured is None:
+            self._door.left(self)
+            plain.abort()
+            return
+        self._door.secured(self, secured)
+        self._begin()
+
     async def _turn_away(self, why: str) -> None:
-        """The end is put off a little: what the client sends meanwhile would else make it lose the answer."""
-        self.transport.write(_refusal(why))
+        """The end is put off a little: what the client sends meanwhile would else make it lose the answer. Who speaks
+        TLS hears nothing: a handshake is more than is owed to whom the door stays shut."""
+        if self._tls is None:
+            self.transport.write(_refusal(why))
         with self._door.last_words() as may_stay:
             if may_stay:
                 if self.transport.can_write_eof():
@@ -168,21 +218,22 @@ class Connection(asyncio.Protocol):
 class DoorSite(web.BaseSite):
     """Serves an `AppRunner` behind a `Door`."""
 
-    def __init__(self, runner: web.AppRunner, listening: socket.socket, door: Door) -> None:
+    def __init__(self, runner: web.AppRunner, listening: socket.socket, door: Door, tls: Tls | None = None) -> None:
         super().__init__(runner, backlog=512)
         self._listening = listening
         self._door = door
+        self._tls = tls
 
     @property
     def name(self) -> str:
-        return f"http://{self._listening.getsockname()}"
+        return f"{'http' if self._tls is None else 'https'}://{self._listening.getsockname()}"
 
     async def start(self) -> None:
         await super().start()
         serve = self._runner.server
         assert serve is not None
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self._door, serve), sock=self._listening, backlog=self._backlog
+            lambda: Connection(self._door, serve, self._tls), sock=self._listening, backlog=self._backlog
         )
 
 

@@ -35,9 +35,16 @@ class ExpiresAfter(msgspec.Struct, frozen=True):
     seconds: Annotated[int, Meta(ge=10, le=7200)] = 600
 
 
+class SecretOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Ours: `single_use` = good for one session."""
+
+    single_use: bool = False
+
+
 class ClientSecretRequest(msgspec.Struct, frozen=True):
     expires_after: ExpiresAfter = ExpiresAfter()
     session: JsonObject | None = None
+    x_agogic: SecretOptions = SecretOptions()
 
 
 def json_response(body: object, status: int = 200) -> web.Response:
@@ -84,7 +91,8 @@ async def create_client_secret(request: web.Request) -> web.Response:
         wanted = msgspec.json.decode(body or b"{}", type=ClientSecretRequest)
         check_depth(body, wanted)
         settings = service.settings(wanted.session)
-        minted = service.auth.mint(wanted.session, wanted.expires_after.seconds)
+        once = wanted.x_agogic.single_use
+        minted = service.auth.mint(wanted.session, wanted.expires_after.seconds, single_use=once, by=grant)
     except msgspec.ValidationError as error:
         return _bad_request(from_validation(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -128,10 +136,12 @@ async def metrics(request: web.Request) -> web.Response:
     """Who uses the server how much is nobody's business but the operator's: it takes an API key where there are any."""
     service = request.app[service_key]
     try:
-        if service.auth.authenticate(request).is_ephemeral and service.config.http.api_keys:
+        if service.auth.authenticate(request).is_ephemeral and service.keys.is_needed:
             raise Unauthorized("An ephemeral key cannot read the metrics; use an API key.")
     except Unauthorized as error:
         return unauthorized(error)
+    service.metrics.kept.set(service.keeper.count)
+    service.metrics.held.set(service.held_bytes)
     service.metrics.worker_restarts.set(service.pool.restarts)
     service.metrics.worker_slots.set(service.pool.slots)
     service.metrics.worker_busy.set(service.pool.busy)

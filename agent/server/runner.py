@@ -7,6 +7,9 @@
 A place is asked for at the first use and not when the client connects: who only holds a connection open takes none. It
 is kept as long as nobody else needs it, because the worker remembers the conversation; after `IDLE_AFTER_S` without a
 word to or from the worker it may be lent to another session.
+
+Where the connection to the client is lost, the session is held for a while without one, if there is anything to lose,
+and goes on over the connection by which the client comes back (`agent.server.keeper`).
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from agent.protocol.errors import ProtocolError
 from agent.server.budget import Account
 from agent.server.either import either
 from agent.server.fairness import LoopShare
+from agent.server.guard import Guard
+from agent.server.keeper import Keeper
 from agent.server.link import Lease
 from agent.server.metrics import Metrics
 from agent.server.workers import WorkerPool
@@ -44,8 +49,11 @@ from agent.wire import (
     WorkerLoad,
 )
 
+JsonObject = dict[str, object]
 IDLE_AFTER_S = 1.0
 ENGAGED_S = 30.0
+# A close code of our own: no client that was taken over needs to do anything.
+CODE_TAKEN_OVER = 4000
 
 log = logging.getLogger("agogic.session")
 
@@ -66,18 +74,25 @@ class SessionRunner:
         account: Account,
         share: LoopShare,
         on_end: Callable[[SessionRunner], None],
+        keeper: Keeper[SessionRunner],
         *,
         owner: str = "",
+        key_name: str = "",
         address: str = "",
     ) -> None:
         self.session = session
         self.account = account
         self.owner = owner
+        self.key_name = key_name
         self.address = address
         self.transport_kind = transport.kind
         self._on_end = on_end
-        self._client = transport
+        self._keeper = keeper
+        self._is_resumable = keeper.for_s > 0 and transport.kind != "telephone"
+        self._has_new_token = False
+        self._client: Transport | None = transport
         self._transports = [transport]
+        self._client_changed = asyncio.Event()
         self._pool = pool
         self._clock = clock
         self._metrics = metrics
@@ -85,6 +100,7 @@ class SessionRunner:
         self._place = share.place()
         self._lease: Lease | None = None
         self._over = asyncio.Event()
+        self._ended = asyncio.Event()
         self._wanted = asyncio.Event()
         self._used_s: float | None = None
         self._asked_s: float | None = None
@@ -92,6 +108,7 @@ class SessionRunner:
         self._timer_at_s = 0.0
         self._started = False
         self._unsent: list[Effect] = []
+        self.end_reason = "abandoned"
 
     @property
     def session_id(self) -> str:
@@ -111,7 +128,9 @@ class SessionRunner:
 
     @property
     def engaged(self) -> bool:
-        """Whether it needs a place or has used one lately: others cannot count on it."""
+        """Whether it needs a place or has used one lately; while its client is away, only for the answer being made."""
+        if self._client is None:
+            return self._lease is not None and self.session.making_answer
         waits = self._wanted.is_set() or self.session.answering
         return waits or (self._used_s is not None and self._clock.now_s() - self._used_s < ENGAGED_S)
 
@@ -121,9 +140,15 @@ class SessionRunner:
 
     @property
     def idle_since_s(self) -> float | None:
-        if self._lease is None or self._used_s is None or self.session.answering:
+        is_used = self.session.answering if self._client is not None else self.session.making_answer
+        if self._lease is None or self._used_s is None or is_used:
             return None
         return self._used_s if self._clock.now_s() - self._used_s >= IDLE_AFTER_S else None
+
+    @property
+    def forgets_calls(self) -> bool:
+        """Whether its calls outlive the connections that began them; a telephone's do not."""
+        return self.transport_kind != "telephone"
 
     # --- life ---
 
@@ -144,18 +169,65 @@ class SessionRunner:
     def start(self) -> None:
         """The client can hear us: `session.created`, and whatever happened meanwhile."""
         self._started = True
-        self._do(self.session.start())
+        self._do(self.session.start(self._extras()))
         waiting, self._unsent = self._unsent, []
         self._do(waiting)
 
     def disconnect(self, reason: str) -> None:
-        """The client is gone."""
+        """The client is gone and will not come back."""
         log.info("%s: disconnected: %s", self.session_id, reason)
+        if not self._over.is_set():
+            self.end_reason = "client"
         self._over.set()
+        if self._client is None:  # whoever needs its room needs it now
+            self._forget()
+
+    def lose(self, transport: Transport, reason: str) -> None:
+        """This connection ended without a farewell: if it was the client's, it may come back by another."""
+        if transport is not self._client or self._over.is_set():
+            return
+        if not (self._started and self._is_resumable and self.session.worth_keeping):
+            self.disconnect(reason)
+            return
+        log.info("%s: kept without its client: %s", self.session_id, reason)
+        self._set_client(None)
+        self._wanted.clear()  # nobody stands in line who is not there
+        with self._guard():
+            self._do(self.session.leave())
+        self.account.recount(self.session.held_bytes())
+        self._keeper.keep(self)
+
+    def can_resume(self, after: str) -> bool:
+        return self.session.can_resume(after)
+
+    def resume(self, transport: Transport, after: str) -> None:
+        """The client is back by this connection, which takes the place of the one it had; `can_resume` is true."""
+        log.info("%s: resumed over %s", self.session_id, transport.kind)
+        self._metrics.resumed.labels("resumed").inc()
+        if self._client is not None:
+            self._client.close(CODE_TAKEN_OVER, "the session goes on over another connection")
+        self._keeper.resumed(self)
+        self._set_client(transport)
+        with self._guard():
+            if transport.kind == "telephone":
+                raise ValueError("a telephone has no token")
+            extras = self._extras()
+            self._do(self.session.resume(transport.kind, after, extras, input_hz=transport.input_rate_hz), transport)
+            self._ask_for_a_place()
+
+    def serves(self, transport: Transport) -> bool:
+        """Whether this is the client's connection, or one that looks on."""
+        return transport in self._transports and not self._over.is_set()
+
+    async def left(self, transport: Transport) -> None:
+        """Until this is the client's connection no more, or the session is over and has let go of everything."""
+        while self._client is transport and not self._ended.is_set():
+            await either(self._client_changed.wait(), self._ended.wait())
 
     def close(self, code: int, reason: str) -> None:
         """Ends the session from our side."""
         if not self._over.is_set():
+            self.end_reason = f"{code} {reason}"
             self._over.set()
             for transport in self._transports:
                 transport.close(code, reason)
@@ -170,23 +242,27 @@ class SessionRunner:
 
     # --- from the client ---
 
-    async def feed_event(self, data: str | bytes, sender: Transport | None = None) -> None:
-        """One client message; None is the client itself, not a side-band connection.
+    async def feed_event(self, data: str | bytes, sender: Transport) -> None:
+        """One message of the client or of a side-band connection.
 
         What is long is read in a thread and worked off in slices, so that other sessions get their turn in between.
         """
         full = self.account.refuses(len(data), self.session.held_bytes)
         if full is not None:
-            self.refuse(ProtocolError("memory_limit_exceeded", full), sender or self._client)
+            self.refuse(ProtocolError("memory_limit_exceeded", full), sender)
             return
         with self._guard():
             is_long = len(data) > LONG_MESSAGE_BYTES
             read = await self._share.aside(self.session.read, data) if is_long else None
             await self._place.turn()
-            if self._over.is_set():
+            if not self.serves(sender):
                 return
+            if self._has_new_token and sender is self._client:
+                self._has_new_token = False
+                self._keeper.confirm(self)
             with self._place.working():
-                effects = self.session.take(read if read is not None else self.session.read(data))
+                read = read if read is not None else self.session.read(data)
+                effects = self.session.take(read, of_others=sender is not self._client)
                 self._do([effect for effect in effects if not isinstance(effect, SendLarge)], sender)
                 self._ask_for_a_place()
             for effect in effects:
@@ -298,15 +374,33 @@ class SessionRunner:
     def _placeless(self) -> None:
         self._lease = self._asked_s = None
 
+    def _set_client(self, transport: Transport | None) -> None:
+        self._transports = [other for other in self._transports if other is not self._client]
+        self._client = transport
+        if transport is not None:
+            self._transports.insert(0, transport)
+            self._metrics.sessions.labels(self.transport_kind).dec()
+            self._metrics.sessions.labels(transport.kind).inc()
+            self.transport_kind = transport.kind
+        self._client_changed.set()
+        self._client_changed = asyncio.Event()
+
+    def _extras(self) -> JsonObject:
+        """What a client is told at the beginning of a connection."""
+        if not self._is_resumable:
+            return {}
+        self._has_new_token = True
+        return {"resume": {"token": self._keeper.issue(self), "within_s": self._keeper.for_s}}
+
     def _ask_for_a_place(self) -> None:
-        if self._lease is None and self.session.needs_worker:
+        if self._lease is None and self._client is not None and self.session.needs_worker:
             self._wanted.set()
 
     async def _find_a_place(self) -> None:
-        """Stands in line as long as the session lives."""
+        """Stands in line as long as the session lives and its client is there."""
         finding = asyncio.ensure_future(self._pool.lease_when_possible(self))
         try:
-            await either(asyncio.shield(finding), self._over.wait())
+            await either(asyncio.shield(finding), self._over.wait(), self._client_changed.wait())
             if finding.done() and (lease := finding.result()).alive:
                 self._wanted.clear()
                 self._take(lease)
@@ -335,7 +429,8 @@ class SessionRunner:
                 if not self._started:
                     self._unsent.append(effect)
                     continue
-                for transport in (sender or self._client,) if effect.private else tuple(self._transports):
+                only = sender or self._client
+                for transport in tuple(self._transports) if not effect.private else (only,) if only else ():
                     transport.send_event(effect.data)
             elif isinstance(effect, ClearPlayback):
                 if isinstance(self._client, RemotePlayer):
@@ -388,7 +483,7 @@ class SessionRunner:
             lease.release()
 
     def _guard(self) -> contextlib.AbstractContextManager[None]:
-        return _Guard(self)
+        return Guard(self)
 
     def fail(self) -> None:
         """A mistake of ours inside this session: say so, and let the others live."""
@@ -397,6 +492,10 @@ class SessionRunner:
             transport.send_event(events.encode(events.Error(error=mistake.as_dict()), self.session.new_event_id()))
         self.close(1011, "internal error")
 
+    def _forget(self) -> None:
+        self.session.close()
+        self.account.close()
+
     def _end(self) -> None:
         self._over.set()
         if self._timer is not None:
@@ -404,23 +503,9 @@ class SessionRunner:
         if self._lease is not None:
             self._lease.release()
             self._lease = None
-        self.session.close()
-        self.account.close()
+        self._forget()
         for transport in self._transports:
             if transport is not self._client:
                 transport.close(1000, "the call has ended")
         self._on_end(self)
-
-
-class _Guard(contextlib.AbstractContextManager[None]):
-    """Confines an exception to the session that raised it."""
-
-    def __init__(self, runner: SessionRunner) -> None:
-        self._runner = runner
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
-        if error is None or not isinstance(error, Exception):
-            return False
-        log.error("%s failed", self._runner.session_id, exc_info=error)
-        self._runner.fail()
-        return True
+        self._ended.set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -17,12 +18,16 @@ from agent.config import ServerConfig
 from agent.dialogue.session import Session
 from agent.ids import Ids
 from agent.memory import give_back_all
+from agent.protocol.errors import ProtocolError
 from agent.protocol.session_object import SessionSettings, default_settings, updated
 from agent.server.auth import Authenticator, Grant
 from agent.server.budget import Budget
 from agent.server.fairness import LoopShare
+from agent.server.keeper import Keeper, ResumeRefused
+from agent.server.keys import KeyRing, NamedKey
 from agent.server.metrics import Metrics
 from agent.server.runner import SessionRunner
+from agent.server.usage import Usage, Visit
 from agent.server.workers import WorkerPool
 from agent.transports.base import RemotePlayer, Transport
 from agent.turn.silero import SileroVad
@@ -44,18 +49,29 @@ class Service:
         self.config = config
         self.pool = pool
         self.clock = clock or SystemClock()
-        self.auth = Authenticator(config.http.api_keys, self.clock)
+        self.keys = KeyRing(config.http.api_keys, config.http.keys_file)
+        self.auth = Authenticator(self.keys, self.clock)
+        self._usage = Usage()
         self.metrics = Metrics()
         self.share = LoopShare()
         self.calls: dict[str, SessionRunner] = {}
         self.draining = False
-        self._budget = Budget(config.limits)
+        self.keeper: Keeper[SessionRunner] = Keeper(config.session.resume_s, config.session.max_kept)
+        self._budget = Budget(
+            config.limits, lambda key: self.keeper.make_room(lambda kept: key is None or kept.owner == key)
+        )
         self._runners: set[SessionRunner] = set()
+        self._running: set[asyncio.Task[None]] = set()
         self._tidying: asyncio.TimerHandle | None = None
 
     @property
     def session_count(self) -> int:
         return len(self._runners)
+
+    @property
+    def held_bytes(self) -> int:
+        """What all sessions hold in memory, as far as it is counted."""
+        return self._budget.held
 
     def settings(self, *updates: JsonObject | None) -> SessionSettings:
         """The defaults with these updates over them, in order. Raises `ProtocolError`."""
@@ -73,16 +89,20 @@ class Service:
         settings: JsonObject | None = None,
         address: str | None = None,
         max_idle_s: float | None = None,
+        model: str | None = None,
     ) -> SessionRunner:
         """A session, not started yet; it gets a place on a worker when it first needs one. Whoever gets it must `run`
-        it. `address`: of the client, as far as it is known.
+        it, or let us `host` it. `address`: of the client, as far as it is known; `model`: the name it asks for.
 
         Raises `NoCapacity`, or `ProtocolError` if the session object does not fit.
         """
         effective = self.settings(grant.session, settings)
         owner = grant.owner
         source = "" if address is None or _is_loopback(address) else address
+        if grant.key is not None:
+            self._within_limits(grant.key, model)
         self._admit(owner, source)
+        self.auth.redeem(grant)
         session = Session(
             self.config,
             effective,
@@ -94,6 +114,7 @@ class Service:
             input_hz=transport.input_rate_hz,
             reports_every_s=transport.reports_every_s if isinstance(transport, RemotePlayer) else None,
             max_idle_s=max_idle_s,
+            finest_hz=grant.key.finest_hz if grant.key is not None else None,
         )
         runner = SessionRunner(
             session,
@@ -103,35 +124,84 @@ class Service:
             self.metrics,
             self._budget.open(owner),
             self.share,
-            on_end=self._ended,
+            self._ended,
+            self.keeper,
             owner=owner,
+            key_name=grant.name,
             address=source,
         )
         self._runners.add(runner)
+        self._usage.began(Visit(session.id, grant.name, transport.kind, self.pool.model, self.clock.now_s()))
         self.metrics.sessions.labels(transport.kind).inc()
         log.info("%s: opened over %s", session.id, transport.kind)
         return runner
 
-    def _admit(self, owner: str, address: str) -> None:
-        """Raises `NoCapacity` where there is no room for another session, or not for another of these."""
-        limits, all_of_them = self.config.limits, tuple(self._runners)
+    def host(self, runner: SessionRunner) -> None:
+        """Runs it to its end, which may come later than that of the connection by which it began."""
+        task = asyncio.create_task(runner.run(), name=f"session {runner.session_id}")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def resumable(self, token: str, after: str, grant: Grant) -> SessionRunner:
+        """The session that goes on by this token after that event. Raises `ResumeRefused`, or `NoCapacity` where the
+        server is about to stop."""
         if self.draining:
             raise NoCapacity("The server is shutting down; connect again in a moment.")
-        if len(all_of_them) >= self.config.session.max_sessions:
+        try:
+            found = self.keeper.find(token, grant.owner, after)
+        except ResumeRefused as refused:
+            self.metrics.resumed.labels(refused.code).inc()
+            raise
+        return found
+
+    def _within_limits(self, key: NamedKey, model: str | None) -> None:
+        """Raises `NoCapacity` where a key has used up what it may, `ProtocolError` for a model that is not for it."""
+        if key.models and model is not None and model not in key.models:
+            raise ProtocolError(
+                "model_not_allowed",
+                f"This key opens {' or '.join(key.models)} only, not {model[:64]!r}.",
+                param="model",
+            )
+        if key.max_sessions and self._is_full(key.max_sessions, lambda runner: runner.key_name == key.name):
+            self._refuse("sessions_per_key", f"All {key.max_sessions} sessions of this key are in use")
+        spent = self._usage.minutes(key.name, self.clock.now_s(), self.clock.unix_s())
+        if key.minutes_per_day and spent >= key.minutes_per_day:
+            self._refuse(
+                "minutes_per_day", f"The {key.minutes_per_day:g} minutes of this key for today (UTC) are used up"
+            )
+
+    async def end_all(self) -> None:
+        """Whatever still runs, at once."""
+        for task in tuple(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    def _admit(self, owner: str, address: str) -> None:
+        """Raises `NoCapacity` where there is no room for another session, or not for another of these."""
+        limits = self.config.limits
+        if self.draining:
+            raise NoCapacity("The server is shutting down; connect again in a moment.")
+        if self._is_full(self.config.session.max_sessions, lambda runner: True):
             self._refuse("max_sessions", f"All {self.config.session.max_sessions} sessions are in use")
-        of_key = sum(runner.owner == owner for runner in all_of_them) if owner and limits.sessions_per_key else 0
-        if limits.sessions_per_key and of_key >= limits.sessions_per_key:
+        if owner and limits.sessions_per_key and self._is_full(limits.sessions_per_key, lambda r: r.owner == owner):
             self._refuse("sessions_per_key", f"All {limits.sessions_per_key} sessions of this key are in use")
-        of_address = sum(runner.address == address for runner in all_of_them) if address else 0
-        if limits.sessions_per_address and of_address >= limits.sessions_per_address:
-            self._refuse("sessions_per_address", f"All {limits.sessions_per_address} sessions of this address are open")
+        here = limits.sessions_per_address
+        if address and here and self._is_full(here, lambda runner: runner.address == address):
+            self._refuse("sessions_per_address", f"All {here} sessions of this address are open")
         if not self.pool.ready:
             self._refuse("no_worker", f"No session can be opened now: {self.pool.why_not_ready}")
-        engaged = sum(runner.engaged for runner in all_of_them)
+        engaged = sum(runner.engaged for runner in self._runners if not runner.closed)
         if engaged >= self.pool.slots:
             self._refuse("no_worker", "No session can be opened now: all places are taken")
         if engaged >= self.pool.capacity:
             self._refuse("load", f"No session can be opened now: {engaged} are as many as can be answered in time")
+
+    def _is_full(self, limit: int, of: Callable[[SessionRunner], bool]) -> bool:
+        """Whether as many of these are open as may be, and none of them waits for its client and can be ended."""
+        while sum(of(runner) for runner in self._runners if not runner.closed) >= limit:
+            if not self.keeper.make_room(of):
+                return True
+        return False
 
     def _refuse(self, reason: str, why: str) -> None:
         self.metrics.refused.labels(reason).inc()
@@ -146,7 +216,7 @@ class Service:
         while self._runners:
             last = at_once.is_set() or loop.time() >= deadline_s
             for runner in tuple(self._runners):
-                if last or not runner.answering:
+                if last or not runner.answering or self.keeper.waits(runner):
                     runner.close(1001, "the server is going away")
             if last or all(runner.closed for runner in self._runners):
                 return
@@ -161,8 +231,12 @@ class Service:
     def _ended(self, runner: SessionRunner) -> None:
         if runner in self._runners:
             self._runners.discard(runner)
+            self.keeper.ended(runner)
+            for call_id in [key for key, value in self.calls.items() if value is runner and runner.forgets_calls]:
+                del self.calls[call_id]
             self.metrics.sessions.labels(runner.transport_kind).dec()
             log.info("%s: ended", runner.session_id)
+            self._usage.ended(runner.session_id, runner.end_reason, self.clock.now_s(), self.clock.unix_s())
             if self._tidying is None:
                 self._tidying = asyncio.get_running_loop().call_later(_TIDY_AFTER_S, self._tidy)
 

@@ -53,7 +53,7 @@ class PhoneLine(ABC):
         self.runner = runner
         runner.start()
         if greet:
-            await runner.feed_event(_GREETING)
+            await runner.feed_event(_GREETING, self)
 
     def hear(self, samples: Samples, line_hz: int) -> None:
         """The caller, at the line's rate."""

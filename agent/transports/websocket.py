@@ -3,6 +3,9 @@
 Bounds: while more than `_PATIENT_BYTES` wait to be sent, the client's next message waits too, so that it gets what it
 asks for at its own speed. A client that reads nothing of them for `_STALLED_S`, or lets more than `MAX_UNSENT_BYTES`
 pile up, is cut off (1013); so is one that lets them wait while its session, its key or the server holds all it may.
+
+A client whose connection was lost comes back with `?resume=TOKEN&after=EVENT_ID`. Where that is refused it is told so
+by an `error` event and the close code 4004, because a browser cannot read the status of a refused WebSocket.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from typing import Literal
 
 from aiohttp import WSMsgType, web
 
+from agent.ids import Ids
+from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized, offered_subprotocols
@@ -24,6 +29,7 @@ from agent.server.budget import Account
 from agent.server.door import Connection
 from agent.server.fairness import Place
 from agent.server.http import json_error, unauthorized
+from agent.server.keeper import ResumeRefused
 from agent.server.runner import LONG_MESSAGE_BYTES, SessionRunner
 from agent.server.service import RETRY_AFTER_S, NoCapacity, Service
 
@@ -35,6 +41,9 @@ _PATIENT_BYTES = 2 * 1024 * 1024
 _SENDING_S = 0.002
 _STALLED_S = 6.0
 _LOOK_EVERY_S = 2.0
+CODE_NOT_RESUMED = 4004
+# The client says that it is done, or its page goes; whoever says nothing, or nothing of this, may come back.
+_FAREWELLS = {0, 1000, 1001, 1005}
 
 
 class WebSocketTransport:
@@ -58,6 +67,11 @@ class WebSocketTransport:
     def is_closing(self) -> bool:
         """Whatever the client still sends is for nobody."""
         return self._closing is not None or self._connection is None or self._connection.is_closing()
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it was us who ended it, for whichever reason."""
+        return self._closing is not None
 
     def charge_to(self, account: Account) -> None:
         """What waits to be sent is the account's from now on."""
@@ -159,8 +173,14 @@ class WebSocketTransport:
 
 async def realtime(request: web.Request) -> web.StreamResponse:
     service = request.app[service_key]
+    call_id = request.query.get("call_id")
     try:
-        grant = service.auth.authenticate(request)
+        if call_id is not None:
+            grant = service.auth.recognise(request)
+        elif "resume" in request.query:
+            grant = service.auth.return_of(request)
+        else:
+            grant = service.auth.authenticate(request)
     except Unauthorized as error:
         return unauthorized(error)
     if not _is_websocket(request):
@@ -170,31 +190,61 @@ async def realtime(request: web.Request) -> web.StreamResponse:
         )  # fmt: skip
     if request.query.get("intent") == "transcription":
         return json_error(400, "Transcription-only sessions are not served here.", code="invalid_value", param="intent")
-    call_id = request.query.get("call_id")
     if call_id is not None:
         return await _side_band(request, service, call_id)
     transport = WebSocketTransport(request.transport)
+    token, after = request.query.get("resume"), request.query.get("after", "")
     try:
-        runner = service.open_session(transport, grant=grant, address=request.remote)
+        if token is not None:
+            runner = service.resumable(token, after, grant)
+        else:
+            runner = service.open_session(
+                transport, grant=grant, address=request.remote, model=request.query.get("model")
+            )
+            service.host(runner)
     except NoCapacity as error:
         return json_error(
             503, str(error), code="server_overloaded", type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)}
         )
     except ProtocolError as error:
         return json_error(400, error.message, code=error.code, param=error.param)
-    transport.charge_to(runner.account)
+    except ResumeRefused as refused:
+        return await _not_resumed(request, service, refused)
     async with asyncio.TaskGroup() as group:
-        running = group.create_task(runner.run())
+        said_farewell = False
         try:
             socket = await _upgrade(request, service)
+            # Others may have been quicker.
+            runner = runner if token is None else service.resumable(token, after, grant)
+            transport.charge_to(runner.account)
             writing = group.create_task(_write(transport, socket, runner))
-            runner.start()
-            await _read(socket, runner, transport, service.share.place())
+            if token is None:
+                runner.start()
+            else:
+                runner.resume(transport, after)
+            said_farewell = await _read(socket, runner, transport, service.share.place())
+        except (NoCapacity, ResumeRefused) as error:
+            await socket.close(code=CODE_NOT_RESUMED, message=str(error).encode()[:120])
+            return socket
+        except asyncio.CancelledError:
+            said_farewell = True  # the server stops
+            raise
         finally:
-            runner.disconnect("the connection ended")
-        await running
+            if said_farewell and runner.serves(transport):
+                runner.disconnect("the client closed the connection")
+            runner.lose(transport, "the connection was lost")
+        await runner.left(transport)
         transport.close(1000, "")
         await writing
+    return socket
+
+
+async def _not_resumed(request: web.Request, service: Service, refused: ResumeRefused) -> web.WebSocketResponse:
+    socket = await _upgrade(request, service)
+    error = events.Error(error=ProtocolError(refused.code, str(refused)).as_dict())
+    with contextlib.suppress(ConnectionError):
+        await socket.send_frame(events.encode(error, Ids().new("event")), WSMsgType.TEXT)
+        await socket.close(code=CODE_NOT_RESUMED, message=str(refused).encode()[:120])
     return socket
 
 
@@ -248,8 +298,9 @@ async def _upgrade(request: web.Request, service: Service) -> web.WebSocketRespo
 
 async def _read(
     socket: web.WebSocketResponse, runner: SessionRunner, transport: WebSocketTransport, place: Place
-) -> None:
-    """Until the client closes, or we do: frames that have come in already are then left alone."""
+) -> bool:
+    """Until the client closes, or we do: frames that have come in already are then left alone. True if it is not to
+    come back."""
     while not transport.is_closing:
         await transport.room()
         message = await socket.receive()
@@ -269,7 +320,9 @@ async def _read(
             elif message.type not in (WSMsgType.PING, WSMsgType.PONG):
                 if message.type is WSMsgType.ERROR:
                     log.info("%s: %s", runner.session_id, socket.exception())
-                return
+                closed = message.type is WSMsgType.CLOSE and message.data in _FAREWELLS
+                return closed or transport.is_cut_off
+    return transport.is_cut_off
 
 
 async def _write(transport: WebSocketTransport, socket: web.WebSocketResponse, runner: SessionRunner | None) -> None:
@@ -278,7 +331,7 @@ async def _write(transport: WebSocketTransport, socket: web.WebSocketResponse, r
         await transport.write(socket)
     except (ConnectionError, RuntimeError) as error:
         if runner is not None:
-            runner.disconnect(f"sending failed: {error}")
+            runner.lose(transport, f"sending failed: {error}")
     finally:
         watching.cancel()
         transport.close(1006, "the client is gone")

@@ -16,6 +16,7 @@ from agent.config import ServerConfig, SessionConfig
 from agent.dialogue.conversation import MAX_ITEMS, Conversation, SystemMessage
 from agent.protocol.errors import ProtocolError
 from agent.server.auth import Authenticator, Unauthorized
+from agent.server.keys import KeyRing
 from agent.server.service import NoCapacity, Service
 from agent.server.workers import WorkerPool
 from tests.support.conformance import check
@@ -213,7 +214,7 @@ async def test_pages_of_other_origins_are_refused_where_origins_are_named(tmp_pa
 @pytest.mark.parametrize("api_keys", [(), ("sk-right",)])
 def test_an_expired_key_says_so(api_keys: tuple[str, ...]) -> None:
     clock = ManualClock()
-    auth = Authenticator(api_keys, clock)
+    auth = Authenticator(KeyRing(api_keys), clock)
     minted = auth.mint({"instructions": "Be brief."}, 60)
     assert auth.grant(minted.value).session == {"instructions": "Be brief."}
     clock.advance(61)

@@ -16,6 +16,7 @@ from agent.config import LimitsConfig
 from agent.protocol.errors import ProtocolError
 from agent.server.auth import MAX_ALL_SECRETS_BYTES, MAX_SECRET_BYTES, Authenticator, Unauthorized
 from agent.server.budget import RECOUNT_BYTES, SMALL_BYTES, Budget
+from agent.server.keys import KeyRing
 from agent.transports.websocket import WebSocketTransport
 from tests.support.service_process import ServiceProcess, fake_worker_command
 from tests.support.ws_client import WsClient
@@ -220,7 +221,7 @@ async def test_a_push_to_talk_flood_is_full_at_ten_minutes_and_leaves_nothing() 
 
 def test_ephemeral_keys_are_bounded_in_size_and_all_together_until_they_expire() -> None:
     clock = ManualClock()
-    auth = Authenticator((), clock)
+    auth = Authenticator(KeyRing(()), clock)
     with pytest.raises(ProtocolError, match="may have"):
         auth.mint({"instructions": "x" * MAX_SECRET_BYTES}, 60)
     session: dict[str, object] = {"instructions": "x" * (MAX_SECRET_BYTES - 100)}

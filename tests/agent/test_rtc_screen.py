@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from agent.rtc.description import offered_addresses
+from agent.rtc.gathering import offered_addresses
 from agent.rtc.screen import kind_of
 from benchmarks.attacks import datagrams
 from tests.support.rtc_client import RtcClient

@@ -9,6 +9,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack
 
 from agent.rtc.description import BadOffer, finish_answer, prepare_offer
+from agent.rtc.gathering import Network
 from agent.rtc.peer import Peer
 
 
@@ -23,12 +24,12 @@ class Nobody:
 
     def peer_network(self, loss: float | None, round_trip_ms: float | None) -> None: ...
 
-    def peer_closed(self, reason: str) -> None: ...
+    def peer_closed(self, reason: str, *, by_client: bool) -> None: ...
 
 
 def peer() -> Peer:
     return Peer(
-        Nobody(), lambda samples: None, addresses=("127.0.0.1",), ice_servers=(), connect_timeout_s=5.0,
+        Nobody(), lambda samples: None, network=Network(addresses=("127.0.0.1",)), connect_timeout_s=5.0,
         disconnected_tolerance_s=5.0,
     )  # fmt: skip
 

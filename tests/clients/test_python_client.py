@@ -67,6 +67,33 @@ async def test_an_interruption_keeps_what_was_heard(fake_server: Server) -> None
         assert answer.status == "cancelled" and len(answer.text.split()) < 7
 
 
+async def test_a_lost_connection_is_made_again_in_the_middle_of_an_answer(fake_server: Server) -> None:
+    async with agogic_client.connect(fake_server.url) as call:
+        begun, resumed = asyncio.Event(), asyncio.Event()
+        call.on("response.output_audio_transcript.delta", lambda _: begun.set())
+        call.on("x_agogic.session_resumed", lambda _: resumed.set())
+        await call.write("A latte, please.")
+        await begun.wait()
+        call._line._socket.transport.abort()
+        await call.set_rates(output_rate=5)
+        answer = await asyncio.wait_for(call.answer(), 30)
+        assert resumed.is_set()
+        assert (answer.text, answer.status) == (REPLY, "completed")
+        assert len(answer.pcm) == 2 * 24_000 * 28 // 10, "all of its sound, once"
+        later = await call.ask("And a tea.")
+        assert later.report["output_frame_rate"]["requested_hz"] == 5, "what was sent meanwhile"
+
+
+async def test_a_server_that_forgot_the_session_ends_the_call(fake_server: Server) -> None:
+    async with agogic_client.connect(fake_server.url) as call:
+        await call.ask("A latte, please.")
+        call._line._token = "resume_of_another_time"
+        call._line._socket.transport.abort()
+        with pytest.raises(agogic_client.CallError) as lost:
+            await asyncio.wait_for(call.ask("And a tea."), 30)
+        assert lost.value.code == "lost"
+
+
 async def test_what_is_thrown_in_the_block_leaves_it_as_it_is(fake_server: Server) -> None:
     with pytest.raises(ZeroDivisionError):
         async with agogic_client.connect(fake_server.url):

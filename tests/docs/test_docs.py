@@ -22,6 +22,7 @@ from typer.main import get_command
 
 from agent.cli.main import _VERBS, build
 from agent.config import parse_config
+from agent.server.keys import load as load_keys
 from tests.clients.conftest import ROOT, Server
 
 PAGES = [
@@ -88,14 +89,18 @@ def test_json_is_json(page: Path, code: str) -> None:
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("toml", "ini"))
-def test_configurations_are_taken(page: Path, code: str) -> None:
+def test_configurations_are_taken(page: Path, code: str, tmp_path: Path) -> None:
     if "[Unit]" in code:
         unit = configparser.ConfigParser(interpolation=None)
         unit.read_string(code)
         started = shlex.split(unit["Service"]["ExecStart"])
         check_command(["agogic", *started[1:]])
         return
-    tomllib.loads(code)
+    if "keys" in tomllib.loads(code):
+        keys = tmp_path / "keys.toml"
+        keys.write_text(code, "utf-8")
+        assert load_keys(keys)
+        return
     parse_config(code)
 
 

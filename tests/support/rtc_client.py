@@ -55,8 +55,10 @@ class RtcClient:
         *,
         session: Event | None = None,
         relay: UdpRelay | None = None,
+        query: str = "",
     ) -> None:
         self.url = url
+        self._query = query
         self.events: list[Event] = []
         self.heard: list[np.ndarray] = []  # pieces of s16 mono at 48 kHz
         self.location = ""
@@ -88,7 +90,7 @@ class RtcClient:
                 form.add_field("sdp", offer, content_type="application/sdp")
                 form.add_field("session", json.dumps(self._session), content_type="application/json")
                 body, headers = form, {}
-            async with http.post(f"{self.url}/v1/realtime/calls", data=body, headers=headers) as response:
+            async with http.post(f"{self.url}/v1/realtime/calls{self._query}", data=body, headers=headers) as response:
                 text = await response.text()
                 assert response.status == 201, text
                 assert response.content_type == "application/sdp"

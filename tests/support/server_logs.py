@@ -10,8 +10,8 @@ from pathlib import Path
 _folder = tempfile.TemporaryDirectory(prefix="server-logs-")
 _logs: set[Path] = set()
 _keys: set[str] = set()
-# What servers make themselves: ephemeral keys, and the names of calls, which are as good as keys.
-_MADE = re.compile(r"\b(?:ek|rtc)_[\w-]{24,}")
+# What servers make themselves: ephemeral keys, tokens to resume by, and the names of calls, which are as good as keys.
+_MADE = re.compile(r"\b(?:ek|rtc|resume)_[\w-]{24,}")
 
 
 def new_log() -> Path:

@@ -84,6 +84,13 @@ class SessionDriver:
 
     # --- inputs ---
 
+    def returns(self, after: str, transport: Literal["websocket", "webrtc"] | None, extras: dict[str, object]) -> None:
+        """The client is back, over another transport where one is named."""
+        if transport is not None:
+            self._pulls = transport == "webrtc"
+        input_hz = 48_000 if self._pulls else None
+        self.do(self.session.resume("webrtc" if self._pulls else "websocket", after, extras, input_hz=input_hz))
+
     def do(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, SendEvent):

@@ -6,17 +6,16 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
-from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as connect_websocket
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import InvalidStatus
 
 from agogic_client.conversation import Answer, Conversation, Event
 from agogic_client.errors import CallError
+from agogic_client.line import Line
 from agogic_client.sound import PIECE_SAMPLES, RATE_HZ, Microphone, Speaker, read_sound
 from agogic_client.tools import Tool, call_tool, describe
 
@@ -39,16 +38,20 @@ async def connect(
     tools: Sequence[Tool] = (),
     push_to_talk: bool = False,
 ) -> AsyncIterator[Call]:
-    """A call for as long as the block lasts. Raises `CallError` where there is no server or it refuses."""
+    """A call for as long as the block lasts. Raises `CallError` where there is no server or it refuses.
+
+    A lost connection is made again, and the same conversation goes on; where the server does not know it any more, the
+    call has ended.
+    """
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        socket = await connect_websocket(_address(url), additional_headers=headers, max_size=None, open_timeout=10)
+        line = await Line.open(_address(url), headers)
     except InvalidStatus as refused:
         raise _refusal(refused) from refused
     except (OSError, TimeoutError) as missing:
         raise CallError(f"nobody answers at {url}; is `agogic serve` running there?", "unreachable") from missing
     error: Exception | None = None
-    call = Call(socket, tools)
+    call = Call(line, tools)
     session: dict[str, Any] = {
         "type": "realtime",
         "tools": [describe(tool) for tool in tools],
@@ -64,7 +67,7 @@ async def connect(
         session["instructions"] = instructions
     if voice is not None:
         session.setdefault("audio", {})["output"] = {"voice": voice}
-    async with socket, asyncio.TaskGroup() as group:
+    async with aclosing(line), asyncio.TaskGroup() as group:
         reading = group.create_task(call.run(group))
         await call.send({"type": "session.update", "session": session})
         try:
@@ -80,10 +83,10 @@ async def connect(
 class Call:
     """`conversation` is what was said so far. Made by `connect`."""
 
-    def __init__(self, socket: ClientConnection, tools: Sequence[Tool] = ()) -> None:
+    def __init__(self, line: Line, tools: Sequence[Tool] = ()) -> None:
         self.conversation = Conversation()
         self.muted = False
-        self._socket = socket
+        self._line = line
         self._tools = tools
         self._listeners: list[tuple[str, Listener]] = []
         self._answers: asyncio.Queue[Answer | CallError] = asyncio.Queue()
@@ -92,10 +95,7 @@ class Call:
 
     async def send(self, event: Event) -> None:
         """Any event of the protocol. Raises `CallError` where the call has ended."""
-        try:
-            await self._socket.send(json.dumps(event))
-        except ConnectionClosed as error:
-            raise CallError("the call has ended", "lost") from error
+        await self._line.send(event)
 
     def on(self, kind: str, listener: Listener) -> None:
         """Calls `listener` with every event of this type, or with all for "*"; it may be a coroutine function."""
@@ -167,10 +167,8 @@ class Call:
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Takes in events until the connection ends; `connect` runs it."""
         try:
-            async for text in self._socket:
-                await self._take(json.loads(text), group)
-        except ConnectionClosed:
-            pass
+            async for event in self._line.events():
+                await self._take(event, group)
         finally:
             self._ended.set()
             self._answers.put_nowait(CallError("the call ended before there was an answer", "lost"))

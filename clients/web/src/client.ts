@@ -7,6 +7,7 @@ import { type Devices, listDevices, openMicrophone } from "./microphone.js";
 import { Recorder } from "./recorder.js";
 import { replay } from "./replay.js";
 import { Requests } from "./requests.js";
+import { type Offer, Resumption } from "./resumption.js";
 import { type Rates, sessionOf, type SessionSettings, type TurnDetection, type TurnMode } from "./settings.js";
 import { type Tool, ToolRunner } from "./tools.js";
 import { connectWebRtc } from "./webrtc.js";
@@ -30,11 +31,15 @@ export interface AgogicOptions {
   voice?: string;
   rates?: Partial<Rates>;
   tools?: Record<string, Tool>;
-  /** Whether a lost connection is made again and the conversation told to the new session; true if absent. */
+  /** Whether a lost connection is made again: the session goes on, or where the server does not know it any more, the
+   * conversation is told to a new one. True if absent. */
   reconnect?: boolean;
   /** Keeps the sound of both sides, up to 15 minutes, for `recording`. */
   record?: boolean;
+  /** STUN and TURN servers; if absent, those that the server names, with credentials made for this call. */
   iceServers?: RTCIceServer[];
+  /** Sound goes through a TURN server only, so that neither side learns the other's address. */
+  relayOnly?: boolean;
   /** Where `workletSource()` is served, for pages whose content security policy forbids blob: scripts. */
   workletUrl?: string;
 }
@@ -62,6 +67,8 @@ export interface AgogicEvents {
 
 /** Errors that are only a race between two people talking, and nothing to show. */
 const HARMLESS_CODES = new Set(["response_cancel_not_active", "input_audio_buffer_commit_empty"]);
+/** Answers to a resumption after which a new session may still be had. */
+const REFUSALS = new Set(["stale", "unauthorised", "refused"]);
 const FIRST_PAUSE_MS = 250;
 const LONGEST_PAUSE_MS = 1000;
 const PATIENCE_MS = 10 * 60_000;
@@ -71,6 +78,9 @@ export class AgogicClient extends Emitter<AgogicEvents> {
   readonly conversation = new Conversation();
   #state: ClientState = "idle";
   #connection: Connection | undefined;
+  #left: Connection | undefined;
+  readonly #resumption = new Resumption();
+  #changed = false;
   #microphone: MediaStream | undefined;
   #settings: SessionSettings;
   #talking = false;
@@ -158,6 +168,8 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     this.#attempt += 1;
     this.#connection?.close();
     this.#connection = undefined;
+    this.#leave();
+    this.#resumption.forget();
     this.#recorder?.detach();
     stop(this.#microphone);
     this.#microphone = undefined;
@@ -169,8 +181,9 @@ export class AgogicClient extends Emitter<AgogicEvents> {
 
   /** Any event of the protocol. */
   send(event: ClientEvent): void {
-    this.#connection?.send(event);
-    this.emit("sent", event);
+    const named = this.#resumption.sending(event);
+    this.#connection?.send(named);
+    this.emit("sent", named);
   }
 
   /** Changes settings of the running call, or of the next. */
@@ -178,6 +191,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     this.#settings = { ...this.#settings, ...changes };
     if (changes.mode !== undefined) this.#talking = false;
     if (this.#connection) this.#configure();
+    else this.#changed = true;
   }
 
   /** Frame rates in Hz (4 to 12.5) or "auto", from the next turn on. */
@@ -269,16 +283,24 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     this.emit("change", this.conversation);
   }
 
-  async #establish(attempt: number): Promise<void> {
-    const connection = await this.#reach();
+  async #establish(attempt: number, offer?: Offer): Promise<void> {
+    const connection = await this.#reach(offer);
     if (attempt !== this.#attempt) return connection.close();
     this.#connection = connection;
     connection.attachMicrophone(this.#microphone);
     connection.setVolume(this.#volume);
     if (this.#speaker !== undefined) await connection.setSpeaker(this.#speaker).catch(() => undefined);
-    this.#requests.forget();
-    this.#configure();
-    for (const event of replay(this.conversation)) this.send(event);
+    this.#leave();
+    if (offer === undefined) {
+      this.#requests.forget();
+      this.#configure();
+      for (const event of replay(this.conversation)) this.send(event);
+    } else {
+      this.#sendAgain();
+      if (this.#changed) this.#configure();
+      this.#openOrShut();
+    }
+    this.#changed = false;
     await this.#record();
     if (attempt === this.#attempt) this.#setState("connected");
   }
@@ -288,15 +310,32 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     if (taps) await this.#recorder?.attach(taps, this.options.workletUrl).catch(() => undefined);
   }
 
-  async #reach(): Promise<Connection> {
+  /** What was sent into the connection that was lost, or since, and did not arrive. */
+  #sendAgain(): void {
+    if (this.#connection === undefined) return;
+    for (const event of this.#resumption.unsent()) this.#connection.send(this.#resumption.sending(event));
+  }
+
+  /** Nothing holds on to the connection that was lost any more. */
+  #leave(): void {
+    this.#left?.close();
+    this.#left = undefined;
+  }
+
+  async #reach(offer: Offer | undefined): Promise<Connection> {
     const { apiKey } = this.options;
     const attempt = this.#attempt;
+    const key = offer !== undefined ? offer.apiKey : typeof apiKey === "function" ? await apiKey() : apiKey;
+    if (offer === undefined) this.#resumption.begin(key);
     const options: ConnectOptions = {
       url: (this.options.url ?? location.origin).replace(/\/+$/, ""),
       model: this.options.model ?? "agogic",
-      apiKey: typeof apiKey === "function" ? await apiKey() : apiKey,
-      iceServers: this.options.iceServers ?? [],
+      apiKey: key,
+      iceServers: this.options.iceServers,
+      relayOnly: this.options.relayOnly ?? false,
       workletUrl: this.options.workletUrl,
+      resume: offer && { token: offer.token, after: offer.after },
+      onReceived: (event) => this.#resumption.received(event),
       onEvent: (event) => this.#receive(event),
       onLost: (error) => {
         if (attempt === this.#attempt) void this.#lost(this.#farewell ?? error);
@@ -316,26 +355,42 @@ export class AgogicClient extends Emitter<AgogicEvents> {
   }
 
   async #lost(error: AgogicError): Promise<void> {
+    this.#left = this.#connection;
     this.#connection = undefined;
     this.#recorder?.detach();
-    this.conversation.cutOff();
-    this.emit("change", this.conversation);
-    if (error.code === "expired" || !(this.options.reconnect ?? true)) return this.#end(error);
+    this.#resumption.lost();
+    const ends = error.code === "expired" || !(this.options.reconnect ?? true);
+    if (ends || this.#resumption.offer() === undefined) this.#cutOff();
+    if (ends) return this.#end(error);
     const attempt = ++this.#attempt;
     this.#setState("reconnecting");
     const until = Date.now() + PATIENCE_MS;
+    await this.#left?.playedOut(this.#resumption.offer() !== undefined);
     for (let pauseMs = FIRST_PAUSE_MS; Date.now() < until; pauseMs = Math.min(2 * pauseMs, LONGEST_PAUSE_MS)) {
       await new Promise((resolve) => setTimeout(resolve, pauseMs * (0.75 + Math.random() / 4)));
       if (attempt !== this.#attempt) return;
+      const offer = this.#resumption.offer();
+      if (offer === undefined) this.#cutOff();
       try {
-        return await this.#establish(attempt);
+        return await this.#establish(attempt, offer);
       } catch (problem) {
         if (attempt !== this.#attempt) return;
+        if (offer !== undefined && problem instanceof AgogicError && REFUSALS.has(problem.code)) {
+          this.#resumption.forget();
+          pauseMs = FIRST_PAUSE_MS / 2;
+          continue;
+        }
         const hopeless = problem instanceof AgogicError && ["unauthorised", "refused"].includes(problem.code);
         if (hopeless) return this.#end(problem);
       }
     }
     this.#end(error);
+  }
+
+  /** What was being said has ended: the session that said it does not go on. */
+  #cutOff(): void {
+    this.conversation.cutOff();
+    this.emit("change", this.conversation);
   }
 
   #end(error: AgogicError): void {
@@ -375,6 +430,7 @@ export class AgogicClient extends Emitter<AgogicEvents> {
     const unheard = this.#settings.mode === "push" && !this.#talking;
     if (unheard && event.type === "x_agogic.input_transcript") return;
     if (event.type === "error") this.#complain(event);
+    if (event.type === "x_agogic.session_resumed") this.#sendAgain();
     if (this.conversation.apply(event)) this.emit("change", this.conversation);
     if (this.#muted && event.type.startsWith("input_audio_buffer.")) this.#openOrShut();
     if (event.type === "response.done") this.#requests.done();

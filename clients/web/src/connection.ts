@@ -6,9 +6,15 @@ export interface ConnectOptions {
   url: string;
   model: string;
   apiKey: string | undefined;
-  iceServers: RTCIceServer[];
+  /** Those that the server names where undefined. */
+  iceServers: RTCIceServer[] | undefined;
+  relayOnly: boolean;
   /** Where the worklets lie for pages whose policy forbids blob: scripts. */
   workletUrl: string | undefined;
+  /** Takes up a lost session; the connection is refused with code "stale" where the server does not know it. */
+  resume?: { token: string; after: string } | undefined;
+  /** Every event when it comes, before `onEvent`, for which words wait until they are heard. */
+  onReceived?: (event: ServerEvent) => void;
   onEvent: (event: ServerEvent) => void;
   /** Called once when an established connection ends without `close`. */
   onLost: (error: AgogicError) => void;
@@ -40,6 +46,10 @@ export interface Connection {
   taps(): Taps | undefined;
   /** How long sound already spoken may still be on its way to the server, in ms. */
   readonly tailMs: number;
+  /** After a loss: returns when all that had come of the answer has been heard. Where the session `goesOn`, its words are
+   * shown then, whatever became of their sound. */
+  playedOut(goesOn: boolean): Promise<void>;
+  /** Also owed after a loss: until then the other side is told nothing, because the session may go on. */
   close(): void;
 }
 
@@ -50,6 +60,7 @@ export async function refusal(response: Response): Promise<AgogicError> {
   const body = (await response.json().catch(() => undefined)) as { error?: { message?: string; code?: string } } | undefined;
   const said = body?.error?.message ?? `The server answered with status ${response.status}.`;
   const details = body?.error?.code ? { serverCode: body.error.code } : {};
+  if (body?.error?.code?.startsWith("resume_")) return new AgogicError(said, "stale", details);
   if (response.status === 401) return new AgogicError(said, "unauthorised", details);
   if (response.status === 503 || response.status === 429) return new AgogicError(said, "overloaded", details);
   return new AgogicError(said, "refused", details);

@@ -6,6 +6,7 @@ export type ErrorCode =
   | "unreachable" // nobody answers, or no path for sound
   | "refused" // the server said no
   | "expired" // the session came to its end by itself
+  | "stale" // the server does not know the session that was to go on
   | "lost" // an established connection ended
   | "server" // the server reported an error; the conversation goes on
   | "tool"; // one of your functions threw

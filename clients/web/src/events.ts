@@ -99,6 +99,12 @@ export interface ServerProblem {
   event_id?: string | null;
 }
 
+/** What a session tells about itself when a connection begins. */
+export interface SessionExtras {
+  resume?: { token: string; within_s: number };
+  recording?: boolean;
+}
+
 interface Kind<Type extends string> {
   type: Type;
   event_id?: string;
@@ -113,7 +119,13 @@ interface Spoken<Type extends string> extends About<Type> {
 }
 
 export type ServerEvent =
-  | (Kind<"session.created" | "session.updated"> & { session: SessionObject })
+  | (Kind<"session.created"> & { session: SessionObject; x_agogic?: SessionExtras })
+  | (Kind<"session.updated"> & { session: SessionObject })
+  | (Kind<"x_agogic.session_resumed"> & {
+      session: SessionObject;
+      last_client_event_id: string | null;
+      x_agogic?: SessionExtras;
+    })
   | (Kind<"error"> & { error: ServerProblem })
   | (Kind<"rate_limits.updated"> & { rate_limits?: unknown[] })
   | (About<"input_audio_buffer.speech_started"> & { audio_start_ms?: number; x_agogic?: { continues?: string } })

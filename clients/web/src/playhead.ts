@@ -41,6 +41,11 @@ export class WordGate {
     this.#waiting = this.#waiting.filter((event) => event.item_id !== itemId);
   }
 
+  /** Words that came over a connection that was lost do not come again, though their sound may. */
+  flush(): void {
+    for (const event of this.#waiting.splice(0)) this.deliver(event);
+  }
+
   #release(): void {
     while (this.#waiting.length > 0) {
       const next = this.#waiting[0]!;

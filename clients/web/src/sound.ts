@@ -16,6 +16,7 @@ export class Sound {
   onHeard: (itemId: string | null, heardS: number) => void = () => undefined;
   onMicrophone: (samples: Float32Array) => void = () => undefined;
   #item: string | null = null;
+  #first = 0;
   #sent = 0;
   #heard: PlayerReport = { item: null, heard: 0 };
   #playing = false;
@@ -55,6 +56,11 @@ export class Sound {
     return this.context.state === "running";
   }
 
+  /** Whether something of what was given to `play` is still to be heard. */
+  get isPlaying(): boolean {
+    return this.#playing && this.isRunning;
+  }
+
   attach(stream: MediaStream | undefined): void {
     this.#microphone?.close();
     this.#capture?.disconnect();
@@ -68,10 +74,11 @@ export class Sound {
     this.#capture = capture;
   }
 
-  play(itemId: string, samples: Float32Array): void {
+  /** `startS`: where it stands in its item; an answer may have begun over a connection that was lost. */
+  play(itemId: string, samples: Float32Array, startS = 0): void {
     if (itemId !== this.#item) {
       this.#item = itemId;
-      this.#sent = 0;
+      this.#sent = this.#first = Math.round(startS * RATE_HZ);
     }
     const start = this.#sent;
     this.#sent += samples.length; // before the buffer is handed over, which leaves nothing behind
@@ -84,7 +91,7 @@ export class Sound {
     this.player.port.postMessage({ clear: true });
     if (!this.#playing || this.#item === null) return { itemId: null, heardMs: 0 };
     this.#playing = false;
-    const heard = this.#heard.item === this.#item ? this.#heard.heard : 0;
+    const heard = this.#heard.item === this.#item ? this.#heard.heard : this.#first;
     return { itemId: this.#item, heardMs: Math.round((heard / RATE_HZ) * 1000) };
   }
 

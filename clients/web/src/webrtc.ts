@@ -29,21 +29,27 @@ export function webRtcOn(platform: RtcPlatform): Connect {
 export const connectWebRtc: Connect = webRtcOn(browser);
 
 async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<Connection> {
-  const peer = platform.createPeer({ iceServers: options.iceServers });
+  const peer = platform.createPeer({
+    iceServers: options.iceServers ?? (await namedServers(options)),
+    iceTransportPolicy: options.relayOnly ? "relay" : "all",
+  });
   const audio = platform.createAudio(options.workletUrl);
-  let state: "opening" | "open" | "closed" = "opening";
+  let state: "opening" | "open" | "lost" | "closed" = "opening";
   let heartbeat: Heartbeat | undefined;
 
   const close = (): void => {
     if (state === "closed") return;
+    if (state !== "lost") audio.close();
     state = "closed";
     heartbeat?.stop();
-    audio.close();
     peer.close();
   };
   const lost = (message: string): void => {
     if (state !== "open") return;
-    close();
+    // Closing the peer would tell the server farewell, if it can be reached after all.
+    state = "lost";
+    heartbeat?.stop();
+    audio.close();
     options.onLost(new AgogicError(message, "lost"));
   };
 
@@ -52,7 +58,10 @@ async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<
   const channel = peer.createDataChannel("oai-events");
   channel.onmessage = ({ data }) => {
     heartbeat?.alive();
-    options.onEvent(parseEvent(data as string));
+    if (state === "lost" || state === "closed") return;
+    const event = parseEvent(data as string);
+    options.onReceived?.(event);
+    options.onEvent(event);
   };
   const opened = new Promise<void>((resolve, reject) => {
     const give_up = (message: string): void => reject(new AgogicError(message, "unreachable"));
@@ -73,12 +82,13 @@ async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<
 
   try {
     await peer.setLocalDescription(await peer.createOffer());
-    const response = await fetch(`${options.url}/v1/realtime/calls?model=${encodeURIComponent(options.model)}`, {
+    const resume = options.resume && { resume: options.resume.token, after: options.resume.after };
+    const query = Object.entries({ model: options.model, ...resume })
+      .map(([name, value]) => `${name}=${encodeURIComponent(value)}`)
+      .join("&");
+    const response = await fetch(`${options.url}/v1/realtime/calls?${query}`, {
       method: "POST",
-      headers: {
-        "Content-Type": "application/sdp",
-        ...(options.apiKey ? { Authorization: `Bearer ${options.apiKey}` } : {}),
-      },
+      headers: { "Content-Type": "application/sdp", ...authorization(options) },
       body: peer.localDescription?.sdp ?? "",
       signal: after(CONNECT_TIMEOUT_MS),
     }).catch(() => {
@@ -121,8 +131,25 @@ async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<
     setSpeaker: (deviceId) => audio.setSpeaker(deviceId),
     levels: () => audio.levels(),
     taps: () => audio.taps(),
+    playedOut: async () => undefined,
     close,
   };
+}
+
+function authorization({ apiKey }: ConnectOptions): Record<string, string> {
+  return apiKey ? { Authorization: `Bearer ${apiKey}` } : {};
+}
+
+/** None where the server does not say: then the call is tried without, and its refusal tells what is wrong. */
+async function namedServers(options: ConnectOptions): Promise<RTCIceServer[]> {
+  try {
+    const headers = authorization(options);
+    const response = await fetch(`${options.url}/v1/realtime/ice_servers`, { headers, signal: after(CONNECT_TIMEOUT_MS) });
+    if (!response.ok) return [];
+    return ((await response.json()) as { ice_servers?: RTCIceServer[] }).ice_servers ?? [];
+  } catch {
+    return [];
+  }
 }
 
 /** The server sends sound or silence all the time: whether any of it comes now. */

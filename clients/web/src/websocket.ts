@@ -10,32 +10,46 @@ import { after } from "./timeout.js";
 const CONNECT_TIMEOUT_MS = 8000;
 const PROBE_TIMEOUT_MS = 1500;
 const TAIL_MS = 40;
+const STALE_CODE = 4004;
+// Not one that says farewell: the session may go on.
+const LOST_CODE = 4001;
+const PLAY_OUT_MS = 1000;
 
 /** Speech as base64 PCM in events. The page plays out, so it also says what was heard when it interrupts. */
 export async function connectWebSocket(options: ConnectOptions): Promise<Connection> {
   const socket = await open(options);
   const early: ServerEvent[] = [];
-  socket.onmessage = ({ data }) => early.push(parseEvent(data as string));
+  const resumed = options.resume ? resumption(socket, early) : Promise.resolve();
+  resumed.catch(() => undefined);
+  if (!options.resume) socket.onmessage = ({ data }) => early.push(parseEvent(data as string));
   const sound = await Sound.create(options.workletUrl).catch((error: unknown) => {
     socket.close();
     throw error;
   });
-  let closed = false;
+  await resumed.catch((error: unknown) => {
+    socket.close();
+    sound.close();
+    throw error;
+  });
+  let state: "open" | "lost" | "closed" = "open";
   let microphoneOpen = false;
   const send = (event: ClientEvent): void => {
     if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(event));
   };
   const words = new WordGate(options.onEvent, () => sound.isRunning);
   const close = (): void => {
-    if (closed) return;
-    closed = true;
+    if (state === "closed") return;
     heartbeat.stop();
-    socket.close(1000);
+    if (state === "open") socket.close(1000);
+    state = "closed";
     sound.close();
   };
   const lost = (error: AgogicError): void => {
-    if (closed) return;
-    close();
+    if (state !== "open") return;
+    state = "lost";
+    microphoneOpen = false;
+    heartbeat.stop();
+    socket.close(LOST_CODE);
     options.onLost(error);
   };
   const heartbeat = new Heartbeat(
@@ -54,10 +68,11 @@ export async function connectWebSocket(options: ConnectOptions): Promise<Connect
     if (microphoneOpen) send({ type: "input_audio_buffer.append", audio: encodePcm(samples) });
   };
   const receive = (event: ServerEvent): void => {
+    options.onReceived?.(event);
     if (event.type === "input_audio_buffer.speech_started") silence();
     if (event.type === "response.output_audio.delta") {
       const { delta, ...rest } = event;
-      sound.play(event.item_id, decodePcm(delta ?? ""));
+      sound.play(event.item_id, decodePcm(delta ?? ""), event.x_agogic?.start_time);
       words.event(rest);
       return;
     }
@@ -87,6 +102,11 @@ export async function connectWebSocket(options: ConnectOptions): Promise<Connect
     setSpeaker: (deviceId) => sound.setSpeaker(deviceId),
     levels: () => sound.levels(),
     taps: () => sound.taps(),
+    playedOut: async (goesOn) => {
+      const until = Date.now() + PLAY_OUT_MS;
+      while (state === "lost" && sound.isPlaying && Date.now() < until) await new Promise((done) => setTimeout(done, 20));
+      if (goesOn) words.flush();
+    },
     close,
   };
 }
@@ -104,10 +124,30 @@ async function answers(url: string): Promise<boolean> {
   return true;
 }
 
-function open({ url, model, apiKey }: ConnectOptions): Promise<WebSocket> {
+/** The server takes a lost session up, or says that it knows none; a browser cannot read why a WebSocket is refused. */
+function resumption(socket: WebSocket, early: ServerEvent[]): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const fail = (code: number): void =>
+      reject(code === STALE_CODE ? new AgogicError("The session is gone.", "stale") : farewell(code));
+    socket.onmessage = ({ data }) => {
+      const event = parseEvent(data as string);
+      if (event.type === "error") return;
+      early.push(event);
+      resolve();
+    };
+    socket.onclose = ({ code }) => fail(code);
+    if (socket.readyState !== WebSocket.OPEN) fail(1006);
+  });
+}
+
+function open({ url, model, apiKey, resume }: ConnectOptions): Promise<WebSocket> {
   const address = new URL("/v1/realtime", url);
   address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
   address.searchParams.set("model", model);
+  if (resume) {
+    address.searchParams.set("resume", resume.token);
+    address.searchParams.set("after", resume.after);
+  }
   const socket = new WebSocket(address, ["realtime", ...(apiKey ? [`openai-insecure-api-key.${apiKey}`] : [])]);
   return new Promise((resolve, reject) => {
     const fail = (): void => {

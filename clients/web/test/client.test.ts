@@ -402,3 +402,60 @@ it("muted in the middle of a turn, sends silence until the server has noticed it
   made[0]!.options.onEvent({ type: "input_audio_buffer.speech_started", item_id: "v" });
   expect([track.enabled, made[0]!.microphone]).toEqual([false, true]);
 });
+
+const beginning = (token: string, event_id: string): ServerEvent => ({
+  type: "session.created", event_id, session: { id: "s", model: "m" }, x_agogic: { resume: { token, within_s: 60 } },
+});
+const resumed = (token: string, last: string | null): ServerEvent => ({
+  type: "x_agogic.session_resumed", event_id: "again", session: { id: "s", model: "m" }, last_client_event_id: last,
+  x_agogic: { resume: { token, within_s: 60 } },
+});
+const come = (connection: FakeConnection, event: ServerEvent): void => {
+  connection.options.onReceived?.(event);
+  connection.options.onEvent(event);
+};
+
+it("takes a lost session up where it was, with the key it was opened with", async () => {
+  let count = 0;
+  const { client, made } = setUp({ apiKey: async () => `ek_${++count}` });
+  await client.connect();
+  come(made[0]!, beginning("t1", "e1"));
+  for (const [index, event] of answer("One").entries()) come(made[0]!, { ...event, event_id: `e${index + 2}` });
+  client.send({ type: "first" });
+  client.send({ type: "second" });
+  const first = made[0]!.sent.at(-2)!.event_id as string;
+  made[0]!.options.onLost(lost);
+  expect(client.conversation.turns.map((turn) => turn.status)).toEqual(["done", "open"]);
+  expect(made[0]!.closed).toBe(false);
+  client.send({ type: "third" });
+  client.setRates({ output: 5 });
+  await vi.advanceTimersByTimeAsync(500);
+  expect(made[1]!.options).toMatchObject({ apiKey: "ek_1", resume: { token: "t1", after: "e5" } });
+  expect(made[0]!.closed).toBe(true);
+  expect(client.state).toBe("connected");
+  expect(made[1]!.types()).toEqual(["session.update"]);
+  come(made[1]!, resumed("t2", first));
+  expect(made[1]!.types()).toEqual(["session.update", "second", "third", "session.update"]);
+  come(made[1]!, { type: "response.output_audio_transcript.delta", event_id: "e6", item_id: "a1", delta: " latte" });
+  expect(client.conversation.turns.at(-1)!.text).toBe("One latte");
+  made[1]!.options.onLost(lost);
+  await vi.advanceTimersByTimeAsync(500);
+  expect(made[2]!.options.resume).toEqual({ token: "t2", after: "e6" });
+});
+
+it("tells a new session what was said where the server does not know the old one, or nobody answered for too long", async () => {
+  for (const problem of [new AgogicError("unknown", "stale"), unreachable]) {
+    const { client, made, refuse } = setUp();
+    await client.connect();
+    come(made[0]!, beginning("t1", "e1"));
+    for (const event of answer("One latte")) come(made[0]!, event);
+    refuse.webrtc = refuse.websocket = problem;
+    made[0]!.options.onLost(lost);
+    await vi.advanceTimersByTimeAsync(problem === unreachable ? 62_000 : 260);
+    refuse.webrtc = refuse.websocket = undefined;
+    await vi.advanceTimersByTimeAsync(1100);
+    expect(made[1]!.options.resume).toBeUndefined();
+    expect(made[1]!.types()).toEqual(["session.update", "conversation.item.create", "conversation.item.create"]);
+    expect(client.conversation.turns.map((turn) => turn.status)).toEqual(["done", "interrupted"]);
+  }
+});

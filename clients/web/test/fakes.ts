@@ -25,6 +25,7 @@ export class FakeConnection implements Connection {
   async setSpeaker(deviceId: string): Promise<void> { this.speaker = deviceId; }
   levels(): { microphone: number; voice: number } { return { microphone: 0.5, voice: 0.25 }; }
   taps(): undefined { return undefined; }
+  async playedOut(): Promise<void> { return undefined; }
   close(): void { this.closed = true; }
 
   types(): string[] { return this.sent.map((event) => event.type); }

@@ -60,7 +60,7 @@ beforeEach(() => {
 afterEach(() => vi.clearAllTimers());
 
 const options: ConnectOptions = {
-  url: "http://here", model: "a b", apiKey: "ek_1", iceServers: [{ urls: "stun:here" }], workletUrl: undefined,
+  url: "http://here", model: "a b", apiKey: "ek_1", iceServers: [{ urls: "stun:here" }], relayOnly: false, workletUrl: undefined,
   onEvent: (event) => events.push(event), onLost: (error) => losses.push(error),
 };
 
@@ -78,6 +78,30 @@ it("posts its offer and talks over the data channel", async () => {
   connection.close();
   expect(peer.closed).toBe(true);
   expect(FakeAudioContext.last.state).toBe("closed");
+});
+
+it("asks the server for STUN and TURN servers, and goes without where it names none", async () => {
+  const turn = { urls: ["turn:here"], username: "1:me", credential: "c" };
+  vi.stubGlobal("fetch", async (url: string, init: RequestInit) => {
+    fetched.push({ url, init });
+    return url.endsWith("/ice_servers") ? new Response(JSON.stringify({ ice_servers: [turn] })) : reply();
+  });
+  await connectWebRtc({ ...options, iceServers: undefined, relayOnly: true });
+  expect(fetched[0]).toMatchObject({ url: "http://here/v1/realtime/ice_servers", init: { headers: { Authorization: "Bearer ek_1" } } });
+  expect(FakePeer.last.configuration).toEqual({ iceServers: [turn], iceTransportPolicy: "relay" });
+  for (const broken of [new Response("no", { status: 404 }), new Response("{}"), new Response("?")]) {
+    vi.stubGlobal("fetch", async (url: string) => (url.endsWith("/ice_servers") ? broken : reply()));
+    await connectWebRtc({ ...options, iceServers: undefined });
+    expect(FakePeer.last.configuration).toEqual({ iceServers: [], iceTransportPolicy: "all" });
+  }
+});
+
+it("asks for the session that it had, and is told where that is gone", async () => {
+  const resume = { token: "resume_t1", after: "event_9" };
+  await connectWebRtc({ ...options, resume });
+  expect(fetched[0]!.url).toBe("http://here/v1/realtime/calls?model=a%20b&resume=resume_t1&after=event_9");
+  reply = () => new Response(JSON.stringify({ error: { message: "gone", code: "resume_token_unknown" } }), { status: 404 });
+  await expect(connectWebRtc({ ...options, resume })).rejects.toMatchObject({ code: "stale" });
 });
 
 it("gives its sender a track only while the microphone is open", async () => {
@@ -120,8 +144,8 @@ it("tells a refusal from a missing server and from a missing path", async () => 
   expect(losses).toEqual([]);
 });
 
-it("notices within three seconds that nothing comes any more", async () => {
-  await connectWebRtc(options);
+it("notices within three seconds that nothing comes any more, and says no farewell while the session may go on", async () => {
+  const connection = await connectWebRtc(options);
   const peer = FakePeer.last;
   for (let second = 0; second < 6; second += 0.25) {
     peer.bytesReceived += 100;
@@ -130,6 +154,8 @@ it("notices within three seconds that nothing comes any more", async () => {
   expect(losses).toEqual([]);
   await vi.advanceTimersByTimeAsync(4000);
   expect(losses).toMatchObject([{ code: "lost" }]);
+  expect(peer.closed).toBe(false);
+  connection.close();
   expect(peer.closed).toBe(true);
 });
 

@@ -46,7 +46,7 @@ beforeEach(() => {
 afterEach(() => vi.clearAllTimers());
 
 const options = (more: Partial<ConnectOptions> = {}): ConnectOptions => ({
-  url: "https://here.example", model: "agogic", apiKey: "ek_1", iceServers: [], workletUrl: "/w.js",
+  url: "https://here.example", model: "agogic", apiKey: "ek_1", iceServers: [], relayOnly: false, workletUrl: "/w.js",
   onEvent: (event) => events.push(event), onLost: (error) => losses.push(error), ...more,
 });
 const sent = (): Record<string, unknown>[] => FakeWebSocket.last.sent.map((text) => JSON.parse(text) as Record<string, unknown>);
@@ -137,4 +137,46 @@ it("notices a server that stands still within three seconds, though the socket i
   fetch.mockImplementation(() => new Promise(() => undefined));
   await vi.advanceTimersByTimeAsync(4000); // what was asked before counts for a second
   expect(losses).toMatchObject([{ code: "lost", message: "The server does not answer any more." }]);
+});
+
+it("goes on in the middle of an answer, and knows where that is", async () => {
+  const offered = connectWebSocket(options({ resume: { token: "t1", after: "e9" } }));
+  await vi.advanceTimersByTimeAsync(0);
+  const socket = FakeWebSocket.last;
+  expect(socket.url.search).toBe("?model=agogic&resume=t1&after=e9");
+  socket.say({ type: "x_agogic.session_resumed", last_client_event_id: null, session: { id: "s" } } as ServerEvent);
+  await offered;
+  await vi.advanceTimersByTimeAsync(0);
+  socket.say({ ...sound("a", 24_000), x_agogic: { start_time: 2 } } as ServerEvent);
+  socket.say({ type: "response.output_audio_transcript.delta", item_id: "a", delta: " four", start_time: 2.4, end_time: 2.8 });
+  const player = audio.node("agogic-player");
+  expect(player.port.posted).toMatchObject([{ item: "a", start: 48_000 }]);
+  player.port.onmessage!({ data: { item: "a", heard: 60_000 } });
+  expect(events.at(-1)).toMatchObject({ delta: " four" });
+  socket.say({ type: "input_audio_buffer.speech_started", item_id: "u" });
+  expect(sent()).toEqual([{ type: "conversation.item.truncate", item_id: "a", content_index: 0, audio_end_ms: 2500 }]);
+});
+
+it("is told by the server that there is nothing to go on with", async () => {
+  const offered = connectWebSocket(options({ resume: { token: "t1", after: "e9" } }));
+  const refused = expect(offered).rejects.toMatchObject({ code: "stale" });
+  await vi.advanceTimersByTimeAsync(0);
+  FakeWebSocket.last.say({ type: "error", error: { message: "no", code: "resume_token_unknown" } } as ServerEvent);
+  FakeWebSocket.last.onclose!({ code: 4004 });
+  await refused;
+});
+
+it.each([[true, ["One", " large"]], [false, ["One"]]])("shows what had come when the session goes on: %s", async (goesOn, shown) => {
+  const connection = await connectWebSocket(options());
+  const socket = FakeWebSocket.last;
+  socket.say(sound("a", 24_000));
+  for (const [delta, start_time] of [["One", 0], [" large", 0.4]] as const) {
+    socket.say({ type: "response.output_audio_transcript.delta", item_id: "a", delta, start_time, end_time: start_time + 0.4 });
+  }
+  audio.node("agogic-player").port.onmessage!({ data: { item: "a", heard: 4800 } });
+  socket.onclose!({ code: 1006 });
+  const over = connection.playedOut(goesOn);
+  await vi.advanceTimersByTimeAsync(1500);
+  await over;
+  expect(events.flatMap((event) => ("delta" in event && event.delta ? [event.delta] : []))).toEqual(shown);
 });
