@@ -167,12 +167,13 @@ class Runner(PromptSlots):
         steps: str | None = None,
         rows: int | None = None,
         late: bool | None = None,
+        shares: bool | None = None,
     ) -> None:
         device, config = model.device, model.config
         if attention is None:
             head_dims = (config.thinker.head_dim, config.talker.head_dim)
             attention = attention_named(device, model.dtype, head_dims)
-        super().__init__(model, special, slots, max_positions, attention)
+        super().__init__(model, special, slots, max_positions, attention, shares)
         self.joint = JointStep(model, special, attention, self.thinker_cache, self.talker_cache)
         self.steps = make_steps(steps_name(device, steps), buckets_for(rows or slots), slots, device)
         self.late = device.type == "cuda" if late is None else late
