@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -10,10 +11,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from tests.clients.conftest import ROOT, Server
 from tests.clients.test_page import REPLY, connected, said_by, start, write
+from tests.clients.test_page_reconnects import free_port, serving
 from tests.support.chromium import chromium, executable
 
 pytestmark = pytest.mark.browser
@@ -65,9 +67,21 @@ async def test_axe_finds_nothing_wrong_in_any_state(
         await page.click("#settings-button")
         await check("settings")
         await page.keyboard.press("Escape")
+        goes_on = asyncio.Event()
+
+        async def hold(route: Route) -> None:
+            await goes_on.wait()
+            await route.continue_()
+
+        await page.route("**/v1/**", hold)
         await page.click("#main-button")
+        await expect(page.locator("#state")).to_have_attribute("data-state", "connecting")
+        await check("connecting")
+        goes_on.set()
         await connected(page)
         await check("listening")
+        await expect(page.locator("#main-button")).to_have_attribute("data-phase", "hearing")
+        await check("hearing")
         await expect(said_by(page, "assistant", "open")).to_have_text(re.compile("^One large"), timeout=30_000)
         await check("answering")
         await expect(said_by(page, "assistant")).to_have_text(REPLY)
@@ -77,10 +91,37 @@ async def test_axe_finds_nothing_wrong_in_any_state(
         await check("muted")
         await page.click("#end-button")
         await check("ended")
+        await page.unroute("**/v1/**")
         await page.route("**/v1/**", lambda route: route.fulfill(status=401, body='{"error":{"message":"Which key?"}}'))
         await page.click("#main-button")
         await expect(page.locator("#key-form")).to_be_visible()
         await check("key")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_axe_finds_nothing_wrong_without_a_microphone_or_without_a_server(
+    tmp_path: Path, node_modules: Path, artifacts: Path, dark: bool
+) -> None:
+    theme = "dark" if dark else "light"
+    with serving(tmp_path, free_port()) as (process, server):
+        async with chromium(width=1280, height=800, dark=dark, tolerated=("ERR_CONNECTION_REFUSED",)) as page:
+            await page.emulate_media(color_scheme="dark" if dark else "light", reduced_motion="reduce")
+
+            async def check(state: str) -> None:
+                assert await violations(page, node_modules) == [], state
+                await page.screenshot(path=artifacts / f"page-{state}-{theme}.png")
+
+            await page.goto(server.url)
+            await page.click("#main-button")
+            await expect(page.get_by_role("alert")).to_contain_text("icrophone")
+            await check("refused")
+            await write(page, "A latte, please.")
+            await expect(said_by(page, "assistant")).to_have_text(REPLY)
+            await expect(page.locator("#main-button")).to_have_attribute("data-phase", "writing")
+            await check("writing")
+            process.kill()
+            await expect(page.locator("#state")).to_have_attribute("data-state", "reconnecting")
+            await check("reconnecting")
 
 
 @pytest.mark.parametrize("size", SIZES)
