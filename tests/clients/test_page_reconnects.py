@@ -182,5 +182,7 @@ async def test_an_answer_goes_on_over_the_next_connection(microphone: Path, tmp_
                         await write(page, "And a tea.")
                 await expect(said_by(page, "assistant")).to_have_count(2, timeout=30_000)
                 rows = await page.locator(".turn .said").all_inner_texts()
-                assert rows == ["a large latte please", REPLY, "And a tea.", REPLY], "whole, in order, and nothing twice"
+                assert rows == ["a large latte please", REPLY, "And a tea.", REPLY], (
+                    "whole, in order, and nothing twice"
+                )
             assert resumptions(server) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import UnionType
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ class LoudnessVad:
 class SessionDriver:
     """`reply` is what the scripted worker answers, word by word, `transcript` what it understands; None: nothing.
     `certainty` is how finished it finds every pause that it is asked about; None: it is a worker that cannot tell.
+    `make` makes the session.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class SessionDriver:
         worker: bool = True,
         config: ServerConfig | None = None,
         certainty: float | None = None,
+        make: Callable[..., Session] = Session,
     ) -> None:
         self.config = config or ServerConfig()
         self.clock = ManualClock()
@@ -64,7 +66,7 @@ class SessionDriver:
         self._sound: dict[int, int] = {}
         self._paused: list[wire.LikelyEnd] = []
         self._ended: list[wire.EndUtterance] = []
-        self.session = Session(
+        self.session = make(
             self.config,
             updated(default_settings(self.config), settings or {}, "default"),
             transport=transport,
