@@ -240,8 +240,10 @@ class _Player:
 
     async def _listen(self) -> None:
         async for message in self._socket:
-            if message.type is aiohttp.WSMsgType.TEXT:
+            try:
                 self._take(msgspec.json.decode(message.data, type=JsonObject))
+            except (msgspec.DecodeError, TypeError) as error:
+                self._played.out_of_order = self._played.out_of_order or f"a message is no event: {error}"
         self._played.closed = f"{self._socket.close_code}"
         self._over.set()
         self._created.set()
@@ -265,7 +267,7 @@ class _Player:
     def _unlike_created(self) -> JsonObject:
         """What the recorded session began with and the live one does not."""
         created = self._played.came[0].event.get("session")
-        settings: JsonObject = msgspec.to_builtins(self._recording.header.settings)
+        settings: JsonObject = msgspec.json.decode(msgspec.json.encode(self._recording.header.settings))
         has = created if isinstance(created, dict) else {}
         return {name: value for name, value in settings.items() if value is not None and has.get(name) != value}
 

@@ -8,6 +8,7 @@ line that says so, and the session goes on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -130,7 +131,7 @@ class Tape:
         if self._written_bytes + len(line) + _LAST_LINE_BYTES > recorder.config.max_bytes:
             self._stop(f"it has reached recording.max_bytes = {recorder.config.max_bytes}")
         elif recorder.folder_bytes + len(line) > recorder.config.max_folder_bytes:
-            self._stop(f"the folder has reached recording.max_folder_bytes = {recorder.config.max_folder_bytes}")
+            self._stop(recorder.folder_is_full)
         else:
             _write_whole(self._file, line)
             self._written_bytes += len(line)
@@ -201,8 +202,14 @@ class Recorder:
     def create(self, name: str) -> io.RawIOBase:
         """A new file that nobody else may read. Raises OSError."""
         self.folder_bytes = sum(path.stat().st_size for path in self._folder.glob("*.jsonl"))
+        if self.folder_bytes + _LAST_LINE_BYTES > self.config.max_folder_bytes:
+            raise OSError(errno.EDQUOT, self.folder_is_full)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
         return os.fdopen(os.open(self._folder / name, flags, _FILE_MODE), "wb", buffering=0)
+
+    @property
+    def folder_is_full(self) -> str:
+        return f"the folder has reached recording.max_folder_bytes = {self.config.max_folder_bytes}"
 
     def close(self) -> None:
         """Writes what waits, for some seconds at most."""

@@ -10,18 +10,23 @@ import random
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from agent.config import ConfigError, RecordingConfig
 from agent.dialogue.session import Session
+from agent.recording.against import steps
 from agent.recording.log import Header, LogError, Recording
 from agent.recording.recorder import Recorder
 from agent.recording.replay import Result, replay
 from agent.recording.session import RecordedSession
+from tests.agent.test_fuzz import STEP, act
 from tests.support.session_driver import LoudnessVad, SessionDriver
 
 SECRET = "sk-abcdefgh12345678"
@@ -137,6 +142,38 @@ def test_a_recorded_session_is_the_session(tmp_path: Path) -> None:
         voice_turns(driver)
     assert recorded.events == plain.events
     assert recorded.to_worker == plain.to_worker
+
+
+def test_a_telephone_comes_true_again(tmp_path: Path) -> None:
+    taping = Taping(tmp_path)
+    line = partial(taping.session, input_hz=16_000, reports_every_s=0.1, max_idle_s=9.0)
+    driver = SessionDriver(reply=REPLY, make=lambda *a, **named: line(*a, **{**named, **line.keywords}))
+    session = driver.session
+    driver.send(type="response.create")
+    heard = 0
+    for _ in range(50):
+        driver.advance(0.02)
+        session.microphone(np.full(320, 50, np.int16))
+        driver.do(session.process_audio())
+        speech, effects = session.pull_speech(480)
+        driver.do(effects)
+        if speech is not None:
+            heard = speech.end_sample
+            driver.do(session.played(speech.generation, heard - 480))
+    driver.do(session.dtmf("#"))
+    assert heard > 10_000
+    assert taping.replayed(driver).difference is None
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(transport=st.sampled_from(["websocket", "webrtc"]), sound=st.booleans(), steps=st.lists(STEP, max_size=10))
+def test_whatever_happens_comes_true_again(
+    transport: Any, sound: bool, steps: list[tuple[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    taping = Taping(tmp_path_factory.mktemp("fuzz"), sound=sound)
+    driver = taping.driver(transport=transport, reply="Yes, of course.")
+    act(driver, steps)
+    assert taping.replayed(driver).difference is None
 
 
 # --- what is found ---
@@ -309,6 +346,20 @@ def test_without_sound_silence_of_the_same_length_stands_for_it(tmp_path: Path) 
     calls = [entry.call for _, entry in Recording(taping.written(driver)).entries()]
     appended = [json.loads(call.written()) for call in calls if hasattr(call, "of_others")]
     assert [base64.b64decode(message["audio"]) for message in appended] == [bytes(960)] * 2
+
+
+def test_what_a_call_heard_is_appended_to_a_live_session(tmp_path: Path) -> None:
+    taping = Taping(tmp_path)
+    driver = taping.driver(transport="webrtc", settings={"audio": {"input": {"format": {"type": "audio/pcmu"}}}})
+    driver.clock.advance(3.0)
+    driver.do(driver.session.start())
+    driver.speak(0.4)
+    driver.send(type="response.create")
+    *appended, last = steps(Recording(taping.written(driver)))
+    sound = b"".join(base64.b64decode(json.loads(step.message)["audio"]) for step in appended)
+    assert len(sound) == pytest.approx(3200, abs=200), "8 kHz, a byte each"
+    assert json.loads(last.message) == {"type": "response.create"}
+    assert [appended[0].at_s, last.at_s] == pytest.approx([0.0, 0.4], abs=0.1)
 
 
 # --- disks, limits, who may read ---
