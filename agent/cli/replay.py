@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from agent.cli.measuring import Json, fail, print_report
+from agent.cli.measuring import Json, as_json, fail, print_report
 
 if TYPE_CHECKING:
     from agent.recording.against import Came, Played
@@ -126,7 +126,7 @@ def _call(found: Difference) -> str:
 def _short(value: object) -> str:
     if value is None:
         return "nothing"
-    written = msgspec.json.encode(value).decode()
+    written = as_json(value)
     return written if len(written) <= _SHOWN_CHARACTERS else f"{written[:_SHOWN_CHARACTERS]}…"
 
 
