@@ -18,12 +18,13 @@ class BlockPool:
     """Pages 1 to `pages` - 1.
 
     A page whose content has a name (`publish`) is kept after its last holder has let go of it, until its place is
-    needed: whoever comes with the same content finds it there.
+    needed: whoever comes with the same content finds it there. The page that was let go last is taken first, as a
+    processor has memory only for pages that were ever written.
     """
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
-        self._free = dict.fromkeys(range(1, pages))
+        self._free = dict.fromkeys(range(pages - 1, 0, -1))
         self._kept: OrderedDict[int, None] = OrderedDict()  # named, held by nobody, the oldest first
         self._references = [0] * pages
         self._page_of: dict[bytes, int] = {}
@@ -40,8 +41,7 @@ class BlockPool:
             page = preferred
             del self._free[page]
         elif self._free:
-            page = next(iter(self._free))
-            del self._free[page]
+            page, _ = self._free.popitem()
         elif self._kept:
             page, _ = self._kept.popitem(last=False)
             self._forget(page)

@@ -119,7 +119,7 @@ class FlashAttention:
 
     def decode(self, query: Tensor, pages: Tensor, step: Decode) -> Tensor:
         seen = self._with_cache(
-            query[:, None], pages[0], pages[1], cache_seqlens=step.ends, block_table=step.table, causal=True
+            query[:, None], pages[0], pages[1], cache_seqlens=step.short_ends, block_table=step.table, causal=True
         )
         return seen[:, 0]
 
@@ -156,7 +156,8 @@ class TorchVarlen:
         if offsets is None:
             offsets = torch.arange(rows + 1, dtype=torch.int32, device=query.device)
             self._each[rows, query.device] = offsets
-        return self._call(query, pages, offsets, step.ends, step.table, 1, step.table.shape[1] * self.page)
+        assert step.short_ends is not None
+        return self._call(query, pages, offsets, step.short_ends, step.table, 1, step.table.shape[1] * self.page)
 
     def prefill(self, query: Tensor, pages: Tensor, plan: Prefill) -> Tensor:
         longest = max(start + count for start, count in zip(plan.starts, plan.counts, strict=True))

@@ -43,10 +43,11 @@ class Prefill:
 class Decode:
     """Where one new position of each row goes.
 
-    sequence, where int64 [rows]; positions, ends int32 [rows]: held before and with the new one; table int32
+    sequence, where int64 [rows]; positions, ends int64 [rows]: held before and with the new one; table int32
     [rows, pages]. For back ends that copy pages together: flat int32 [rows * pages], the tables in one row, and mask
-    [rows, 1, 1, pages * page] to be added to scores. in_place: first page, and positions with the new one, where a
-    single row's pages lie side by side and the host knows it.
+    [rows, 1, 1, pages * page] to be added to scores; for the others short_ends int32 [rows], the ends as their kernels
+    want them. in_place: first page, and positions with the new one, where a single row's pages lie side by side and the
+    host knows it.
     """
 
     sequence: Tensor
@@ -56,6 +57,7 @@ class Decode:
     table: Tensor
     flat: Tensor | None
     mask: Tensor | None
+    short_ends: Tensor | None
     in_place: tuple[int, int] | None
 
 
@@ -89,7 +91,9 @@ class PagedCache:
         self.idle = sequences
         """The sequence of rows that do nothing; all its pages are the scratch page."""
         self.tables = torch.zeros(sequences + 1, self.pages_each, dtype=torch.int32, device=device)
-        self.lengths = torch.zeros(sequences + 1, dtype=torch.int32, device=device)
+        self.lengths = torch.zeros(sequences + 1, dtype=torch.int64, device=device)
+        # Of every position, where in the pool it is: steps look it up instead of computing it from the table.
+        self.places = torch.zeros(sequences + 1, self.pages_each * page, dtype=torch.int64, device=device)
         self._keys = torch.arange(self.pages_each * page, device=device)
         self._seen = torch.zeros(self.pages_each * page, dtype=dtype, device=device)
         self.held = [0] * sequences
@@ -164,6 +168,8 @@ class PagedCache:
         for sequence, (pages, held) in enumerate(zip(self._pages, self.held, strict=True)):
             assert len(pages) * self.page >= held == int(self.lengths[sequence])
             assert self.tables[sequence, : len(pages)].tolist() == pages
+            first = self.places[sequence, : len(pages) * self.page : self.page]
+            assert first.tolist() == [page * self.page for page in pages]
 
     def prefill(self, sequences: Sequence[int], counts: Sequence[int]) -> Prefill:
         """Places `counts` new positions behind what `sequences` hold; `commit` when every layer has written them."""
@@ -229,14 +235,15 @@ class PagedCache:
         sequence = rows if inactive is None else rows.masked_fill(inactive, self.idle)
         length = self.lengths.index_select(0, sequence)
         table = self.tables.index_select(0, sequence)[:, :width]
-        page = table.gather(1, (length // self.page).to(torch.int64)[:, None])[:, 0]
-        where = (page * self.page + length % self.page).to(torch.int64)
-        mask = flat = None
-        if masked and in_place is None:
+        where, ends = self.places[sequence, length], length + 1
+        mask = flat = short_ends = None
+        if not masked:
+            short_ends = ends.to(torch.int32)
+        elif in_place is None:
             keys = width * self.page
             flat = table.flatten()
             mask = self._seen[:keys].masked_fill(self._keys[:keys] > length[:, None], float("-inf"))[:, None, None]
-        return Decode(sequence, where, length, length + 1, table, flat, mask, in_place)
+        return Decode(sequence, where, length, ends, table, flat, mask, short_ends, in_place)
 
     def write(self, layer: int, where: Tensor, key: Tensor, value: Tensor) -> None:
         """Keys and values [tokens, kv_heads, head_dim] at the places where int64 [tokens]."""
@@ -255,8 +262,10 @@ class PagedCache:
 
     def _tell(self, sequence: int) -> None:
         pages = self._pages[sequence]
-        row = [*pages, *[SCRATCH] * (self.pages_each - len(pages))]
-        self.tables[sequence] = self._int32(row)
+        row = self._int32([*pages, *[SCRATCH] * (self.pages_each - len(pages))])
+        self.tables[sequence] = row
+        within = self._keys[: self.page]
+        self.places[sequence] = torch.add(within, row[:, None], alpha=self.page).flatten()
 
     def _int32(self, numbers: object) -> Tensor:
         return torch.from_numpy(np.asarray(numbers, dtype=np.int32)).to(self.lengths.device)

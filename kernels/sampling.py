@@ -22,14 +22,16 @@ def filtered_probabilities(logits: Tensor, *, temperature: float = 1.0, top_k: i
     always the best one. 0 and 1.0 switch top-k and nucleus off.
     """
     logits = logits if temperature == 1.0 else logits / temperature
+    cut: Tensor | None = None
     if 0 < top_k < logits.shape[-1]:
-        weakest = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < weakest, float("-inf"))
+        cut = logits < logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(cut, float("-inf"))
     if top_p < 1.0:
         ordered, order = logits.sort(dim=-1, descending=True)
         beyond = ordered.softmax(-1).cumsum(-1) > top_p
-        # Of an id it is asked whether those before it in the order have filled the nucleus.
-        cut = torch.zeros_like(beyond).scatter_(-1, order[..., 1:], beyond[..., :-1])
+        # Of an id it is asked whether those before it in the order have filled the nucleus; the best is in no cut.
+        cut = torch.zeros_like(beyond) if cut is None else cut
+        cut.scatter_(-1, order[..., 1:], beyond[..., :-1])
         logits = logits.masked_fill(cut, float("-inf"))
     return logits.softmax(-1)
 

@@ -9,9 +9,9 @@ import random
 import re
 from dataclasses import dataclass
 
+from training.phrases import CARRIERS
 from training.world import (
     Order,
-    carriers,
     confirm,
     confirm_change,
     order_bodies,
@@ -135,4 +135,4 @@ def say_basket(basket: Basket, rng: random.Random) -> str:
     """What a customer may say for it, lower case without punctuation."""
     link = rng.choice((" and ", " and ", " and ", " plus ", " and also "))
     said = link.join(say_item(item, rng) for item in basket)
-    return f"{rng.choice(carriers())} {said}".strip() + rng.choice(("", "", " please", " please", " thanks"))
+    return f"{rng.choice(CARRIERS)} {said}".strip() + rng.choice(("", "", " please", " please", " thanks"))

@@ -11,22 +11,24 @@ from dataclasses import replace
 
 from models.networks.prompts import PastTurn
 from training.baskets import Basket, Item, parse_basket, say_basket
-from training.wide_world import EXTRAS, NOT_SOLD, small_talk_phrases, wide_turn
-from training.world import (
+from training.phrases import (
     CANCELLED,
+    CARRIERS,
     CLOSINGS,
     DECLINE,
     NOTHING_ORDERED,
     OFF_TOPIC,
     PRICE_QUESTIONS,
     SMALL_TALK_REPLIES,
+    fill,
+)
+from training.wide_world import EXTRAS, NOT_SOLD, small_talk_phrases, wide_turn
+from training.world import (
     Order,
     Turn,
-    carriers,
     change,
     confirm,
     confirm_change,
-    fill,
     parse_order,
     pool_turn,
     price_text,
@@ -182,7 +184,7 @@ def question_for(answer: str, rng: random.Random) -> str:
     if answer.startswith("Sorry, we have no "):
         what = answer.removeprefix("Sorry, we have no ").partition(".")[0]
         thing = what if what in EXTRAS else rng.choice(NOT_SOLD[what])
-        return f"{rng.choice(carriers())} a {thing}".strip()
+        return f"{rng.choice(CARRIERS)} a {thing}".strip()
     if answer == DECLINE:
         return fill(rng.choice(OFF_TOPIC), rng)
     return rng.choice(_PHRASES.get(answer, ("",)))

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from streaming.hearing.encoder import BlockCausalEncoder, Encoded, EncoderConfig
 from training.features import Augmenter, Clip, held_out, load_recordings, load_store, noise_bank, scale
+from training.phrases import CARRIERS
 from training.precision import autocast
-from training.world import carriers, order_bodies
+from training.world import order_bodies
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz'"
 """Characters of the CTC head; class 0 is the blank, class i + 1 is ALPHABET[i]."""
@@ -109,7 +110,7 @@ def likeliest_phrasing(encoder: BlockCausalEncoder, clip: Clip, slots: dict[str,
 
     bodies = order_bodies(slots)
     body = best(bodies)
-    carrier = best([f"{c} {body}".strip() for c in carriers()]).removesuffix(body).strip()
+    carrier = best([f"{c} {body}".strip() for c in CARRIERS]).removesuffix(body).strip()
     body = best([f"{carrier} {b}".strip() for b in bodies])
     return best([body + ending for ending in ("", " please", " thank you", " thanks")])
 

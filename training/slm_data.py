@@ -33,10 +33,11 @@ from training.conversations import (
     turn_of_kind,
 )
 from training.features import Clip, held_out, without_silence
+from training.phrases import DECLINE
 from training.speech_codes import SpokenText
 from training.voice_codes import RATES_HZ
 from training.wide_world import SILENCE, wide_turn
-from training.world import DECLINE, Turn, confirm, parse_order, pool_turn
+from training.world import Turn, confirm, parse_order, pool_turn
 
 IGNORE = -100
 KIND_SHARES = {

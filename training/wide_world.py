@@ -24,24 +24,19 @@ from training.baskets import (
     say_item,
     small_order,
 )
-from training.world import (
+from training.phrases import (
     CANCELLATIONS,
     CANCELLED,
+    CARRIERS,
     CLOSINGS,
     DECLINE,
     NOTHING_ORDERED,
     PRICE_QUESTIONS,
     REPETITIONS,
     SMALL_TALK,
-    Turn,
-    carriers,
-    change,
-    confirm,
     fill,
-    order_bodies,
-    sample_order,
-    say_order,
 )
+from training.world import Turn, change, confirm, order_bodies, sample_order, say_order
 
 ASK = "What would you like?"
 FOREIGN = "Sorry, I only speak English."
@@ -210,7 +205,7 @@ def _extra(rng: random.Random) -> Turn:
     order = {slot: value for slot, value in order.items() if slot not in ("milkAmount", "sugarAmount") or draw > 0.8}
     link = "with" if not {"milkAmount", "sugarAmount"} & order.keys() or rng.random() < 0.3 else "and"
     body = rng.choice(order_bodies(order))
-    said = f"{rng.choice(carriers())} {body} {link} {amount}{extra}".strip() + rng.choice(("", "", " please"))
+    said = f"{rng.choice(CARRIERS)} {body} {link} {amount}{extra}".strip() + rng.choice(("", "", " please"))
     return Turn("", said, without(extra, (Item(1, order),)), None)
 
 
@@ -228,11 +223,11 @@ def _other_drink(rng: random.Random) -> Turn:
         item = Item(1, small_order(rng))
         parts = [say_item(item, rng), f"{article} {named}"]
         rng.shuffle(parts)
-        said = f"{rng.choice(carriers())} {' and '.join(parts)}".strip()
+        said = f"{rng.choice(CARRIERS)} {' and '.join(parts)}".strip()
         return Turn("", said, without(what, (item,)), None)
     else:
         number = rng.choice((f"{article} ", f"{article} ", f"{article} ", "some ", "", "two "))
-        said = f"{rng.choice(carriers())} {number}{named}".strip() + rng.choice(("", "", " please", " please"))
+        said = f"{rng.choice(CARRIERS)} {number}{named}".strip() + rng.choice(("", "", " please", " please"))
         said += rng.choice(("", "", "", f" with {rng.choice(('milk', 'sugar', 'lemon', 'honey'))}"))
     return Turn(history, said, not_sold(what), None)
 

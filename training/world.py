@@ -12,6 +12,22 @@ import random
 import re
 from dataclasses import dataclass
 
+from training.phrases import (
+    CANCELLATIONS,
+    CANCELLED,
+    CARRIERS,
+    CLOSINGS,
+    DECLINE,
+    ENDINGS,
+    NOTHING_ORDERED,
+    OFF_TOPIC,
+    PRICE_QUESTIONS,
+    REPETITIONS,
+    SMALL_TALK,
+    SMALL_TALK_REPLIES,
+    fill,
+)
+
 Order = dict[str, str]
 
 DRINKS = (
@@ -59,215 +75,6 @@ _SIZE_PRICE_CENTS = {
 }
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
-_CARRIERS = (
-    "can i get",
-    "can i have",
-    "can i please have",
-    "can i please get",
-    "could i get",
-    "could i have",
-    "could i please get",
-    "may i have",
-    "may i please have",
-    "may i get",
-    "i would like",
-    "i'd like",
-    "i would like to have",
-    "i'd like to have",
-    "i would like to order",
-    "i'd like to order",
-    "i want",
-    "i want to order",
-    "i want to have",
-    "i'll have",
-    "i will have",
-    "i'll take",
-    "i need",
-    "give me",
-    "please give me",
-    "get me",
-    "please get me",
-    "make me",
-    "please make me",
-    "brew me",
-    "brew",
-    "prepare",
-    "can you make me",
-    "can you get me",
-    "can you give me",
-    "can you please make me",
-    "can you brew me",
-    "could you make me",
-    "could you get me",
-    "could you please give me",
-    "would you make me",
-    "let me get",
-    "let me have",
-    "order me",
-    "order",
-    "get",
-    "make",
-    "may i order",
-    "can i order",
-    "fix me",
-    "hi can i get",
-    "hello i'd like",
-    "hey could i get",
-    "hi i'd like",
-    "could you brew",
-    "can you brew",
-    "can you make",
-    "could you make",
-    "",
-)
-_ENDINGS = ("", "", "", "", "", "", " please", " please", " thank you", " thanks")
-
-_GREETINGS = (
-    "hello",
-    "hi",
-    "hi there",
-    "hey",
-    "good morning",
-    "good afternoon",
-    "good evening",
-    "hello there",
-    "hey there",
-)
-SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
-    (_GREETINGS, "Hello, what can I get you?"),
-    (
-        ("how are you", "how are you doing", "how is it going", "how are you today"),
-        "I am doing great. What can I get you?",
-    ),
-    (
-        (
-            "what do you have",
-            "what is on the menu",
-            "what's on the menu",
-            "what can i get here",
-            "what drinks do you have",
-            "what kind of coffee do you have",
-        ),
-        "We have coffee, espresso, latte, cappuccino, mocha and americano.",
-    ),
-    (
-        ("what kind of milk do you have", "which milk do you have", "do you have any milk", "what milk do you have"),
-        "We have whole milk, skim milk, soy milk, almond milk and cream.",
-    ),
-    (("what sizes do you have", "what sizes are there", "which sizes do you have"), "We have small, medium and large."),
-    (
-        ("what roasts do you have", "which roasts do you have", "what kind of roast do you have"),
-        "We have light, medium and dark roast.",
-    ),
-    (
-        ("thank you", "thanks", "thank you very much", "thanks a lot", "great thank you", "perfect thanks"),
-        "You are welcome. Enjoy your coffee.",
-    ),
-    (("goodbye", "bye", "bye bye", "see you later", "see you", "have a nice day"), "Goodbye, have a nice day."),
-    (
-        ("what is your name", "who are you", "what's your name", "are you a robot", "are you human"),
-        "I am agogic, your barista.",
-    ),
-    (("what can you do", "can you help me", "help", "i need help"), "I can take your coffee order."),
-    (("are you open", "when do you close", "what are your hours", "when do you open"), "We are always open."),
-    (
-        ("is it good", "do you like coffee", "is the coffee good", "what do you recommend", "what is good here"),
-        "I recommend the house coffee.",
-    ),
-)
-PRICE_QUESTIONS = (
-    "how much is that",
-    "how much is it",
-    "what does it cost",
-    "how much do i owe you",
-    "what is the price",
-    "how much does that cost",
-    "what do i owe you",
-)
-CLOSINGS = (
-    "no that's all",
-    "that's all",
-    "that's it",
-    "no thank you",
-    "no thanks",
-    "nothing else",
-    "no that is all thanks",
-    "that would be all",
-    "no",
-    "that's it thank you",
-)
-CANCELLATIONS = ("cancel my order", "cancel that", "never mind", "forget it", "please cancel my order")
-REPETITIONS = (
-    "can you repeat that",
-    "what did you say",
-    "say that again",
-    "repeat that please",
-    "pardon",
-    "sorry what",
-)
-DECLINE = "Sorry, I can only help with coffee orders."
-NOTHING_ORDERED = "You have not ordered anything yet. What can I get you?"
-CANCELLED = "No problem, I cancelled your order."
-SMALL_TALK_REPLIES = tuple(reply for _, reply in SMALL_TALK)
-
-OFF_TOPIC = (
-    "what is the weather like {when}",
-    "play some music by {name}",
-    "call {name}",
-    "set a timer for {number} minutes",
-    "tell me a joke",
-    "what time is it",
-    "turn on the lights in the {room}",
-    "how far is {place}",
-    "book a flight to {place}",
-    "who won the game {when}",
-    "send a message to {name}",
-    "what is the capital of {place}",
-    "do you sell {thing}",
-    "can i get a {thing}",
-    "i want to buy a {thing}",
-    "i would like a {thing}",
-    "where is the {room}",
-    "how old is {name}",
-    "remind me to call {name} {when}",
-    "open the door to the {room}",
-    "translate this into french",
-    "how do i get to {place}",
-    "what is the news {when}",
-    "what is {number} plus {number}",
-    "tell me about {place}",
-    "is there a train to {place} {when}",
-    "could you bring me a {thing}",
-    "what does {name} think about it",
-    "i am looking for a {thing}",
-    "stop the music",
-)
-_FILL = {
-    "when": ("today", "tomorrow", "this week", "tonight", "on sunday", "next week", "this morning"),
-    "name": ("john", "mary", "peter", "anna", "my mother", "my brother", "michael", "susan", "david", "the manager"),
-    "number": ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "fifteen", "twenty"),
-    "room": ("kitchen", "bathroom", "bedroom", "garden", "office", "hall", "garage"),
-    "place": ("paris", "london", "new york", "the station", "the airport", "germany", "china", "the city", "the beach"),
-    "thing": (
-        "pizza",
-        "burger",
-        "sandwich",
-        "beer",
-        "glass of wine",
-        "bicycle",
-        "newspaper",
-        "phone",
-        "salad",
-        "steak",
-        "book",
-        "bag of chips",
-        "train ticket",
-        "pair of shoes",
-        "soup",
-        "hot dog",
-    ),
-}
-
 
 @dataclass(frozen=True)
 class Turn:
@@ -298,11 +105,6 @@ def sample_order(rng: random.Random) -> Order:
 
 def _amount(rng: random.Random) -> str:
     return "" if rng.random() < 0.45 else rng.choice(AMOUNTS[1:])
-
-
-def carriers() -> tuple[str, ...]:
-    """Ways to begin an order, "" included."""
-    return _CARRIERS
 
 
 def order_bodies(order: Order) -> list[str]:
@@ -351,8 +153,8 @@ def say_order(order: Order, rng: random.Random) -> str:
     bodies = order_bodies(order)
     # The natural word order is far more frequent than any other.
     body = rng.choice(bodies[:2]) if rng.random() < 0.35 else rng.choice(bodies)
-    carrier = rng.choice(_CARRIERS)
-    return f"{carrier} {body}".strip() + rng.choice(_ENDINGS)
+    carrier = rng.choice(CARRIERS)
+    return f"{carrier} {body}".strip() + rng.choice(ENDINGS)
 
 
 def phrase_order(order: Order) -> str:
@@ -462,10 +264,6 @@ def change(order: Order, rng: random.Random) -> tuple[str, Order]:
     return lead + said, changed
 
 
-def fill(template: str, rng: random.Random) -> str:
-    return re.sub(r"\{(\w+)\}", lambda match: rng.choice(_FILL[match.group(1)]), template)
-
-
 def sample_turn(rng: random.Random) -> Turn:
     """An exchange: 62 % orders, 16 % changes, the rest price, cancelling, small talk and what is declined."""
     draw = rng.random()
@@ -479,42 +277,17 @@ def sample_turn(rng: random.Random) -> Turn:
         return Turn(history, said, confirm_change(changed), changed)
     if draw < 0.84:
         if rng.random() < 0.5:
-            said = rng.choice(
-                (
-                    "how much is that",
-                    "how much is it",
-                    "what does it cost",
-                    "how much do i owe you",
-                    "what is the price",
-                    "how much does that cost",
-                    "what do i owe you",
-                )
-            )
+            said = rng.choice(PRICE_QUESTIONS)
             if rng.random() < 0.2:
                 return Turn("", said, NOTHING_ORDERED, None)
             return Turn(history, said, f"That is {price_text(order)}.", None)
-        said = rng.choice(
-            (
-                "no that's all",
-                "that's all",
-                "that's it",
-                "no thank you",
-                "no thanks",
-                "nothing else",
-                "no that is all thanks",
-                "that would be all",
-                "no",
-                "that's it thank you",
-            )
-        )
+        said = rng.choice(CLOSINGS)
         return Turn(history, said, f"Great, that is {price_text(order)}.", None)
     if draw < 0.87:
         if rng.random() < 0.5:
             said = rng.choice(CANCELLATIONS)
             return Turn(history, said, CANCELLED, None)
-        said = rng.choice(
-            ("can you repeat that", "what did you say", "say that again", "repeat that please", "pardon", "sorry what")
-        )
+        said = rng.choice(REPETITIONS)
         return Turn(history, said, confirm(order), order)
     if draw < 0.94:
         phrases, reply = rng.choice(SMALL_TALK)

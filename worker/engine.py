@@ -270,7 +270,15 @@ class Engine:
 
     def _speak(self, plan: Plan) -> None:
         """A unit of answers, or of what is written down."""
-        pairs = [(session, speaker) for row in plan.rows if (speaker := (session := self._sessions[row.key]).speaker())]
+        pairs: list[tuple[Session, Speaker]] = []
+        for row in plan.rows:
+            session = self._sessions[row.key]
+            speaker = session.speaker()
+            if speaker is None:
+                continue
+            pairs.append((session, speaker))
+            if plan.kind == "sound" and row.take in speaker.cuts:
+                speaker.cut(row.take)
         speakers = [speaker for _, speaker in pairs]
         given = self._together(plan, speakers, lambda some: self._step(some, plan.kind))
         for (session, _), events in zip(pairs, given, strict=True):

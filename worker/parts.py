@@ -127,6 +127,13 @@ class Speaker(Protocol):
         """How much sound the next unit makes, about; 0 where it makes none."""
 
     @property
+    def cuts(self) -> tuple[int, ...]:
+        """Fewer samples that the next unit could make instead, the fewest first; () where it is not to be cut."""
+
+    def cut(self, samples: int) -> None:
+        """The next unit is to make so many, one of the `cuts`."""
+
+    @property
     def made_samples(self) -> int:
         """How long its tokens so far will sound, rendered or not."""
 

@@ -15,53 +15,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from agent.wire import ContextItem, ResponseStats
+from agent.wire import ContextItem
 from kernels.sampling import counted_uniforms
 from models.networks.flexislm import FlexiSLM
-from models.networks.generation import Generation, GenerationOptions, Runner, Step
+from models.networks.generation import GenerationOptions, Runner
 from models.networks.prompts import PastTurn, Prompt, chat_prompt, repeat_request
 from models.networks.tokenizer import TextTokenizer
 from streaming.speaking.mel24k import SAMPLE_RATE_HZ
-from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES
-from worker.ears.ear import Ear, Hearing, group_ms, realised_hz
-from worker.parts import (
-    Conversation,
-    Encoded,
-    Finished,
-    Listener,
-    Pcm,
-    Question,
-    RequestError,
-    Sound,
-    Speaker,
-    Spoken,
-    TextPiece,
-    Unit,
-)
+from worker.ears.ear import Ear
+from worker.listener import PipelineListener
+from worker.parts import Conversation, Finished, Listener, Pcm, Question, RequestError, Speaker, Spoken, Unit
 from worker.placement import BackEnds
-from worker.prefill import (
-    ANSWER_POSITIONS,
-    MAX_POSITIONS,
-    Prefill,
-    SlotPool,
-    add_audio,
-    begin_answers,
-    open_prompts,
-)
+from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool, add_audio, begin_answers, open_prompts
+from worker.speaker import CODEC_FRAME_RATE_HZ, PipelineSpeaker
 from worker.undo import Undo
-from worker.voices.tokens import SpokenTokens
 from worker.voices.voice import Voice
-from worker.words import WordClock
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4.0, 12.5
-CODEC_FRAME_RATE_HZ = 12.5
 MAX_STEPS = ANSWER_POSITIONS - 40
 WARM_UP_SAMPLES = 41_000
 """A block of the official encoder and what opens the next."""
-LONGEST_PER_LETTER, LONGEST_PAUSE = 2.5, 25.0
-"""12.5 Hz frames: an answer that lasts longer than this for its letters is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,255 +248,3 @@ def _check_rate(side: str, rate_hz: float) -> None:
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         allowed = f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
         raise RequestError("bad_rate", f"{side} rate {rate_hz} Hz is out of range: {allowed}")
-
-
-@dataclass(frozen=True, slots=True)
-class ListenerMark:
-    """parts: how many pieces of embeddings there are; before_end, prefilled: marks of the prompt."""
-
-    parts: int
-    before_end: tuple[int, tuple[int, int]] | None
-    encode_ms: float
-    prefilled: tuple[int, int]
-
-
-class PipelineListener:
-    """One stretch of the user's speech: a `Listener`."""
-
-    def __init__(
-        self, pipeline: Pipeline, prompt: Prompt, input_hz: float, output_hz: float, previous: PipelineListener | None
-    ) -> None:
-        self._pipeline = pipeline
-        self._embeddings: list[Tensor] = []
-        self._before_end: tuple[int, tuple[int, int]] | None = None
-        self.hearing: Hearing = pipeline.networks.ear.begin(input_hz, previous.hearing if previous else None)
-        self.encode_ms = 0.0
-        self.prompt = prompt
-        self.opened = False
-        self.prefill = pipeline.new_prefill(output_hz)
-        self.prefill.reserve()
-
-    @property
-    def transcript(self) -> str:
-        return self.hearing.transcript
-
-    @property
-    def transcribes(self) -> bool:
-        return self.hearing.transcribes
-
-    @property
-    def certainty(self) -> float | None:
-        return self.hearing.certainty
-
-    @property
-    def groups(self) -> int:
-        """Those at hand, with what is prepared."""
-        return sum(map(len, self._embeddings))
-
-    @property
-    def embeddings(self) -> Tensor:
-        return torch.cat(self._embeddings)
-
-    def feed(self, pcm: Pcm) -> None:
-        self._pipeline.feed([self], [pcm])
-
-    @property
-    def prepared(self) -> bool:
-        return self._before_end is not None
-
-    def prepare(self) -> None:
-        self._pipeline.prepare([self])
-
-    def close_on_trial(self) -> Tensor:
-        """The embeddings [G, H] that were still open, if the utterance ends here."""
-        started = time.perf_counter()
-        tail = self.hearing.prepare()
-        self._before_end = (len(self._embeddings), self.prefill.mark())
-        self.take(tail, (time.perf_counter() - started) * 1e3)
-        return tail
-
-    def finish(self) -> Encoded:
-        self.prepare()
-        self.hearing.finish()
-        self.prefill.complete()
-        hearing = self.hearing
-        realised = realised_hz(hearing)
-        lengths = group_ms(hearing)
-        return Encoded(hearing.samples, hearing.frames, hearing.groups, realised, self.encode_ms, lengths)
-
-    def close(self) -> None:
-        self.prefill.close()
-
-    def mark(self) -> ListenerMark:
-        """Where it stands, besides what its ear heard."""
-        return ListenerMark(len(self._embeddings), self._before_end, self.encode_ms, self.prefill.mark())
-
-    def back_to(self, mark: ListenerMark) -> None:
-        del self._embeddings[mark.parts :]
-        self._before_end, self.encode_ms = mark.before_end, mark.encode_ms
-        self.prefill.back_to(mark.prefilled)
-
-    def go_on(self) -> None:
-        """The end that was prepared for is not the end."""
-        if self._before_end is not None:
-            parts, mark = self._before_end
-            del self._embeddings[parts:]
-            self.prefill.back_to(mark)
-            self.prefill.busy = True  # an answer to what was prepared may have laid it down
-            self._before_end = None
-
-    def take(self, embeddings: Tensor, encode_ms: float) -> None:
-        """Keeps merged embeddings [G, H], which took so long to make."""
-        self.encode_ms += encode_ms
-        if len(embeddings):
-            self._embeddings.append(embeddings)
-
-
-class PipelineSpeaker:
-    """One answer: a `Speaker`. Each unit is one joint step of Thinker and Talker or one chunk of sound."""
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        prefill: Prefill,
-        prompt: Prompt,
-        utterance: PipelineListener | None,
-        options: GenerationOptions,
-    ) -> None:
-        self._started = time.perf_counter()
-        self._pipeline = pipeline
-        self._runner = pipeline.runner
-        self.prefill = prefill
-        self.prompt = prompt
-        self.utterance = utterance
-        self.options = options
-        self._prefilled_before_ms = prefill.prefill_ms
-        self._answer: Generation | None = None
-        self._stream = pipeline.networks.tokenizer.stream()
-        voice = pipeline.networks.voice
-        self.voice = voice.begin() if voice is not None and options.speech else None
-        self._words = WordClock(OUTPUT_FRAME_SAMPLES, pipeline.networks.slm.config.alignment_head is not None)
-        self._text_tokens = 0
-        self._tokens = SpokenTokens()
-        self._looked_at: int | None = None
-        self._first_token_ms = 0.0
-        self._thinker_ms = 0.0
-        self._talker_ms = 0.0
-
-    @property
-    def answer(self) -> Generation:
-        assert self._answer is not None
-        return self._answer
-
-    def begun(self, answer: Generation) -> None:
-        """The prompt is complete, and this is what goes on from it."""
-        self._answer = answer
-
-    @property
-    def text(self) -> str:
-        return self._words.text_so_far.strip()
-
-    @property
-    def made_samples(self) -> int:
-        return self._tokens.frames * OUTPUT_FRAME_SAMPLES
-
-    def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
-        if self.voice is not None:
-            self.voice.pace(hurried=hurried, alone=alone, next_in_s=next_in_s)
-
-    @property
-    def unit(self) -> Unit:
-        if self._answer is None:
-            return "beginning"
-        if self.voice is not None and self.voice.ready:
-            return "sound"
-        return "end" if self._over() else "token"
-
-    @property
-    def talks(self) -> bool:
-        return self._answer is not None and not self._over()
-
-    @property
-    def unit_samples(self) -> int:
-        return self.voice.next_samples if self.voice is not None and self.voice.ready else 0
-
-    def step(self) -> list[Spoken]:
-        if self.unit != "end":
-            return self._pipeline.step([self], self.unit)[0]
-        self.close()
-        return [Finished("completed" if self.answer.ended == "end" else "max_output_tokens")]
-
-    def close(self) -> None:
-        """The answer is over or given up: its slot serves the next one."""
-        self.prefill.answered()
-        if self.utterance is None:
-            self.prefill.close()
-
-    def stats(self) -> ResponseStats:
-        spoken, frames = len(self._tokens.all), self._tokens.frames
-        hearing = self.utterance.hearing if self.utterance else None
-        return ResponseStats(
-            first_token_ms=self._first_token_ms,
-            encode_ms=self.utterance.encode_ms if self.utterance else 0.0,
-            prefill_ms=self.prefill.prefill_ms - (0.0 if self.utterance else self._prefilled_before_ms),
-            thinker_ms=self._thinker_ms,
-            talker_ms=self._talker_ms,
-            flow_ms=self.voice.flow_ms if self.voice else 0.0,
-            vocoder_ms=self.voice.vocoder_ms if self.voice else 0.0,
-            text_tokens=self._text_tokens,
-            speech_tokens=spoken,
-            speech_frames=frames,
-            prompt_positions=self._answer.prompt_positions if self._answer else 0,
-            input_frames=hearing.frames if hearing else 0,
-            input_groups=hearing.groups if hearing else 0,
-            realised_input_hz=realised_hz(hearing) if hearing else 0.0,
-            realised_output_hz=CODEC_FRAME_RATE_HZ * spoken / frames if frames else 0.0,
-            requested_output_hz=self.options.output_hz,
-            talker_steps=self._answer.talker_steps if self._answer else 0,
-        )
-
-    def take(self, step: Step) -> list[Spoken]:
-        """What a joint step of Thinker and Talker gave to this answer."""
-        self._thinker_ms += step.thinker_ms
-        self._talker_ms += step.talker_ms
-        events: list[Spoken] = []
-        if step.text_token is not None:
-            piece = self._stream.push(step.text_token)
-            if step.text_token == self._runner.special.im_end:
-                self._words.end_text()
-            self._words.text(piece)
-            self._text_tokens += 1
-            if piece:
-                events.append(TextPiece(piece))
-        if step.spoken is not None and self.voice is not None:
-            span = self._tokens.add(step.spoken.code, step.spoken.duration_frames)
-            if span is not None:
-                self._first_token_ms = self._first_token_ms or (time.perf_counter() - self._started) * 1e3
-                self.voice.push(span.code, span.duration_frames)
-                self._words.speech(span.duration_frames, self._looked_at)
-        # The head's weights belong to the code chosen in this step, whose duration comes with the next.
-        self._looked_at = step.focus
-        if self.voice is not None and self._over():
-            self.voice.end()
-        return events
-
-    def _over(self) -> bool:
-        """Whether no more tokens will come."""
-        return bool(self.answer.ended) or self._runs_on()
-
-    def _runs_on(self) -> bool:
-        """Whether sound goes on long after every word must have been said, or longer than any answer should last: a
-        small Talker can miss its end."""
-        longest = self._pipeline.networks.slm.config.agogic.longest_answer_s
-        if self._tokens.frames >= longest * CODEC_FRAME_RATE_HZ:
-            return True
-        return self._words.text_ended and self._tokens.frames > LONGEST_PER_LETTER * len(self.text) + LONGEST_PAUSE
-
-    def take_sound(self, pcm: Pcm) -> list[Spoken]:
-        """The next samples of the voice, and what is said in them."""
-        assert self.voice is not None
-        words = (
-            self._words.rest() if self.voice.finished else self._words.begun(self.voice.samples / OUTPUT_FRAME_SAMPLES)
-        )
-        tokens = self._tokens.heard(self.voice.samples)
-        return [Sound(pcm, tokens, words)] if len(pcm) else []

@@ -36,8 +36,8 @@ Key = tuple[int, int]
 @dataclass(frozen=True, slots=True)
 class Work:
     """What one session could do next. deadline_s: it should be done by then; joins_from_s: it may be done with others
-    from then on, begins_from_s: and by itself from then on; size: of its row; playing: somebody hears a gap if it is
-    late; all times on the device's clock."""
+    from then on, begins_from_s: and by itself from then on; size: of its row, and cuts: smaller ones that it may be cut
+    to, the smallest first; playing: somebody hears a gap if it is late; all times on the device's clock."""
 
     key: Key
     kind: Kind
@@ -46,10 +46,10 @@ class Work:
     joins_from_s: float = 0.0
     begins_from_s: float = 0.0
     playing: bool = False
+    cuts: tuple[int, ...] = ()
 
-    @property
-    def alone(self) -> UnitSize:
-        return UnitSize(self.kind, 1, self.size)
+    def alone(self, size: int) -> UnitSize:
+        return UnitSize(self.kind, 1, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,12 @@ def schedule(works: Sequence[Work], now_s: float, times: StepTimes) -> Plan | No
     room_s = others_s if others_s > times.predict(_least(first)) else float("inf")
     if first.kind == "hearing":
         return Plan("hearing", tuple(_heard(alike, room_s, times)))
-    rows = [Row(first.key, first.size)]
+    rows = [Row(first.key, _cut(first, room_s, times))]
     for work in alike[1:MOST_ROWS]:
-        more = Plan(first.kind, (*rows, Row(work.key, work.size)))
+        take = rows[0].take if work.kind == "sound" else work.size
+        if take != work.size and take not in work.cuts:
+            continue
+        more = Plan(first.kind, (*rows, Row(work.key, take)))
         fits = more.unit.size <= MOST_SIZE.get(first.kind, more.unit.size)
         if fits and times.predict(more.unit) <= room_s:
             rows.append(more.rows[-1])
@@ -107,7 +110,15 @@ def next_at_s(works: Iterable[Work]) -> float | None:
 
 def _least(work: Work) -> UnitSize:
     """The smallest unit that gets it on."""
-    return UnitSize("hearing", 1, min(work.size, LEAST_HEARD)) if work.kind == "hearing" else work.alone
+    if work.kind == "hearing":
+        return work.alone(min(work.size, LEAST_HEARD))
+    return work.alone(work.cuts[0] if work.cuts else work.size)
+
+
+def _cut(work: Work, room_s: float, times: StepTimes) -> int:
+    """As much of it as makes nobody else late, at least the smallest part."""
+    sizes = (*work.cuts, work.size)
+    return next((size for size in reversed(sizes) if times.predict(work.alone(size)) <= room_s), sizes[0])
 
 
 def _alike(first: Work, work: Work) -> bool:

@@ -274,8 +274,8 @@ class Session:
         speaker.pace(hurried=hurried, alone=not self.other_answers, next_in_s=self.next_in_s)
         unit = speaker.unit
         if unit != "token":
-            size = speaker.unit_samples if unit == "sound" else 0
-            yield Work(key, unit, deadline, size, playing=dry_at is not None)
+            size, cuts = (speaker.unit_samples, speaker.cuts) if unit == "sound" else (0, ())
+            yield Work(key, unit, deadline, size, playing=dry_at is not None, cuts=cuts)
         if not speaker.talks:
             return
         if dry_at is None:

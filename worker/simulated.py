@@ -107,6 +107,13 @@ class SimulatedSpeaker:
     def made_samples(self) -> int:
         return self._made * FRAME_SAMPLES
 
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        return ()
+
+    def cut(self, samples: int) -> None:
+        raise ValueError(f"a chunk's length is given: {samples} samples cannot be cut off it")
+
     def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
         """A chunk's length is given."""
 

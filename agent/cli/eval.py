@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -152,6 +153,9 @@ def voice(
     model: Model = "embedded",
     threads: Threads = 1,
     processes: Annotated[int, typer.Option(min=1, help="recognisers at work at once")] = 1,
+    flow_steps: Annotated[
+        int | None, typer.Option(min=1, max=32, help="Euler steps of the embedded voice's decoder, instead of its own")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Word error rate of an outside recogniser on spoken replies, beside the source voice's own."""
@@ -163,8 +167,14 @@ def voice(
         from worker.loading import load_model
         from worker.parts import Pcm
         from worker.turn import TurnSettings, speak_text
+        from worker.voices.embedded import EmbeddedVoice
 
         loaded, settings = load_model(model), TurnSettings(output_hz=output_rate)
+        spoken_by = loaded.networks.voice
+        if flow_steps is not None:
+            if not isinstance(spoken_by, EmbeddedVoice):
+                raise typer.BadParameter("--flow-steps is for the embedded voice; official checkpoints say theirs")
+            spoken_by.flow.dials = replace(spoken_by.flow.dials, steps=flow_steps)
         chosen = JudgeChoice(whisper if judge is Judges.whisper else None)
         shown, spoken = progress(json, "sentences") or quiet, itertools.count(1)
 
@@ -177,4 +187,7 @@ def voice(
             report = run(speak, sentences, processes, chosen, opinions=opinions)
         except JudgeError as error:
             fail("eval", error)
-        print_report({**report, "requested_output_hz": output_rate}, json, lists=False)
+        asked = {"requested_output_hz": output_rate}
+        if isinstance(spoken_by, EmbeddedVoice):
+            asked["flow_steps"] = spoken_by.flow.dials.steps
+        print_report({**report, **asked}, json, lists=False)

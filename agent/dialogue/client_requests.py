@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import numpy as np
 from msgspec import UnsetType
 
@@ -25,12 +26,13 @@ from agent.protocol.client_events import (
     ResponseCreate,
     ResponseParams,
     ResponseRates,
+    SessionUpdate,
     decode_client_event,
 )
 from agent.protocol.errors import ProtocolError
 from agent.protocol.formats import AudioFormat, format_name
 from agent.protocol.items import ClientItem, ItemReference, MessageItem, parse_input, parse_item
-from agent.protocol.session_object import SessionSettings
+from agent.protocol.session_object import SessionSettings, check_session_size
 from agent.turn.silero import SAMPLE_RATE_HZ
 
 
@@ -64,6 +66,11 @@ def read_message(data: str | bytes, format: AudioFormat) -> ReadMessage:
     try:
         if isinstance(event, ItemCreate):
             return ReadMessage(event, (_read_item(parse_item(event.item), format, "item"),))
+        if isinstance(event, SessionUpdate):
+            check_session_size(len(data), "session")
+        if isinstance(event, ResponseCreate) and event.response is not None:
+            settings = msgspec.structs.replace(event.response, input=None)
+            check_session_size(len(msgspec.json.encode(settings)), "response")
         if isinstance(event, ResponseCreate) and event.response is not None and event.response.input is not None:
             return ReadMessage(event, tuple(_read_input(event.response.input, format)))
     except ProtocolError as error:

@@ -249,7 +249,7 @@ class Conversation:
             self.items.insert(0 if before is None else self.items.index(before) + 1, item)
         self._by_id |= dict.fromkeys(_ids(item), item)
         if isinstance(item, UserMessage) and item.pcm is not None:
-            self._forget_old_audio()
+            self.forget_audio(KEPT_AUDIO_SAMPLES)
         return self.previous_id(item)
 
     def after(self, item: Item) -> list[Item]:
@@ -270,12 +270,13 @@ class Conversation:
         """Texts and sound of all items, about."""
         return sum(map(_held_bytes, self.items))
 
-    def _forget_old_audio(self) -> None:
+    def forget_audio(self, but_samples: int) -> None:
+        """Keeps the newest sound, so much of it, and in any case the last item's."""
         kept = 0
         for item in reversed(self.items):
             if isinstance(item, UserMessage) and item.pcm is not None:
                 kept += item.pcm.size
-                if kept > KEPT_AUDIO_SAMPLES and item is not self.items[-1]:
+                if kept > but_samples and item is not self.items[-1]:
                     item.pcm = None
 
 

@@ -22,6 +22,10 @@ FULL, ROOM = 0.7, 0.6
 NETWORK_STEPS: tuple[tuple[float, float, float], ...] = ((0.02, 300.0, 8.0), (0.08, 600.0, 5.0))
 """From this share of lost packets or this round trip (ms) on, no finer than that rate (Hz): speech that is late or has
 holes gains nothing from fine tokens, and coarse ones are there sooner."""
+NETWORK_STAYS = 0.6
+"""A network is as poor as it was until it is better than this share of the threshold."""
+NEWEST_SECOND = 0.2
+"""The share that the last second has in what is known of the network: one packet in it is a fiftieth already."""
 
 Side = Literal["input", "output"]
 
@@ -49,10 +53,19 @@ class RateDecision:
 
 @dataclass(frozen=True)
 class Network:
-    """What the transport knows; None where it does not. loss: share of packets."""
+    """What the transport knows; None where it does not. loss: share of packets, of the last seconds."""
 
     loss: float | None = None
     round_trip_ms: float | None = None
+
+    def after(self, loss: float | None, round_trip_ms: float | None) -> Network:
+        """What is known a second later: the share lost in it (None: nothing was sent or nothing told), and the round
+        trip."""
+        before = self.loss or 0.0
+        return Network(
+            self.loss if loss is None else before + NEWEST_SECOND * (loss - before),
+            self.round_trip_ms if round_trip_ms is None else round_trip_ms,
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +155,7 @@ class RatePolicy:
         was = min(max(self._current_hz.get(side, finest), coarsest), finest)
         hz, cause = self._by_load(steps, was), _LOAD
         why = f"load {self.forecast.at(was):.2f}"
-        limit_hz, trouble = self._by_network(finest)
+        limit_hz, trouble = self._by_network(side, finest)
         if limit_hz < hz:
             hz, why, cause = next((step for step in steps if step <= limit_hz), coarsest), trouble, _NETWORK
         if hz != was:
@@ -159,12 +172,14 @@ class RatePolicy:
             return finer[-1]
         return was
 
-    def _by_network(self, finest: float) -> tuple[float, str]:
+    def _by_network(self, side: Side, finest: float) -> tuple[float, str]:
         """The finest rate that the network is worth, and what is wrong with it."""
         limit_hz, trouble = finest, ""
+        last = self._chosen.get(side)
         for loss, round_trip_ms, hz in NETWORK_STEPS:
-            if self.network.loss is not None and self.network.loss >= loss:
+            poor = NETWORK_STAYS if last is not None and last.cause == _NETWORK and last.hz <= hz else 1.0
+            if self.network.loss is not None and self.network.loss >= poor * loss:
                 limit_hz, trouble = hz, f"loss {100 * self.network.loss:.0f} %"
-            elif self.network.round_trip_ms is not None and self.network.round_trip_ms >= round_trip_ms:
+            elif self.network.round_trip_ms is not None and self.network.round_trip_ms >= poor * round_trip_ms:
                 limit_hz, trouble = hz, f"round trip {self.network.round_trip_ms:.0f} ms"
         return limit_hz, trouble

@@ -13,7 +13,6 @@ how they meet; this class answers the client's events. Every call returns the ef
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import Literal
 
 from msgspec import UNSET
@@ -24,22 +23,15 @@ from agent.config import ServerConfig
 from agent.dialogue.briefing import Briefing
 from agent.dialogue.captions import Captions
 from agent.dialogue.client_requests import Reading, ReadItem, plan_response, read_message
-from agent.dialogue.conversation import (
-    MAX_ITEM_CHARACTERS,
-    AssistantMessage,
-    Conversation,
-    Item,
-    UserMessage,
-    item_from_client,
-    text_length,
-)
+from agent.dialogue.conversation import Conversation
 from agent.dialogue.effects import Effect, Outbox
-from agent.dialogue.item_sound import SoundShown
+from agent.dialogue.item_requests import ItemRequests
 from agent.dialogue.listening import Listening
 from agent.dialogue.rates import WorkerForecast
 from agent.dialogue.response import Response, ResponsePlan
-from agent.dialogue.sent import Mark, Sent, SentEvents
-from agent.dialogue.speaking import Speaking, WorkerSlot
+from agent.dialogue.returning import Returning
+from agent.dialogue.sent import SentEvents
+from agent.dialogue.speaking import Speaking, Speech, WorkerSlot
 from agent.dialogue.turns import Turns
 from agent.ids import Ids
 from agent.protocol import client_events as client
@@ -47,7 +39,7 @@ from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.protocol.formats import format_name
 from agent.protocol.items import ItemReference
-from agent.protocol.session_object import SessionSettings, render, updated
+from agent.protocol.session_object import SessionSettings, render, size_bytes, updated
 from agent.turn.silero import VoiceActivity
 from agent.wire import (
     AudioOut,
@@ -63,15 +55,6 @@ from agent.wire import (
 
 JsonObject = dict[str, object]
 Transport = Literal["websocket", "webrtc", "telephone"]
-
-
-@dataclass(frozen=True)
-class Speech:
-    """A piece of an answer on its way to a telephone. `end_sample` is where it ends within that answer."""
-
-    generation: int
-    end_sample: int
-    samples: audio.Samples
 
 
 class Session:
@@ -117,7 +100,6 @@ class Session:
         self._outbox = Outbox(ids, self._sent if transport != "telephone" else None)
         self._conversation = Conversation(ids.new("conv"))
         self._captions = Captions()
-        self._shown = SoundShown()
         self._listening = Listening(
             self._outbox,
             ids,
@@ -156,6 +138,10 @@ class Session:
             lambda: self.settings,
             lambda: self._plan(client.ResponseParams()),
         )
+        self._returning = Returning(self._outbox, self._sent, self._conversation, self._speaking)
+        self._items = ItemRequests(
+            self._outbox, ids, self._conversation, self._captions, self._listening, self._briefing, self._speaking
+        )
         self._listening.configure(settings.audio.input.turn_detection, self._microphone_hz())
 
     # --- what a shell calls ---
@@ -185,7 +171,6 @@ class Session:
     ) -> list[Effect]:
         """The client is back, by whatever way, and has received everything up to the event `after`, for which
         `can_resume` is true."""
-        missed, mark = self._sent.after(after), self._sent.mark_of(after)
         replayed = self._transport == transport == "websocket"
         self._left, self._transport, self._input_hz = False, transport, input_hz
         self._active_s = self._clock.now_s()
@@ -195,14 +180,7 @@ class Session:
         resumed = events.SessionResumed(
             session=self._render(), last_client_event_id=self._last_client_event_id, x_agogic=extras
         )
-        self._outbox.send_first(resumed, after)
-        for sent in missed:
-            if sent.repeats and (replayed or not sent.is_sound):
-                self._outbox.again(sent)
-        if not replayed:
-            self._sent.forget_sound()
-            self._forget_unheard(missed, mark)
-        self._speaking.go_on(mark, server_plays=transport != "websocket", replayed=replayed)
+        self._returning.go_on(resumed, after, server_plays=transport != "websocket", replayed=replayed)
         self._turns.listener_returned()
         self._speaking.on_tick()
         return self._outbox.take()
@@ -232,7 +210,7 @@ class Session:
             if isinstance(message, ProtocolError):
                 raise message
             if not isinstance(message.event, client.ItemRetrieve):
-                self._shown.forget()
+                self._items.forget_shown()
             if not isinstance(message.event, client.InputAudioAppend):
                 self._active_s = self._clock.now_s()
                 if message.event.event_id is not None and not of_others:
@@ -284,6 +262,11 @@ class Session:
         self._active_s = self._clock.now_s()
         self._outbox.send(events.DtmfReceived(event=key, received_at=self._clock.unix_s()))
         return self._outbox.take()
+
+    def network(self, loss: float | None, round_trip_ms: float | None) -> None:
+        """What the transport saw of it in the last second (see `Network`); from the next turn on it counts."""
+        policy = self._briefing.policy
+        policy.network = policy.network.after(loss, round_trip_ms)
 
     def tick(self) -> list[Effect]:
         """To be called when `next_deadline_s` has come."""
@@ -359,7 +342,11 @@ class Session:
         """What settings, conversation, sound not worked off yet, the answer in hand and the newest events take, about.
         Counts every item."""
         parts = (self._conversation, self._listening, self._speaking)
-        return len(self.settings.instructions) + self._sent.held_bytes + sum(part.held_bytes() for part in parts)
+        return size_bytes(self.settings) + self._sent.held_bytes + sum(part.held_bytes() for part in parts)
+
+    def forget_sound(self) -> None:
+        """Lets the sound of earlier items go; what was understood of them stays."""
+        self._conversation.forget_audio(0)
 
     def close(self) -> None:
         """Nobody will ask for anything any more: lets go at once of what takes memory. What is left of the session is a
@@ -395,13 +382,13 @@ class Session:
             case client.OutputAudioClear():
                 self._clear_output()
             case client.ItemCreate():
-                self._create_item(event, items)
+                self._items.create(event, items)
             case client.ItemRetrieve():
-                self._retrieve(event)
+                self._items.retrieve(event, with_sound=self._transport == "websocket")
             case client.ItemTruncate():
-                self._truncate(event)
+                self._items.truncate(event)
             case client.ItemDelete():
-                self._delete(event)
+                self._items.delete(event)
             case client.ResponseCreate():
                 self._speaking.request(self._plan(event.response or client.ResponseParams(), items))
             case client.ResponseCancel():
@@ -444,54 +431,6 @@ class Session:
         if not self._speaking.cancel("client_cancelled"):
             self._outbox.send(events.OutputCleared(response_id=self._speaking.last_response_id))
 
-    def _create_item(self, event: client.ItemCreate, items: tuple[ReadItem | ItemReference, ...]) -> None:
-        (read,) = items
-        assert isinstance(read, ReadItem)
-        if read.parsed.id is not None and self._is_ours(read.parsed.id):
-            raise ProtocolError(
-                "invalid_value",
-                f"The id {read.parsed.id} is given by the server; choose another, or leave it out.",
-                param="item.id",
-            )
-        item = item_from_client(read.parsed, self._ids.new("item"), read.pcm)
-        if text_length(item) > MAX_ITEM_CHARACTERS:
-            raise ProtocolError("invalid_value", f"An item may have {MAX_ITEM_CHARACTERS} characters.", param="item")
-        previous = self._conversation.add(item, event.previous_item_id)
-        self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous))
-        self._outbox.send(events.ItemDone(item=item.as_dict(), previous_item_id=previous))
-
-    def _retrieve(self, event: client.ItemRetrieve) -> None:
-        item = self._find(event.item_id, "retrieve")
-        # Over WebRTC messages must stay small, so the sound is left out there.
-        if isinstance(item, UserMessage) and item.spoken and item.pcm is not None and self._transport == "websocket":
-            pcm, shown = item.pcm, self._shown
-            self._outbox.send_large(lambda: events.ItemRetrieved(item=item.with_audio(shown.of(pcm))), 4 * pcm.nbytes)
-        else:
-            self._outbox.send(events.ItemRetrieved(item=item.as_dict()))
-
-    def _truncate(self, event: client.ItemTruncate) -> None:
-        item = self._find(event.item_id, "truncate")
-        if not isinstance(item, AssistantMessage) or item.modality != "audio":
-            raise ProtocolError("invalid_value", "Only spoken assistant messages can be truncated.", param="item_id")
-        if event.content_index != 0:
-            raise ProtocolError(
-                "invalid_value",
-                f"Invalid value for 'content_index': the item has one part, 0, and no {event.content_index}.",
-                param="content_index",
-            )
-        self._stop_if_active(item)
-        end_ms = item.truncate(event.audio_end_ms)
-        self._outbox.send(events.ItemTruncated(item_id=item.id, content_index=0, audio_end_ms=end_ms))
-
-    def _delete(self, event: client.ItemDelete) -> None:
-        item = self._find(event.item_id, "delete")
-        self._stop_if_active(item)
-        self._conversation.remove(item)
-        if isinstance(item, UserMessage):
-            self._captions.drop(item.utterance)
-            self._briefing.drop_utterance(item.utterance)
-        self._outbox.send(events.ItemDeleted(item_id=item.id))
-
     # --- the worker ---
 
     def _heard(self, message: Transcript) -> None:
@@ -525,23 +464,6 @@ class Session:
 
     # --- small things ---
 
-    def _forget_unheard(self, missed: list[Sent], mark: Mark) -> None:
-        """Answers that ended while nobody heard them, and cannot be heard any more, hold what was heard of them."""
-        answer = self._speaking.active
-        spoken = dict.fromkeys(sent.mark.item for sent in missed if sent.mark.item is not None)
-        for item in spoken:
-            had = mark.samples if item is mark.item else 0
-            is_over = answer is None or item is not answer.item
-            if is_over and item.audio_samples > had and self._conversation.find(item.id) is item:
-                end_ms = item.truncate(-(-had * 1000 // item.sample_rate_hz))
-                self._outbox.send(events.ItemTruncated(item_id=item.id, content_index=0, audio_end_ms=end_ms))
-
-    def _is_ours(self, item_id: str) -> bool:
-        """An id that the server has not given yet, or to an item that the conversation does not hold yet."""
-        utterance, answer = self._listening.open, self._speaking.active
-        announced = (utterance and utterance.item_id, answer and answer.item.id)
-        return item_id in announced or self._ids.is_to_come(item_id)
-
     def _plan(self, params: client.ResponseParams, items: tuple[ReadItem | ItemReference, ...] = ()) -> ResponsePlan:
         return plan_response(params, items, self.settings, self._conversation, self._briefing.policy, self._ids)
 
@@ -556,16 +478,6 @@ class Session:
         error = ProtocolError("session_expired", f"{why}; open a new one.")
         self._outbox.send(events.Error(error=error.as_dict()))
         self._outbox.close(1008, "session expired")
-
-    def _find(self, item_id: str, verb: str) -> Item:
-        item = self._conversation.find(item_id)
-        if item is None:
-            raise ProtocolError(f"item_{verb}_invalid_item_id", f"No such item: {item_id[:100]}", param="item_id")
-        return item
-
-    def _stop_if_active(self, item: Item) -> None:
-        if self._speaking.active is not None and self._speaking.active.item is item:
-            self._speaking.cancel("client_cancelled")
 
     def _microphone_hz(self) -> int:
         return self._input_hz or audio.RATE_HZ[format_name(self.settings.audio.input.format)]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agent import audio
 from agent.clock import Clock
 from agent.config import PlayoutConfig
 from agent.dialogue.conversation import AssistantMessage, Conversation
@@ -37,6 +38,15 @@ class WorkerSlot:
 
     session: int
     ready: Ready
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A piece of an answer on its way to a telephone. `end_sample` is where it ends within that answer."""
+
+    generation: int
+    end_sample: int
+    samples: audio.Samples
 
 
 class Speaking:

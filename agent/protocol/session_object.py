@@ -22,6 +22,8 @@ from agent.protocol.formats import AudioFormat, PcmFormat
 JsonObject = dict[str, object]
 TRANSCRIPTION_MODEL = "agogic-ctc"
 MAX_TOOLS = 128
+# As JSON: instructions at their longest and dozens of functions.
+MAX_SESSION_BYTES = 512 * 1024
 OPT_IN_EVENTS = ("input_transcript", "input_tokens")
 
 # Silence that each eagerness of semantic_vad waits for where nobody can tell how finished a turn sounds (where somebody
@@ -170,7 +172,24 @@ def updated(current: SessionSettings, update: JsonObject, voice: str) -> Session
         raise from_validation(error, prefix="session", spelling=spelling) from error
     except RecursionError as error:
         raise ProtocolError("invalid_value", "The session is nested too deep.", param="session") from error
-    return _in_effect(wanted, voice)
+    in_effect = _in_effect(wanted, voice)
+    check_session_size(size_bytes(in_effect), "session")
+    return in_effect
+
+
+def size_bytes(settings: SessionSettings) -> int:
+    """About what they take."""
+    return len(msgspec.json.encode(settings))
+
+
+def check_session_size(size: int, param: str) -> None:
+    """Raises `ProtocolError` for settings whose JSON is longer than `MAX_SESSION_BYTES`."""
+    if size > MAX_SESSION_BYTES:
+        raise ProtocolError(
+            "invalid_value",
+            f"The settings in '{param}' may take {MAX_SESSION_BYTES} bytes and have {size}.",
+            param=param,
+        )
 
 
 def _merge(base: JsonObject, update: JsonObject, path: str) -> JsonObject:

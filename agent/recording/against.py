@@ -2,7 +2,7 @@
 
 What was said to the session over WebSocket is said again as it was; a call's sound and a telephone's are appended. Ids
 of items and responses that the recorded server had given are those of the live server's: the third answer's is the
-third answer's. Lost connections are not played, nor are messages that came by other connections than the client's.
+third answer's, for which a message waits a little. Lost connections are not played, nor are messages that came by other connections than the client's.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ JsonObject = dict[str, object]
 _CONNECT_S = 15.0
 # After the last message and the recording's end: so long nothing must come, and no longer it is waited for.
 _QUIET_S, _PATIENCE_S = 1.0, 30.0
+# A server may be slower than the recorded one was: so long a message waits for the id in it.
+_LATE_S, _LOOK_EVERY_S = 5.0, 0.05
 _SOUND = ("response.output_audio.delta", "response.output_audio_transcript.delta")
 # May come at any time after what they are about.
 _FLOATING = ("conversation.item.input_audio_transcription.", "rate_limits.", "output_audio_buffer.", "x_agogic.")
@@ -179,6 +181,7 @@ class _Player:
     def __init__(self, recording: Recording, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._recording = recording
         self._socket = socket
+        self._ids = re.compile(rb"\b(?:item|resp)_" + re.escape(recording.header.stem).encode() + rb"[0-9a-f]+")
         self._then = _Names()
         self._now = _Names()
         self._order = Order()
@@ -218,7 +221,7 @@ class _Player:
             ends_s = max(ends_s, step.at_s)
             if await self._ended_within(self._began_s + step.at_s - time.monotonic()):
                 return
-            await self._send(self._translated(step.message))
+            await self._send(await self._translated(step.message))
         await self._ended_within(self._began_s + ends_s - time.monotonic())
         patient_until_s = time.monotonic() + _PATIENCE_S
         while time.monotonic() < patient_until_s and not self._over.is_set():
@@ -271,19 +274,18 @@ class _Player:
         has = created if isinstance(created, dict) else {}
         return {name: value for name, value in settings.items() if value is not None and has.get(name) != value}
 
-    def _translated(self, message: bytes) -> bytes:
-        """With the live server's ids in place of the recorded one's."""
+    async def _translated(self, message: bytes) -> bytes:
+        """With the live server's ids in place of the recorded one's; waits a little for those that it has not given."""
+        wanted = {found.decode() for found in self._ids.findall(message)}
+        patient_until_s = time.monotonic() + _LATE_S
+        while unknown := sorted(each for each in wanted if self._live(each) is None):
+            if time.monotonic() > patient_until_s or await self._ended_within(_LOOK_EVERY_S):
+                self._played.unknown_ids += unknown
+                break
+        return self._ids.sub(lambda found: (self._live(found[0].decode()) or found[0].decode()).encode(), message)
 
-        def live(found: re.Match[bytes]) -> bytes:
-            known = self._now.at(self._then.place(found[0].decode()))
-            if known is None:
-                self._played.unknown_ids.append(found[0].decode())
-                return found[0]
-            return known.encode()
-
-        return re.sub(
-            rb"\b(?:item|resp)_" + re.escape(self._recording.header.stem).encode() + rb"[0-9a-f]+", live, message
-        )
+    def _live(self, identity: str) -> str | None:
+        return self._now.at(self._then.place(identity))
 
 
 class _Names:

@@ -116,6 +116,15 @@ class Dtmf(Call, frozen=True, tag="dtmf"):
     key: str
 
 
+class Network(Call, frozen=True, tag="network"):
+    loss: float | None = None
+    round_trip_ms: float | None = None
+
+
+class ForgetSound(Call, frozen=True, tag="forget_sound"):
+    pass
+
+
 class Tick(Call, frozen=True, tag="tick"):
     pass
 
@@ -156,6 +165,8 @@ AnyCall = (
     | PullSpeech
     | Played
     | Dtmf
+    | Network
+    | ForgetSound
     | Tick
     | PlaceFound
     | PlaceLost

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import msgspec
 
 from agent.dialogue.effects import ClearPlayback, Close, Effect, SendEvent, SendLarge, ToWorker
-from agent.dialogue.session import Speech
+from agent.dialogue.speaking import Speech
 from agent.wire import AudioIn
 
 JsonObject = dict[str, object]

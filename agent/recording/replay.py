@@ -160,6 +160,12 @@ def _do(session: Session, call: log.AnyCall) -> Outcome:
             return Outcome(tuple(session.played(call.generation, call.samples)))
         case log.Dtmf():
             return Outcome(tuple(session.dtmf(call.key)))
+        case log.Network():
+            session.network(call.loss, call.round_trip_ms)
+            return Outcome()
+        case log.ForgetSound():
+            session.forget_sound()
+            return Outcome()
         case log.Tick():
             return Outcome(tuple(session.tick()))
         case log.PlaceFound():

@@ -18,8 +18,8 @@ from agent.clock import Clock
 from agent.config import ServerConfig
 from agent.dialogue.client_requests import Reading
 from agent.dialogue.effects import Effect
-from agent.dialogue.session import Session, Speech, Transport
-from agent.dialogue.speaking import WorkerSlot
+from agent.dialogue.session import Session, Transport
+from agent.dialogue.speaking import Speech, WorkerSlot
 from agent.ids import Ids
 from agent.protocol.session_object import SessionSettings
 from agent.recording import log
@@ -196,6 +196,14 @@ class RecordedSession(Session):
         with self._taken_down(log.Dtmf(key)) as given:
             given.effects = super().dtmf(key)
         return given.effects
+
+    def network(self, loss: float | None, round_trip_ms: float | None) -> None:
+        with self._taken_down(log.Network(loss, round_trip_ms)):
+            super().network(loss, round_trip_ms)
+
+    def forget_sound(self) -> None:
+        with self._taken_down(log.ForgetSound()):
+            super().forget_sound()
 
     def tick(self) -> list[Effect]:
         with self._taken_down(log.Tick()) as given:

@@ -62,6 +62,21 @@ class JitterStats:
     stalled_ms: float = 0.0
 
 
+class LossMeter:
+    """What share of the packets was lost since it was asked last."""
+
+    def __init__(self) -> None:
+        self._received = self._lost = 0
+
+    def share(self, stats: JitterStats) -> float | None:
+        """None where none was expected. Counts that begin anew, as with another stream, are counted from there."""
+        anew = stats.received < self._received
+        received = stats.received - (0 if anew else self._received)
+        lost = max(0, stats.lost - (0 if anew else self._lost))  # a late packet takes back an earlier loss
+        self._received, self._lost = stats.received, stats.lost
+        return lost / (received + lost) if received + lost else None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Held:
     timestamp: int

@@ -20,6 +20,7 @@ from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationEr
 from agent.rtc.description import BadOffer, finish_answer, prepare_offer
 from agent.rtc.fragment import Fragment, render
 from agent.rtc.gathering import Network, as_seen, gathering_on
+from agent.rtc.jitter import LossMeter
 from agent.rtc.path import NoRestart, Path
 from agent.rtc.receive import Microphone, tap
 from agent.rtc.screen import screen_all
@@ -46,6 +47,9 @@ class PeerEvents(Protocol):
     def peer_audio(self, pcm: bytes) -> None:
         """Microphone sound, s16le mono at 24 kHz."""
 
+    def peer_network(self, loss: float | None, round_trip_ms: float | None) -> None:
+        """Once a second, as far as it is known: the share of packets lost, of the direction that loses more."""
+
     def peer_closed(self, reason: str, *, by_client: bool) -> None:
         """The connection is gone; called once. `by_client`: it said so, and was not just lost."""
 
@@ -71,6 +75,7 @@ class Peer:
         self._channel: RTCDataChannel | None = None
         self._speaker = SpeakerTrack(source)
         self._microphone = Microphone(events.peer_audio, asyncio.get_running_loop())
+        self._loss = LossMeter()
         self._reason: str | None = None
         self._path: Path | None = None
         self._mid = ""
@@ -181,13 +186,17 @@ class Peer:
             raise
 
     async def _report(self) -> int:
-        """Bytes received so far; the loss the client reports goes to the encoder."""
+        """Bytes received so far; the loss the client reports goes to the encoder, and what is known to the user."""
         received = 0
+        losses, round_trip_ms = [self._loss.share(self._microphone.stats)], None
         for report in (await self._connection.getStats()).values():
             if report.type == "transport":
                 received += report.bytesReceived
             elif report.type == "remote-inbound-rtp":
                 self._speaker.expect_loss(max(5, report.fractionLost * 100 // 256))
+                losses.append(report.fractionLost / 256)
+                round_trip_ms = None if report.roundTripTime is None else max(0.0, 1000 * report.roundTripTime)
+        self._events.peer_network(max((loss for loss in losses if loss is not None), default=None), round_trip_ms)
         return received
 
     def _audio(self) -> RTCRtpTransceiver:

@@ -105,6 +105,16 @@ class Account:
             self._uncounted = 0
             self._set(held)
 
+    def hears(self, more: int, count: Callable[[], int]) -> bool:
+        """Sound of a call, which comes in whether there is room or not: whether the session has to let some go."""
+        self._uncounted += more
+        held = self._held + more
+        if self._uncounted > RECOUNT_BYTES:
+            self._uncounted = 0
+            held = count()
+        self._set(held)
+        return self._uncounted == 0 and self.is_full
+
     def close(self) -> None:
         self.waits(-self._waiting)
         self._set(0)

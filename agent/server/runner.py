@@ -17,17 +17,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import numpy as np
 
 from agent.clock import Clock
 from agent.dialogue.effects import ClearPlayback, Close, Effect, SendEvent, SendLarge, ToWorker
-from agent.dialogue.session import Session, Speech
-from agent.dialogue.speaking import WorkerSlot
+from agent.dialogue.session import Session
+from agent.dialogue.speaking import Speech, WorkerSlot
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.server.budget import Account
+from agent.server.either import either
 from agent.server.fairness import LoopShare
 from agent.server.guard import Guard
 from agent.server.keeper import Keeper
@@ -129,8 +130,7 @@ class SessionRunner:
 
     @property
     def engaged(self) -> bool:
-        """Whether it needs a place or has used one lately: others cannot count on it. While its client is away it needs
-        one only to end the answer that is being made."""
+        """Whether it needs a place or has used one lately; while its client is away, only for the answer being made."""
         if self._client is None:
             return self._lease is not None and self.session.making_answer
         waits = self._wanted.is_set() or self.session.answering
@@ -158,7 +158,7 @@ class SessionRunner:
         """Until the session is over, however it ends; releases everything."""
         try:
             while not self._over.is_set():
-                await self._either(self._wanted.wait(), self._over.wait())
+                await either(self._wanted.wait(), self._over.wait())
                 if self._wanted.is_set() and not self._over.is_set():
                     await self._find_a_place()
         finally:
@@ -224,7 +224,7 @@ class SessionRunner:
     async def left(self, transport: Transport) -> None:
         """Until this is the client's connection no more, or the session is over and has let go of everything."""
         while self._client is transport and not self._ended.is_set():
-            await self._either(self._client_changed.wait(), self._ended.wait())
+            await either(self._client_changed.wait(), self._ended.wait())
 
     def close(self, code: int, reason: str) -> None:
         """Ends the session from our side."""
@@ -288,6 +288,8 @@ class SessionRunner:
         if self._over.is_set():
             return
         with self._guard():
+            if self.account.hears(len(pcm), self.session.held_bytes):
+                self.session.forget_sound()
             self.session.microphone(np.frombuffer(pcm, dtype="<i2"))
             while self.session.has_pending_audio:
                 self._do(self.session.process_audio())
@@ -321,6 +323,12 @@ class SessionRunner:
         if not self._over.is_set():
             with self._guard():
                 self._do(self.session.played(generation, samples))
+
+    def network(self, loss: float | None, round_trip_ms: float | None) -> None:
+        """Once a second, from transports that know it: the share of packets lost in that second, and the round trip."""
+        if not self._over.is_set():
+            with self._guard():
+                self.session.network(loss, round_trip_ms)
 
     def press(self, key: str) -> None:
         """A key of the telephone."""
@@ -395,7 +403,7 @@ class SessionRunner:
         """Stands in line as long as the session lives and its client is there."""
         finding = asyncio.ensure_future(self._pool.lease_when_possible(self))
         try:
-            await self._either(asyncio.shield(finding), self._over.wait(), self._client_changed.wait())
+            await either(asyncio.shield(finding), self._over.wait(), self._client_changed.wait())
             if finding.done() and (lease := finding.result()).alive:
                 self._wanted.clear()
                 self._take(lease)
@@ -407,15 +415,6 @@ class SessionRunner:
         self._used_s = self._clock.now_s()
         with self._guard():
             self._do(self.session.worker_ready(WorkerSlot(lease.session, lease.ready)))
-
-    async def _either(self, *waits: Awaitable[object]) -> None:
-        """Until one of them is done; the others are given up."""
-        tasks = [asyncio.ensure_future(wait) for wait in waits]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
 
     def _tell_worker(self, message: Message) -> None:
         if self._lease is None:
@@ -487,7 +486,6 @@ class SessionRunner:
         self.close(1011, "internal error")
 
     def _forget(self) -> None:
-        """Nothing of the conversation is needed any more."""
         self.session.close()
         self.account.close()
 

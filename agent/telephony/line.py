@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from agent.audio import Samples
-from agent.dialogue.session import Speech
+from agent.dialogue.speaking import Speech
 from agent.server.runner import SessionRunner
 from agent.server.service import Service
 from agent.telephony.sound.incoming import SESSION_HZ, IncomingVoice
@@ -59,6 +59,11 @@ class PhoneLine(ABC):
         """The caller, at the line's rate."""
         if self.runner is not None:
             self.runner.feed_audio(self._incoming.push(samples, line_hz).tobytes())
+
+    def network(self, loss: float | None) -> None:
+        """The share of the last second's packets that did not arrive; None where there were none."""
+        if self.runner is not None:
+            self.runner.network(loss, None)
 
     def press(self, key: str) -> None:
         if self.runner is not None:

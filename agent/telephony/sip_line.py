@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 
+from agent.rtc.jitter import LossMeter
 from agent.telephony.line import FramedLine
 from agent.telephony.sip.rtp import Address, Key, RtpSession, Sound
 from agent.telephony.sip.sdp import Agreed
@@ -13,6 +14,7 @@ from agent.telephony.sip.sdp import Agreed
 log = logging.getLogger("agogic.sip")
 
 _PORT_TRIES = 50
+_TICKS_PER_S = 50
 
 
 class NoPort(Exception):
@@ -30,6 +32,8 @@ class SipLine(FramedLine, asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = 0.0
+        self._loss = LossMeter()
+        self._ticks = 0
         self._loop = asyncio.get_running_loop()
 
     async def open(self, host: str, ports: tuple[int, int]) -> int:
@@ -63,6 +67,10 @@ class SipLine(FramedLine, asyncio.DatagramProtocol):
         """20 ms of our side. On hold time passes without us, and the answer waits."""
         if self.rtp is None or self._transport is None or self._transport.is_closing():
             return
+        self._ticks += 1
+        if self._ticks % _TICKS_PER_S == 0:
+            # What gets lost on the way there nobody says: most telephones send no RTCP, and none is asked for.
+            self.network(self._loss.share(self.rtp.stats))
         if not self.rtp.may_send:
             self.rtp.pause(1)
             return

@@ -100,6 +100,10 @@ class Call:
         if self._runner is not None and not self._closed:
             self._runner.feed_audio(pcm)
 
+    def peer_network(self, loss: float | None, round_trip_ms: float | None) -> None:
+        if self._runner is not None and not self._closed:
+            self._runner.network(loss, round_trip_ms)
+
     def peer_closed(self, reason: str, *, by_client: bool) -> None:
         self.hang_up(reason, lost=not by_client)
 
@@ -172,8 +176,8 @@ class Call:
 
 
 class Calls:
-    """All calls going on, by id, and their tasks, so that shutdown finds them. `arriving`: the one of each session whose
-    client offered to come back by it, and that has no connection yet."""
+    """All calls going on, by id, and their tasks, so that shutdown finds them. `arriving`: by which the client of a
+    session wants to come back, without a connection yet."""
 
     def __init__(self) -> None:
         self.live: dict[str, Call] = {}

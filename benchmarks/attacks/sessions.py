@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
@@ -39,13 +41,24 @@ class Outcome:
 
 
 async def run(
-    url: str, pid: int, count: int, *, warm_up: int = 500, at_once: int = 8, key: str = "", seed: int = 1
+    url: str,
+    pid: int,
+    count: int,
+    *,
+    warm_up: int = 500,
+    at_once: int = 8,
+    key: str = "",
+    seed: int = 1,
+    sound: bytes = b"",
 ) -> Outcome:
-    """`count` sessions after `warm_up`, `at_once` at a time, against the service at `url`, whose process is
-    `pid`."""
+    """`count` sessions after `warm_up`, `at_once` at a time, against the service at `url`, whose process is `pid`.
+
+    `sound` (s16le at 24 kHz) is what callers over WebSocket say before they write.
+    """
     chance = random.Random(seed)
     tally = {"answered": 0, "refused": 0, "rude": 0}
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    said = base64.b64encode(sound).decode()
 
     async with aiohttp.ClientSession(headers=headers) as http:
 
@@ -55,7 +68,7 @@ async def run(
             async def caller() -> None:
                 for _ in waiting:
                     rude = chance.randrange(RUDE_ONE_IN) == 0
-                    talk = _call if chance.randrange(CALL_ONE_IN) == 0 else _socket
+                    talk = _call if chance.randrange(CALL_ONE_IN) == 0 else partial(_socket, said=said)
                     tally[await _patiently(talk, http, url, rude)] += 1
 
             async with asyncio.TaskGroup() as group:
@@ -83,9 +96,11 @@ async def _patiently(talk: Talk, http: aiohttp.ClientSession, url: str, rude: bo
         raise
 
 
-async def _socket(http: aiohttp.ClientSession, url: str, rude: bool) -> str:
+async def _socket(http: aiohttp.ClientSession, url: str, rude: bool, *, said: str) -> str:
     """A typed question over WebSocket; who is rude hangs up in the middle without a close frame."""
     socket = await http.ws_connect(f"{url}/v1/realtime?model=agogic")
+    if said:
+        await socket.send_json({"type": "input_audio_buffer.append", "audio": said})
     await socket.send_json({"type": "conversation.item.create", "item": ITEM})
     await socket.send_json(QUESTION)
     if rude:

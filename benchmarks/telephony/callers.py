@@ -35,7 +35,8 @@ _SOUND = 500  # the agent speaks at about -20 dBFS
 class Caller(ABC):
     """`ports` are the server's, by transport.
 
-    `heard_s` is from the first sound of the agent to the last, `sounding_s` without gaps.
+    `heard_s` is from the first sound of the agent to the last, `sounding_s` without gaps; `arrivals_s` is when each
+    frame came, for lines that are sent one every 20 ms.
     """
 
     rate_hz = 8000
@@ -47,6 +48,7 @@ class Caller(ABC):
         self._first: float | None = None
         self._last = 0.0
         self.last_sound_s = 0.0
+        self.arrivals_s: list[float] = []
         self._speech: deque[np.ndarray] = deque()
 
     def say(self, speech: np.ndarray) -> None:
@@ -159,6 +161,7 @@ class AudioSocketCaller(Caller):
     async def _receive(self) -> None:
         while True:
             _, length = struct.unpack("!BH", await self._reader.readexactly(3))
+            self.arrivals_s.append(time.monotonic())
             self._played(np.frombuffer(await self._reader.readexactly(length), "<i2"), 8000)
 
 
@@ -166,6 +169,10 @@ class _Line(SipLine):
     def __init__(self, caller: SipCaller) -> None:
         super().__init__("127.0.0.1")
         self._caller = caller
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self._caller.arrivals_s.append(time.monotonic())
+        super().datagram_received(data, addr)
 
     def hear(self, samples: np.ndarray, line_hz: int) -> None:
         self._caller._played(samples, line_hz)

@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.telephony.callers import CALLERS, Caller
+from benchmarks.telephony.callers import CALLERS, FRAME_S, Caller
 from benchmarks.telephony.server import EchoServer, echo_server
 
+PACED = ("audiosocket", "sip")
+"""Lines to which the server sends a frame every 20 ms; the others have buffers at the other end."""
 _SETTLE_S = 2.0
 _PAUSE_S = 6.0  # between an order and the next: the echo of the first is heard out
 
@@ -25,6 +27,8 @@ def run(
     for number, (name, kind) in enumerate(CALLERS.items(), 1):
         with echo_server() as server:
             measured = asyncio.run(_measure(server, kind, question, calls, seconds))
+            if name in PACED:
+                measured |= asyncio.run(pacing(kind, server.ports, question, seconds))
         report |= {f"{name}_{key}": value for key, value in measured.items()}
         progress(number, len(CALLERS))
     return report
@@ -49,6 +53,26 @@ async def _measure(
         "core_percent_per_call": round(100 * share, 3),
         "calls_per_core": round(1 / share, 1) if share else None,
         "agent_talks_share": round(talked_s / passed_s / calls, 3),
+    }
+
+
+async def pacing(kind: type[Caller], ports: dict[str, int], question: np.ndarray, seconds: float) -> dict[str, object]:
+    """How evenly one call's frames come, as its caller sees it."""
+    async with kind(ports) as caller:
+        talking = asyncio.create_task(_talk(caller, question, 0.0))
+        await asyncio.sleep(_SETTLE_S)
+        caller.arrivals_s.clear()
+        await asyncio.sleep(seconds)
+        arrivals_s = np.array(caller.arrivals_s)
+        talking.cancel()
+    off_ms = 1000 * np.abs(np.diff(arrivals_s) - FRAME_S)
+    return {
+        "frames": arrivals_s.size,
+        "frame_distance_off_ms_p50": round(float(np.median(off_ms)), 3),
+        "frame_distance_off_ms_p99": round(float(np.quantile(off_ms, 0.99)), 3),
+        "frame_distance_off_ms_worst": round(float(off_ms.max()), 3),
+        "frames_within_5_ms_share": round(float(np.mean(off_ms <= 5.0)), 5),
+        "drift_ms": round(1000 * float(arrivals_s[-1] - arrivals_s[0] - FRAME_S * (arrivals_s.size - 1)), 3),
     }
 
 

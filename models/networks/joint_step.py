@@ -20,10 +20,11 @@ from kernels.sampling import draw, filtered_probabilities
 from models.networks.flexislm import FlexiSLM
 from models.networks.tokenizer import SpecialIds
 
-TEXT, PREVIOUS, HUSHED, FROZEN, SPEECH, LENGTH, STEP, FOCUS, SPEAKS, DRAWS, PROMPT = range(11)
-"""Columns of `SlotState.numbers`: the tokens chosen for the next step, the text before; whether that step's and the
-next one's text has ended; the number of that step; which text position the Talker looked at; and of the answer: whether
-it is spoken, whether drawn by lot, and the positions of its prompt."""
+SPEAKS, TEXT, PREVIOUS, HUSHED, FROZEN, SPEECH, LENGTH, STEP, FOCUS, DRAWS, PROMPT = range(11)
+"""Columns of `SlotState.numbers`: whether the answer is spoken; the text chosen for the next step, the text before;
+whether that step's and the next one's text has ended; the speech token and the length chosen for the next step; the
+number of that step; which text position the Talker looked at; and of the answer: whether it is drawn by lot, and the
+positions of its prompt. What is compared or written together stands side by side."""
 COLUMNS = 11
 TOP_K, TOP_P = 20, 0.9
 """Speech tokens are drawn from these (section 4.5)."""
@@ -33,17 +34,31 @@ InPlace = tuple[int, int]
 
 @dataclass(frozen=True)
 class SlotState:
-    """Of each slot, and of the idle one behind them: numbers int64 [slots, COLUMNS]; rate [slots, H]; uniforms float64
-    [slots, steps]; text_input [slots, H]: what the Thinker was fed; thinker [slots, H] and talker [slots, D]: what the
-    next tokens were chosen from; looks float32 [slots, positions]: the alignment head's weights, where there is one."""
+    """Of each slot, and of the idle one behind them: numbers int64 [slots, COLUMNS]; uniforms float64 [slots, steps];
+    conditions [slots, 3, H]: what the Talker is told, namely `thinker`, which the next text was chosen from, the `rate`
+    and `text_input`, what the Thinker was fed; talker [slots, D]: what the next speech token was chosen from; looks
+    float32 [slots, positions]: the alignment head's weights, where there is one."""
 
     numbers: Tensor
-    rate: Tensor
     uniforms: Tensor
-    text_input: Tensor
-    thinker: Tensor
+    conditions: Tensor
     talker: Tensor
     looks: Tensor | None
+
+    @property
+    def thinker(self) -> Tensor:
+        """[slots, H]."""
+        return self.conditions[:, 0]
+
+    @property
+    def rate(self) -> Tensor:
+        """[slots, H]."""
+        return self.conditions[:, 1]
+
+    @property
+    def text_input(self) -> Tensor:
+        """[slots, H]."""
+        return self.conditions[:, 2]
 
     @staticmethod
     def empty(model: FlexiSLM, slots: int, max_positions: int) -> SlotState:
@@ -54,10 +69,8 @@ class SlotState:
 
         return SlotState(
             zeros(COLUMNS, torch.int64),
-            zeros(hidden),
             zeros(max_positions, torch.float64),
-            zeros(hidden),
-            zeros(hidden),
+            zeros(3 * hidden).unflatten(1, (3, hidden)),
             zeros(model.talker_model.config.hidden_size),
             None if model.config.alignment_head is None else zeros(max_positions, torch.float32),
         )
@@ -77,12 +90,14 @@ class JointStep:
         self.model, self.special, self.attention = model, special, attention
         self.thinker_cache, self.talker_cache = thinker_cache, talker_cache
         self.state = SlotState.empty(model, thinker_cache.idle, thinker_cache.max_positions)
+        # SPEAKS, TEXT and PREVIOUS of a spoken answer whose text ends for good.
+        self._closing = torch.tensor([1, special.newline, special.im_end], device=model.device)
 
     def think(self, rows: Tensor, width: int, in_place: InPlace | None) -> None:
         """rows int64 [rows] of slots; those whose text has ended are left alone. width: pages to look at."""
         thinker, state = self.model.thinker, self.state
         own = state.numbers.index_select(0, rows)
-        text, previous, _, frozen = own[:, :SPEECH].unbind(1)
+        text, _, _, frozen = own[:, TEXT:SPEECH].unbind(1)
         inputs = thinker.embed(text)
         if self.model.config.thinker_hears_speech:
             audio, length = self._speech(own)
@@ -96,10 +111,9 @@ class JointStep:
         ended = frozen
         if self.model.config.no_pad:
             # Without padding, a spoken answer's text ends for good behind <|im_end|> and a line break.
-            closed = (previous == self.special.im_end) & (text == self.special.newline) & (own[:, SPEAKS] != 0)
-            ended = frozen | closed
+            ended = frozen | (own[:, SPEAKS:HUSHED] == self._closing).all(1)
         written = thinker.text_logits(hidden).argmax(-1)
-        state.numbers[:, :SPEECH].index_copy_(0, rows, torch.stack((written, text, frozen, ended), 1))
+        state.numbers[:, TEXT:SPEECH].index_copy_(0, rows, torch.stack((written, text, frozen, ended), 1))
 
     def talk(self, rows: Tensor, width: int, in_place: InPlace | None) -> None:
         """The same for speech; the likeliest token is taken."""
@@ -127,10 +141,8 @@ class JointStep:
 
     def _talker_input(self, rows: Tensor, own: Tensor) -> Tensor:
         audio, length = self._speech(own)
-        parts = (self.state.thinker, self.state.rate, self.state.text_input)
-        base, rate, context = (part.index_select(0, rows) for part in parts)
-        ended = own[:, HUSHED, None] != 0
-        return self.model.talker_model.condition_step(base, rate, audio, length, context, ended)
+        conditions = self.state.conditions.index_select(0, rows)
+        return self.model.talker_model.condition_step(conditions, audio, length, own[:, HUSHED, None] != 0)
 
     def _speech(self, own: Tensor) -> tuple[Tensor, Tensor]:
         talker = self.model.talker_model
@@ -158,8 +170,7 @@ class JointStep:
         length = talker.length_logits(hidden).argmax(-1)
         speech = logits.argmax(-1)
         if drawing:
-            uniform = state.uniforms.index_select(0, rows).gather(1, number[:, None])[:, 0]
-            drawn = draw(filtered_probabilities(logits, top_k=TOP_K, top_p=TOP_P), uniform)
+            drawn = draw(filtered_probabilities(logits, top_k=TOP_K, top_p=TOP_P), state.uniforms[rows, number])
             speech = torch.where(own[:, DRAWS] != 0, drawn, speech)
         state.numbers[:, SPEECH:FOCUS].index_copy_(0, rows, torch.stack((speech, length, number), 1))
 

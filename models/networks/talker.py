@@ -94,17 +94,11 @@ class Talker(nn.Module):
         slots = torch.cat((text[0], rate, *speech, text[1]), dim=-1)
         return self.talker_cond_proj(slots)  # type: ignore[no-any-return]
 
-    def condition_step(
-        self,
-        base: Tensor,
-        frame_rate: Tensor,
-        audio_emb: Tensor,
-        length_emb: Tensor,
-        text_context: Tensor,
-        ended: Tensor,
-    ) -> Tensor:
-        """`condition` of one answer position of each row, [rows, D]: all parts [rows, H], ended bool [rows, 1]."""
-        slots = self.lm_to_talker_proj(torch.stack((base, frame_rate, audio_emb, length_emb, text_context), dim=1))
+    def condition_step(self, given: Tensor, audio_emb: Tensor, length_emb: Tensor, ended: Tensor) -> Tensor:
+        """`condition` of one answer position of each row, [rows, D]: given [rows, 3, H] are base, frame rate and text
+        context; audio_emb and length_emb [rows, H]; ended bool [rows, 1]."""
+        speech = (audio_emb[:, None], length_emb[:, None])
+        slots = self.lm_to_talker_proj(torch.cat((given[:, :2], *speech, given[:, 2:]), dim=1))
         text = slots[:, :: CONDITION_SLOTS - 1]  # the first and the last
         text.masked_fill_(ended[:, :, None], 0.0)
         return self.talker_cond_proj(slots.flatten(1))  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 from streaming.layers.samples import audible
 
 SAMPLE_RATE = 16_000
@@ -145,21 +145,21 @@ class SenseVoiceFrontEnd(StreamingModule[FrontEndState]):
         history = torch.zeros(batch, HISTORY_SAMPLES, device=device)
         return FrontEndState(history, torch.zeros(batch, dtype=torch.int64, device=device))
 
-    def step(self, x: Tensor, state: FrontEndState, active: Tensor | None = None) -> tuple[Tensor, FrontEndState]:
+    def step(self, x: Tensor, state: FrontEndState) -> tuple[Tensor, FrontEndState]:
         """The LFR frames that the new samples x [rows, samples] complete: [rows, frames, 560]."""
         buffer = torch.cat((state.history, audible(x)), dim=1)
         new = FrontEndState(buffer[:, -HISTORY_SAMPLES:].contiguous(), state.samples + x.shape[1])
         first, last = _frames_complete(state.samples), _frames_complete(new.samples)
-        count = _common_count(last - first, active, f"feed a multiple of {LFR_HOP_SAMPLES} samples")
+        count = _common_count(last - first, f"feed a multiple of {LFR_HOP_SAMPLES} samples")
         y = self._features(buffer, state.samples - HISTORY_SAMPLES, _raw_frames(first, count).clamp_min(0), count)
-        return y, keep_inactive(new, state, active)
+        return y, new
 
     def flush(self, state: FrontEndState) -> tuple[Tensor, FrontEndState]:
         """The last frame where the utterance ends in the first half of an LFR hop; the state is used up."""
         raw_frames = (state.samples - WINDOW_SAMPLES).clamp_min(-1) // HOP_SAMPLES + 1
         first = _frames_complete(state.samples)
         held = (raw_frames + LFR_HOP - 1) // LFR_HOP - first
-        count = _common_count(held, None, "flush the rows one by one")
+        count = _common_count(held, "flush the rows one by one")
         raw = _raw_frames(first, count)
         raw = torch.minimum(raw.clamp_min(0), raw_frames[:, None] - 1)
         y = self._features(state.history, state.samples - HISTORY_SAMPLES, raw, count)
@@ -170,8 +170,6 @@ class SenseVoiceFrontEnd(StreamingModule[FrontEndState]):
         if count == 0:
             return buffer.new_zeros(buffer.shape[0], 0, FEATURES)
         index = (raw * HOP_SAMPLES - origin[:, None])[:, :, None] + torch.arange(WINDOW_SAMPLES, device=buffer.device)
-        # Rows that are not active may point outside; what they read is undefined anyway.
-        index = index.clamp(0, buffer.shape[1] - 1)
         windows = buffer.gather(1, index.flatten(1)).view(index.shape)
         mel = log_mel_frames(windows, self.filters, 0.0, None)
         return self.normalise(mel.unfold(1, LFR_WIDTH, LFR_HOP).transpose(2, 3).flatten(2))
@@ -188,9 +186,7 @@ def _raw_frames(first: Tensor, count: int) -> Tensor:
     return first[:, None] * LFR_HOP + span
 
 
-def _common_count(counts: Tensor, active: Tensor | None, mend: str) -> int:
-    if active is not None:
-        counts = counts[active]
+def _common_count(counts: Tensor, mend: str) -> int:
     if counts.numel() == 0:
         return 0
     if int(counts.min()) != int(counts.max()):

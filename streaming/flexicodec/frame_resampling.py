@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 
 DOWNSAMPLE_FACTOR = 1.33333
 BLOCK_IN, BLOCK_OUT = 4, 3
@@ -64,7 +64,7 @@ class FrameResampler(StreamingModule[ResamplerState]):
     def initial_state(self, batch: int) -> ResamplerState:
         return ResamplerState(torch.zeros(batch, BLOCK_IN - 1, self.channels), torch.zeros(batch, dtype=torch.int64))
 
-    def step(self, x: Tensor, state: ResamplerState, active: Tensor | None = None) -> tuple[Tensor, ResamplerState]:
+    def step(self, x: Tensor, state: ResamplerState) -> tuple[Tensor, ResamplerState]:
         rows, frames = x.shape[:2]
         # A row's frames of the open block, then the new ones, without the gap that a shorter block leaves.
         index = torch.arange(BLOCK_IN - 1 + frames, device=x.device).expand(rows, -1)
@@ -75,14 +75,13 @@ class FrameResampler(StreamingModule[ResamplerState]):
         total = state.count + frames
         emitted = state.count * BLOCK_OUT // BLOCK_IN  # outputs of the open block that went out already
         made = total * BLOCK_OUT // BLOCK_IN - emitted
-        wanted = made if active is None else made[active]
-        if wanted.numel() and int(wanted.min()) != int(wanted.max()):
+        if made.numel() and int(made.min()) != int(made.max()):
             raise ValueError(f"rows stepped together complete unequal numbers of frames: feed multiples of {BLOCK_IN}")
-        y = self._interpolate(joined, emitted, int(wanted[0]) if wanted.numel() else 0)
+        y = self._interpolate(joined, emitted, int(made[0]) if made.numel() else 0)
         start = total // BLOCK_IN * BLOCK_IN
         tail = (start[:, None] + torch.arange(BLOCK_IN - 1, device=x.device)).clamp_max(joined.shape[1] - 1)
         pending = joined.gather(1, tail[:, :, None].expand(-1, -1, self.channels))
-        return y, keep_inactive(ResamplerState(pending, total - start), state, active)
+        return y, ResamplerState(pending, total - start)
 
     def flush(self, state: ResamplerState) -> tuple[Tensor, ResamplerState]:
         """Nothing is held back: an incomplete block has no further output."""

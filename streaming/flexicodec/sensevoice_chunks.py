@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streaming.flexicodec.sensevoice import FEATURES, QUERY_ROWS, SenseVoiceBlock, SenseVoiceEncoder
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 
 QUERIES = len(QUERY_ROWS)
 
@@ -87,20 +87,16 @@ class ChunkedSenseVoice(StreamingModule[ChunkedState]):
         position = torch.zeros(batch, dtype=torch.int64, device=rows.device)
         return ChunkedState(queries, position, (memory,) * self.encoder.config.num_blocks)
 
-    def step(self, x: Tensor, state: ChunkedState, active: Tensor | None = None) -> tuple[Tensor, ChunkedState]:
+    def step(self, x: Tensor, state: ChunkedState) -> tuple[Tensor, ChunkedState]:
         """The vectors of every chunk that x [rows, n, 560] completes together with its look-ahead; n may be 0."""
-        old, chunk, parts = state, self.dials.chunk_frames, []
+        chunk, parts = self.dials.chunk_frames, []
         pending = torch.cat((state.pending, x), dim=1)
         while pending.shape[1] >= chunk + self.dials.look_ahead_frames:
             vectors, state = self._chunk(pending[:, : chunk + self.dials.look_ahead_frames], chunk, state)
             parts.append(vectors)
             pending = pending[:, chunk:]
         new = ChunkedState(pending, state.position, state.blocks)
-        if active is not None and pending.shape != old.pending.shape:
-            raise ValueError(
-                f"rows out of phase must be stepped by whole chunks of {chunk} frames, after the first one"
-            )
-        return self._join(parts, x), keep_inactive(new, old, active)
+        return self._join(parts, x), new
 
     def flush(self, state: ChunkedState) -> tuple[Tensor, ChunkedState]:
         """The rest, as if nothing followed; the state returned has nothing pending."""

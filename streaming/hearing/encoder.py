@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.rope import apply_half, half_rotation, rope_angles
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 
 MEL_FRAMES_PER_FRAME = 4
 BLOCKS_TOGETHER = 8
@@ -229,24 +229,20 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
             like.new_zeros(batch, c.layers, 2, c.heads, c.left_frames, c.hidden_size // c.heads),
         )
 
-    def step_heads(
-        self, mel: Tensor, state: EncoderState, active: Tensor | None = None
-    ) -> tuple[Encoded, EncoderState]:
+    def step_heads(self, mel: Tensor, state: EncoderState) -> tuple[Encoded, EncoderState]:
         """Encodes every block that `mel` [rows, T, mel_bins] completes; T may be 0."""
-        if active is not None and (state.pending.shape[1] or mel.shape[1] % self.block_mel_frames):
-            raise ValueError(f"rows out of phase must be stepped by whole blocks of {self.block_mel_frames} mel frames")
         mel = torch.cat((state.pending, mel), dim=1)
         blocks = mel.shape[1] // self.block_mel_frames
-        old, parts = state, []
+        parts = []
         for piece in mel[:, : blocks * self.block_mel_frames].split(BLOCKS_TOGETHER * self.block_mel_frames, dim=1):
             if piece.shape[1]:
                 encoded, state = self._blocks(piece, state)
                 parts.append(encoded)
         state = replace(state, pending=mel[:, blocks * self.block_mel_frames :])
-        return self._join(parts, mel), keep_inactive(state, old, active)
+        return self._join(parts, mel), state
 
-    def step(self, x: Tensor, state: EncoderState, active: Tensor | None = None) -> tuple[Tensor, EncoderState]:
-        encoded, state = self.step_heads(x, state, active)
+    def step(self, x: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
+        encoded, state = self.step_heads(x, state)
         return encoded.frames, state
 
     def flush_heads(self, state: EncoderState) -> tuple[Encoded, EncoderState]:

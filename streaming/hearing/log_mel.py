@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streaming.hearing.mel_filters import mel_filters
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 from streaming.layers.samples import audible
 
 SAMPLE_RATE = 16_000
@@ -72,7 +72,7 @@ class StreamingWhisperMel(StreamingModule[WhisperMelState]):
         samples = torch.zeros(batch, dtype=torch.int64, device=self.window.device)
         return WhisperMelState(self.window.new_zeros(batch, 0), samples, self.window.new_full((batch,), float("-inf")))
 
-    def step(self, x: Tensor, state: WhisperMelState, active: Tensor | None = None) -> tuple[Tensor, WhisperMelState]:
+    def step(self, x: Tensor, state: WhisperMelState) -> tuple[Tensor, WhisperMelState]:
         before = int(state.samples.max())
         pending, count = torch.cat((state.pending, audible(x)), dim=1), 0
         if before + x.shape[1] > HALF_WINDOW:
@@ -80,9 +80,7 @@ class StreamingWhisperMel(StreamingModule[WhisperMelState]):
             count = max(0, (pending.shape[1] - WINDOW_SAMPLES) // HOP_SAMPLES + 1)
         features, loudest = self._features(pending, count, state.loudest)
         new = WhisperMelState(pending[:, count * HOP_SAMPLES :], state.samples + x.shape[1], loudest)
-        if active is not None and new.pending.shape != state.pending.shape:
-            raise ValueError(f"rows out of phase must be stepped by whole hops of {HOP_SAMPLES} samples")
-        return features, keep_inactive(new, state, active)
+        return features, new
 
     def flush(self, state: WhisperMelState) -> tuple[Tensor, WhisperMelState]:
         """The last frames, with silence behind the clip."""

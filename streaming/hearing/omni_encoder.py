@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.attention import attend
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 
 POSITION_PERIOD = 10_000.0
 MEL_FRAMES_PER_FRAME = 4
@@ -110,10 +110,8 @@ class OmniEncoder(StreamingModule[OmniEncoderState]):
     def initial_state(self, batch: int) -> OmniEncoderState:
         return OmniEncoderState(self.conv1.weight.new_zeros(batch, 0, self.config.num_mel_bins))
 
-    def step(self, x: Tensor, state: OmniEncoderState, active: Tensor | None = None) -> tuple[Tensor, OmniEncoderState]:
+    def step(self, x: Tensor, state: OmniEncoderState) -> tuple[Tensor, OmniEncoderState]:
         """The frames of every block that x completes. Rows out of phase must be stepped by whole blocks."""
-        if active is not None and (state.pending.shape[1] or x.shape[1] % self.block_mel_frames):
-            raise ValueError(f"rows out of phase must be stepped by whole blocks of {self.block_mel_frames} mel frames")
         mel = torch.cat((state.pending, x), dim=1)
         whole = mel.shape[1] // self.block_mel_frames
         rows = mel.shape[0]
@@ -121,7 +119,7 @@ class OmniEncoder(StreamingModule[OmniEncoderState]):
         if whole:
             blocks = mel[:, : whole * self.block_mel_frames].reshape(rows * whole, self.block_mel_frames, -1)
             frames = self.encode_blocks(blocks).reshape(rows, -1, self.config.output_dim)
-        return frames, keep_inactive(OmniEncoderState(mel[:, whole * self.block_mel_frames :]), state, active)
+        return frames, OmniEncoderState(mel[:, whole * self.block_mel_frames :])
 
     def flush(self, state: OmniEncoderState) -> tuple[Tensor, OmniEncoderState]:
         """The open block as if the clip ended here. The state passed in stays good: the block may still go on."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streaming.hearing.mel_filters import mel_filters
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 from streaming.layers.samples import audible
 
 SAMPLE_RATE = 16_000
@@ -58,7 +58,7 @@ class SpeechMel(StreamingModule[SpeechMelState]):
         samples = torch.zeros(batch, dtype=torch.int64, device=self.window.device)
         return SpeechMelState(self.window.new_zeros(batch, 0), samples)
 
-    def step(self, x: Tensor, state: SpeechMelState, active: Tensor | None = None) -> tuple[Tensor, SpeechMelState]:
+    def step(self, x: Tensor, state: SpeechMelState) -> tuple[Tensor, SpeechMelState]:
         pending, samples = torch.cat((state.pending, audible(x)), dim=1), state.samples + x.shape[1]
         seen = int(state.samples.max())
         count = 0
@@ -66,9 +66,7 @@ class SpeechMel(StreamingModule[SpeechMelState]):
             pending = pending if seen > HALF_WINDOW else _reflect_left(pending)
             count = max(0, (pending.shape[1] - WINDOW_SAMPLES) // HOP_SAMPLES + 1)
         new = SpeechMelState(pending[:, count * HOP_SAMPLES :], samples)
-        if active is not None and new.pending.shape != state.pending.shape:
-            raise ValueError(f"rows out of phase must be stepped by whole hops of {HOP_SAMPLES} samples")
-        return self._frames(pending, count), keep_inactive(new, state, active)
+        return self._frames(pending, count), new
 
     def flush(self, state: SpeechMelState) -> tuple[Tensor, SpeechMelState]:
         pending, seen = state.pending, int(state.samples.max())

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 
 
 class TurnEndConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,7 +52,7 @@ class TurnEnd(StreamingModule[TurnEndState]):
     def initial_state(self, batch: int) -> TurnEndState:
         return TurnEndState(self.done.weight.new_zeros(batch, len(self.keep), self.config.frame_size))
 
-    def step(self, x: Tensor, state: TurnEndState, active: Tensor | None = None) -> tuple[Tensor, TurnEndState]:
+    def step(self, x: Tensor, state: TurnEndState) -> tuple[Tensor, TurnEndState]:
         rows, n, _ = x.shape
         if not n:
             return x.new_zeros(rows, 0), state
@@ -61,7 +61,7 @@ class TurnEnd(StreamingModule[TurnEndState]):
         weights = torch.where(age >= 0, (1 - keep) * keep ** age.clamp_min(0), 0.0)
         left = (keep[:, 0] ** torch.arange(1, n + 1, device=x.device)).T
         means = torch.einsum("sij,rjh->rish", weights, x) + left[None, :, :, None] * state.means[:, None]
-        return self.judge(means), keep_inactive(TurnEndState(means[:, -1]), state, active)
+        return self.judge(means), TurnEndState(means[:, -1])
 
     def judge(self, means: Tensor) -> Tensor:
         """Logits [...] of means [..., spans, frame_size]."""

@@ -1,12 +1,13 @@
 """The contract of every stateful audio network: explicit state, one row per session, two laws.
 
-    y, state = module.step(x, state, active)      # x holds the next frames of each active row
+    y, state = module.step(x, state)      # x holds the next frames of each row
 
 1. Any partition: feeding `forward`'s input in pieces of any sizes and then `flush`ing gives what `forward` gives on
    the whole.
-2. Any company: a row in a busy batch gives what it gives alone; rows that are not active keep their state.
+2. Any company: a row in a busy batch gives what it gives alone.
 
-A state is a value: `step` never changes the tensors it was given, so that keeping an old state *is* a snapshot.
+Who takes part in a step is said by whose rows are joined for it (`join_rows`, `split_rows`). A state is a value: `step`
+never changes the tensors it was given, so that keeping an old state *is* a snapshot.
 """
 
 from __future__ import annotations
@@ -30,21 +31,13 @@ class StreamingModule(nn.Module, Generic[State]):
         """The state of `batch` rows before their first frame."""
         raise NotImplementedError(f"{type(self).__name__}.initial_state")
 
-    def step(self, x: Tensor, state: State, active: Tensor | None = None) -> tuple[Tensor, State]:
-        """Next output frames and the new state.
-
-        `active` [rows] bool: rows where it is False are untouched and their output is undefined.
-        """
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Next output frames and the new state."""
         raise NotImplementedError(f"{type(self).__name__}.step")
 
     def flush(self, state: State) -> tuple[Tensor, State]:
         """The frames held back for look-ahead, once no more input will come; modules without look-ahead have none."""
         raise NotImplementedError(f"{type(self).__name__} holds nothing back, so there is nothing to flush")
-
-
-def keep_inactive(new: State, old: State, active: Tensor | None) -> State:
-    """`new` in the rows where `active` [rows] is True, `old` elsewhere; `new` unchanged where `active` is None."""
-    return new if active is None else cast(State, _map_states(partial(_chosen, active), [new, old]))
 
 
 def join_rows(states: Sequence[State]) -> State:
@@ -72,11 +65,6 @@ def _map_states(change: Callable[[list[Tensor]], Tensor], states: Sequence[objec
         names = [field.name for field in dataclasses.fields(first)]
         return type(first)(**{name: _map_states(change, [getattr(state, name) for state in states]) for name in names})
     raise TypeError(f"a streaming state holds tensors, tuples and dataclasses, not {type(first).__name__}")
-
-
-def _chosen(active: Tensor, pair: list[Tensor]) -> Tensor:
-    new, old = pair
-    return torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 def _row(index: int, tensors: list[Tensor]) -> Tensor:

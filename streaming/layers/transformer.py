@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kernels.attention import attend
 from kernels.rope import apply_interleaved, interleaved_rotation, rope_angles
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 
 ROPE_BASE = 10_000.0
 LAYER_SCALE_AT_START = 0.01
@@ -162,7 +162,7 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
         zeros = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         return TransformerState(zeros, torch.zeros(batch, dtype=torch.int64, device=weight.device))
 
-    def step(self, x: Tensor, state: TransformerState, active: Tensor | None = None) -> tuple[Tensor, TransformerState]:
+    def step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
         """The next frames of every row: x [rows, frames, input_dim] -> [rows, frames, output_dim]."""
         frames = x.shape[1]
         if frames == 0:
@@ -170,7 +170,7 @@ class ProjectedTransformer(StreamingModule[TransformerState]):
         past = _grown([state.past], frames)
         y = self._continue(x, past, state.position)
         new = TransformerState(past[..., frames:, :], state.position + frames)
-        return y, keep_inactive(new, state, active)
+        return y, new
 
     def step_ragged(
         self, x: Tensor, lengths: Sequence[int], states: Sequence[TransformerState]

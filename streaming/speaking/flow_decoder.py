@@ -1,19 +1,20 @@
 """The embedded flow decoder chunk by chunk: duration-tagged codes in, 50 Hz mel out, equal to the whole at once.
 
 `CodeFrames` collects one session's codes and cuts them into chunks as a `ChunkPlan` says; `FlowDecoder.step` turns one
-or several chunks of every active row into mel. They come with their own frames and the network's look-ahead of the next
-ones; what the plan hides of these, and what is missing at the end of speech, is marked as not real.
+or several chunks of every row into mel. They come with their own frames and the network's look-ahead of the next ones;
+what the plan hides of these, and what is missing at the end of speech, is marked as not real.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 from streaming.speaking.chunk_plan import ChunkPlan, Layout
 from streaming.speaking.flow import Voicebox
 from streaming.speaking.mel24k import MEL_BINS
@@ -109,6 +110,17 @@ class CodeFrames:
         """12.5 Hz frames that the next chunks have together, if codes do not end before."""
         return sum(self._lengths())
 
+    @property
+    def cuts(self) -> list[int]:
+        """12.5 Hz frames that the next chunks could have together if they were fewer, the fewest first."""
+        lengths = self._lengths()
+        sums = list(accumulate(lengths[:-1]))[self._fewest - 1 :]
+        return [frames for frames in sums if frames < len(self._waiting)]
+
+    def cut(self, frames: int) -> None:
+        """The next chunks have no more frames than that, one of the `cuts`: `most_chunks` says so."""
+        self.most_chunks = 1 + list(accumulate(self._lengths())).index(frames)
+
     def take(self) -> FlowChunk | None:
         """The next chunks as one row, or None while codes are missing or nothing is left."""
         if not self.ready:
@@ -129,14 +141,18 @@ class CodeFrames:
         real = (torch.arange(width) < len(rows)).unsqueeze(0)
         return FlowChunk(table[0], table[1], table[2], real, layout.as_row())
 
+    @property
+    def _fewest(self) -> int:
+        """Chunks that the next call makes at least."""
+        return 1 if self._calls else self.first_chunks
+
     def _lengths(self) -> list[int]:
         """12.5 Hz frames of each chunk of the next call."""
         chunks = min(self.plan.chunks(self._calls), self.most_chunks)
         if not self._calls:
             chunks = max(chunks, self.first_chunks)
         lengths = [self.plan.length(self._chunks + index) for index in range(chunks)]
-        fewest = 1 if self._calls else self.first_chunks
-        while self.hurried and not self._ended and len(lengths) > fewest and not self._complete(lengths):
+        while self.hurried and not self._ended and len(lengths) > self._fewest and not self._complete(lengths):
             lengths.pop()
         return lengths
 
@@ -207,7 +223,7 @@ class FlowDecoder(StreamingModule[FlowState]):
             self.voicebox.diff_estimator.step_gains(self.dials.steps).repeat(batch, 1, 1, 1),
         )
 
-    def step(self, x: FlowChunk, state: FlowState, active: Tensor | None = None) -> tuple[Tensor, FlowState]:
+    def step(self, x: FlowChunk, state: FlowState) -> tuple[Tensor, FlowState]:
         """Mel of the chunks; of a last one only the first 4 * real frames mean anything."""
         vectors = self.voicebox.cond_emb(x.codes)
         frames_in = Frames(vectors, x.position, x.duration, x.real)
@@ -224,7 +240,7 @@ class FlowDecoder(StreamingModule[FlowState]):
             velocity = network.with_cache(mel, state.gains[:, index], given, rotation, mask, memory)
             mel = mel + velocity / steps
         new = FlowState(state.frames + frames, unmerge, keys[..., frames:, :], values[..., frames:, :], state.gains)
-        return mel, keep_inactive(new, state, active)
+        return mel, new
 
     def _grown(self, past: Tensor, frames: int) -> Tensor:
         """The cache with room for `frames` more at its end; the one copy of it that a step makes."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from streaming.layers.convnext import HISTORY, ConvNeXtBlock
 from streaming.layers.embedding import embedding
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 from streaming.layers.transformer import ProjectedTransformer, TransformerConfig, TransformerState
 from streaming.speaking.chunk_plan import Layout
 from streaming.speaking.mel24k import HOP_SAMPLES
@@ -108,9 +108,7 @@ class Unmerge(StreamingModule[UnmergeState]):
             tuple(zeros(batch, HISTORY, self.config.dim) for _ in self.smoothing),
         )
 
-    def step(
-        self, x: Frames, state: UnmergeState, active: Tensor | None = None, layout: Layout | None = None
-    ) -> tuple[Tensor, UnmergeState]:
+    def step(self, x: Frames, state: UnmergeState, layout: Layout | None = None) -> tuple[Tensor, UnmergeState]:
         """Consumes all but the last `look_ahead_frames` of x; absent frames (after the end) have real = False.
 
         `layout` [rows, consumed] tells the chunks of the consumed frames; without one each looks as far as it can.
@@ -125,7 +123,7 @@ class Unmerge(StreamingModule[UnmergeState]):
             y, past = block.step(y, past)
             pasts.append(past)
         new = UnmergeState(embedded[:, :, consumed : consumed + 1], transformer, tuple(pasts))
-        return y, keep_inactive(new, state, active)
+        return y, new
 
     def _look_ahead_within(self, embedded: Tensor, layout: Layout | None) -> Tensor:
         """The look-ahead convolution, [batch, frames, dim], on zeros wherever a chunk may not look."""

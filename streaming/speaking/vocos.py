@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streaming.layers.convnext import HISTORY, KERNEL, ConvNeXtBlock
-from streaming.layers.module import StreamingModule, keep_inactive
+from streaming.layers.module import StreamingModule
 from streaming.speaking.mel24k import HOP_SAMPLES, MEL_BINS, N_FFT
 
 _MAX_MAGNITUDE = 100.0
@@ -128,7 +128,7 @@ class Vocos(StreamingModule[VocosState]):
             sound=zeros(batch, _OVERLAP_SAMPLES, dtype=torch.float32),
         )
 
-    def step(self, x: Tensor, state: VocosState, active: Tensor | None = None) -> tuple[Tensor, VocosState]:
+    def step(self, x: Tensor, state: VocosState) -> tuple[Tensor, VocosState]:
         """mel [rows, frames, 128] -> float32 [rows, 480 * frames], `delay_samples` late."""
         if x.shape[1] == 0:
             return x.new_zeros(x.shape[0], 0), state
@@ -152,7 +152,7 @@ class Vocos(StreamingModule[VocosState]):
         overlapping = self.head.squared_window().cumsum(0)
         weight = overlapping[-1] if settled else overlapping[number.clamp(1, _OVERLAPS - 1)]
         complete = sound[:, :done].unflatten(1, (-1, HOP_SAMPLES)) / weight
-        return complete.flatten(1), keep_inactive(new, state, active)
+        return complete.flatten(1), new
 
     def flush(self, state: VocosState) -> tuple[Tensor, VocosState]:
         """The last `delay_samples`, [rows, delay_samples]."""

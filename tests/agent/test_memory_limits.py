@@ -96,6 +96,28 @@ def test_what_waits_to_be_sent_is_held_too_until_it_is_sent_or_the_session_ends(
     assert budget.held == 0
 
 
+def test_the_sound_of_a_call_is_counted_and_makes_room_where_no_more_may_be_held() -> None:
+    """Nobody can refuse what a telephone hears, so it is the sound of earlier turns that goes."""
+    budget = Budget(LimitsConfig(session_bytes=4 * MIB, all_bytes=6 * MIB))
+    account, other = budget.open(""), budget.open("")
+    kept = 0
+
+    def held() -> int:
+        return kept
+
+    for _ in range(2 * 60 * 50):  # two minutes, of which all is kept
+        kept += 640
+        assert not account.hears(640, held)
+    assert abs(budget.held - kept) <= RECOUNT_BYTES
+    other.waits(3 * MIB)
+    has_to_let_go = 0
+    for _ in range(60 * 50):
+        kept += 640
+        if account.hears(640, held):
+            has_to_let_go, kept = has_to_let_go + 1, 0
+    assert has_to_let_go == 1 and budget.held < 6 * MIB
+
+
 async def test_who_lets_much_wait_is_cut_off_where_no_more_may_be_held() -> None:
     budget = Budget(LimitsConfig(session_bytes=4 * MIB, all_bytes=6 * MIB))
     account, neighbour = budget.open(""), budget.open("")
@@ -158,6 +180,26 @@ async def test_a_valid_item_survives_its_echo_and_a_longer_one_is_refused_by_a_s
         part = {"type": "input_audio", "audio": base64.b64encode(bytes(100 * 48_000)).decode()}
         await client.send(type="conversation.item.create", item={"type": "message", "role": "user", "content": [part]})
         await client.until("conversation.item.done")
+        assert (await client.ask())["status"] == "completed"
+
+
+async def test_settings_are_bounded_and_nobody_waits_while_too_long_ones_are_read(service: ServiceProcess) -> None:
+    def tools(count: int, letters: int) -> dict[str, object]:
+        one = {"type": "function", "description": "d" * letters}
+        return {"tools": [one | {"name": f"f{number}"} for number in range(count)]}
+
+    async with aiohttp.ClientSession() as http, http.ws_connect(url(service), max_msg_size=0) as socket:
+        client = WsClient(socket)
+        await client.until("session.created")
+        await client.send(type="session.update", session=tools(64, 4096))
+        assert len((await client.until("session.updated"))["session"]["tools"]) == 64
+        for message in (
+            {"type": "session.update", "session": tools(64, 100_000)},
+            {"type": "response.create", "response": tools(64, 100_000)},
+        ):
+            await client.send(**message)
+            error = (await client.until("error"))["error"]
+            assert error["code"] == "invalid_value" and "524288 bytes" in error["message"]
         assert (await client.ask())["status"] == "completed"
 
 

@@ -48,8 +48,8 @@ async def connected(service: ServiceProcess, count: int) -> AsyncIterator[list[W
 
 
 @asynccontextmanager
-async def running(slots: int) -> AsyncIterator[WorkerPool]:
-    pool = WorkerPool(fake_worker_command("--slots", str(slots)).split(), 1, 30.0)
+async def running(slots: int, pace: float = 0.0) -> AsyncIterator[WorkerPool]:
+    pool = WorkerPool(fake_worker_command("--slots", str(slots), "--pace", str(pace)).split(), 1, 30.0)
     task = asyncio.create_task(pool.run())
     try:
         async with asyncio.timeout(TIMEOUT_S):

@@ -59,6 +59,36 @@ def test_a_poor_network_makes_it_coarser(network: Network, hz: float, reason: st
     assert (decision.hz, decision.reason) == (hz, reason)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "hz", "reason"),
+    [
+        ([(None, None)] * 5, 12.5, "auto: nothing asks for a coarser rate (load 0.10)"),
+        ([(0.02, 40.0)], 12.5, "auto: nothing asks for a coarser rate (load 0.10)"),  # one packet of fifty
+        ([(0.06, 40.0)] * 20, 8.0, "loss 6 %: 12.5 → 8 Hz"),
+        ([(0.06, 40.0)] * 20 + [(None, None)] * 9, 8.0, "loss 6 %: 12.5 → 8 Hz"),  # nothing was said: nothing new
+        ([(0.06, 40.0)] * 20 + [(0.0, 40.0)] * 20, 12.5, "auto: nothing asks for a coarser rate (load 0.10)"),
+        ([(0.0, 350.0)], 8.0, "round trip 350 ms: 12.5 → 8 Hz"),
+    ],
+)
+def test_what_a_transport_sees_each_second_counts_with_what_it_saw_before(
+    seconds: list[tuple[float | None, float | None]], hz: float, reason: str
+) -> None:
+    network = Network()
+    for loss, round_trip_ms in seconds:
+        network = network.after(loss, round_trip_ms)
+    decision = RatePolicy(forecast=forecast(0.1), network=network).choose("output", "auto")
+    assert (decision.hz, decision.reason) == (hz, reason)
+
+
+def test_a_network_that_swings_about_a_threshold_changes_nothing() -> None:
+    policy = RatePolicy(forecast=forecast(0.1))
+    chosen = []
+    for loss in (0.019, 0.021, 0.019, 0.021, 0.013, 0.011, 0.019, 0.0):
+        policy.network = Network(loss)
+        chosen.append(policy.choose("output", "auto").hz)
+    assert chosen == [12.5, 8.0, 8.0, 8.0, 8.0, 10.0, 12.5, 12.5]
+
+
 def test_a_model_that_can_do_less_limits_every_wish() -> None:
     policy = RatePolicy(5.0, 10.0)
     assert policy.choose("input", 4.0).reason == "requested 4 Hz, limited to what the model can do"

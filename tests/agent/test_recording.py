@@ -76,6 +76,9 @@ def typed(driver: SessionDriver) -> None:
     driver.send(type="conversation.item.create", item={"type": "message", "role": "user", "content": content})
     item_id = driver.last("conversation.item.done")["item"]["id"]
     driver.send(type="conversation.item.retrieve", item_id=item_id)
+    driver.session.network(0.2, 700.0)
+    driver.session.forget_sound()
+    driver.send(type="conversation.item.retrieve", item_id=item_id)
     driver.send(type="response.create", response={"output_modalities": ["text"], "metadata": {"a": "b"}})
     driver.advance(0.1)
     driver.send(type="response.create")

@@ -89,6 +89,7 @@ async def spoken_turn(recorded: Recorded) -> tuple[str, list[dict[str, Any]]]:
         await speak(client)
         done = await client.until("response.done")
         item_id = done["response"]["output"][0]["id"]
+        await asyncio.sleep(1.0)  # played again, the answer may take longer
         await client.send(type="conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=700)
         await client.until("conversation.item.truncated")
         await client.socket.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +23,7 @@ from agent.server.service import Service
 from agent.server.workers import WorkerPool
 from tests.support.rtc_client import RATE_HZ, RtcClient
 from tests.support.speech import order
+from tests.support.udp_relay import Conditions, UdpRelay
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -401,6 +403,24 @@ async def test_a_full_house_is_a_503_that_says_when_to_come_again(server: Server
     finally:
         for client in clients:
             await client.__aexit__()
+    await settled(server)
+
+
+# --- the network ---
+
+
+async def test_a_network_that_loses_packets_makes_the_next_answer_coarser_and_says_so(server: Server) -> None:
+    async with RtcClient(server.url, relay=UdpRelay(Conditions(loss=0.3))) as client:
+        await client.wait_for("session.created")
+        (call,) = server.service.calls.values()
+        policy = call.session._briefing.policy
+        # Receiver reports have come: the round trip is in nothing else.
+        await until(lambda: (policy.network.loss or 0.0) >= 0.02 and policy.network.round_trip_ms is not None)
+        ask(client, "A latte, please.")
+        created = await client.wait_for("response.created")
+        rate = created["response"]["x_agogic"]["output_frame_rate"]
+        assert rate["requested_hz"] <= 8.0
+        assert re.fullmatch(r"loss \d+ %: 12.5 → (8|5) Hz", rate["reason"]), rate
     await settled(server)
 
 

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.rtc.jitter import MAX_WAIT_MS, RTP_CLOCK_HZ, JitterBuffer, Lost, Packet, Piece, Quiet
+from agent.rtc.jitter import MAX_WAIT_MS, RTP_CLOCK_HZ, JitterBuffer, JitterStats, LossMeter, Lost, Packet, Piece, Quiet
 
 FRAME_TICKS = 960
 FRAME_S = 0.02
@@ -168,3 +168,13 @@ def test_whatever_the_network_does_order_holds_and_no_time_is_lost(
                 break
             tail += piece.ticks
         assert line.ticks() - tail >= spanned
+
+
+def test_the_share_lost_is_of_the_time_since_it_was_asked_last() -> None:
+    meter = LossMeter()
+    assert meter.share(JitterStats()) is None, "nothing was expected"
+    assert meter.share(JitterStats(received=47, lost=3)) == 0.06
+    assert meter.share(JitterStats(received=97, lost=3)) == 0.0
+    assert meter.share(JitterStats(received=97, lost=3)) is None
+    assert meter.share(JitterStats(received=147, lost=2)) == 0.0, "one given up came after all"
+    assert meter.share(JitterStats(received=9, lost=1)) == 0.1, "another stream"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from agogic_client import Call, Word
 from textual.widgets import Input, Static
 
 from agent.cli.chat_app import ChatApp, Sound, bars
 from tests.clients.conftest import Server
+from tests.support.sound_card import SoundCard
 from tests.support.speech import order_file
 
 REPLY = "One large latte. That is four fifty."
@@ -50,6 +53,33 @@ async def test_a_recording_is_spoken_and_writing_goes_on(fake_server: Server, tm
         await pilot.press("enter")
         await until(app, "And a tea.")
         assert app.last_sound
+
+
+async def test_push_to_talk_through_microphone_and_loudspeaker(
+    fake_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SoundCard()
+    monkeypatch.setitem(sys.modules, "sounddevice", card)  # type: ignore[arg-type]
+    app = ChatApp(fake_server.url, None, Sound(devices=True, push=True), 6.25)
+
+    async def heard_more(pieces: int) -> None:
+        enough = card.heard_pieces + pieces
+        async with asyncio.timeout(30):
+            while card.heard_pieces < enough:  # noqa: ASYNC110 another thread
+                await asyncio.sleep(0.02)
+
+    async with app.run_test(size=(90, 24)) as pilot:
+        await heard_more(50)
+        assert "latte" not in shown(app) and card.loudest == 0, "the key is up: nothing is sent"
+        await pilot.press("ctrl+t")
+        await heard_more(50)
+        await pilot.press("ctrl+t")
+        await until(app, "a large latte please")
+        await until(app, REPLY)
+        assert card.open == 2 and card.loudest > 5000
+    async with asyncio.timeout(10):
+        while card.open:  # noqa: ASYNC110 both are given back, in threads of their own
+            await asyncio.sleep(0.02)
 
 
 async def test_a_missing_server_ends_it_with_a_sentence() -> None:

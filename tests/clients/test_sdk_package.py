@@ -63,6 +63,17 @@ def project(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def type_check(project: Path, node_modules: Path, resolution: str, *more: str) -> None:
+    """Strictly, of the files in `more`, which may bring options; beside what the SDK does not bring along."""
+    for name in ("@types", "csstype", "react-native-webrtc"):
+        if not (project / "node_modules" / name).exists():
+            (project / "node_modules" / name).symlink_to(node_modules / name)
+    module = "nodenext" if resolution == "nodenext" else "esnext"
+    options = ["--strict", "--noEmit", "--target", "es2022", "--lib", "es2023,dom,dom.iterable", "--module", module]
+    options += ["--moduleResolution", resolution, "--typeRoots", str(node_modules / "@types"), "--types", "react"]
+    run(str(node_modules / ".bin" / "tsc"), *options, *more, cwd=project)
+
+
 def test_the_package_is_small_and_its_types_resolve_everywhere(tarball: Path, node_modules: Path) -> None:
     assert 5_000 < tarball.stat().st_size < 60_000
     report = run(str(node_modules / ".bin" / "attw"), str(tarball), "--profile", "esm-only", cwd=tarball.parent)
@@ -72,14 +83,15 @@ def test_the_package_is_small_and_its_types_resolve_everywhere(tarball: Path, no
 @pytest.mark.parametrize("resolution", ["bundler", "nodenext"])
 def test_an_empty_project_type_checks_against_it(project: Path, node_modules: Path, resolution: str) -> None:
     (project / "app.ts").write_text(APP)
-    module = "nodenext" if resolution == "nodenext" else "esnext"
-    options = ["--strict", "--noEmit", "--target", "es2022", "--lib", "es2023,dom,dom.iterable", "--module", module]
-    options += ["--moduleResolution", resolution, "--typeRoots", str(node_modules / "@types"), "--types", "react"]
-    react = project / "node_modules" / "@types"
-    if not react.exists():
-        react.symlink_to(node_modules / "@types")
-        (project / "node_modules" / "csstype").symlink_to(node_modules / "csstype")
-    run(str(node_modules / ".bin" / "tsc"), *options, "app.ts", cwd=project)
+    type_check(project, node_modules, resolution, "app.ts")
+
+
+def test_the_react_native_app_type_checks_against_it(project: Path, node_modules: Path) -> None:
+    shutil.copytree(EXAMPLES / "native", project / "native", dirs_exist_ok=True)
+    names = sorted(path.name for path in (project / "native").iterdir())
+    assert {"App.tsx", "client.ts"} <= set(names)
+    files = [f"native/{name}" for name in names]
+    type_check(project, node_modules, "bundler", "--jsx", "react-jsx", "--skipLibCheck", *files)
 
 
 async def open_example(page: Page, server: Server, body: str, scripts: Path | None = None) -> None:

@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -175,18 +176,13 @@ def test_python_runs(page: Path, code: str, fake_server: Server, tmp_path: Path)
 
 
 def test_typescript_type_checks(node_modules: Path) -> None:
-    """All blocks at once, in a folder beside the SDK's sources, where its own name leads to them."""
+    """All blocks at once, in a project beside the SDK's sources: its name leads to them, and its packages are found."""
     web = ROOT / "clients" / "web"
-    folder = web / "test" / "documents"
-    folder.mkdir(exist_ok=True)
-    try:
+    with tempfile.TemporaryDirectory(prefix="documents-", dir=web) as made:
+        folder = Path(made)
+        (folder / "tsconfig.json").write_text('{"extends": "../tsconfig.json", "include": ["."]}')
         for at, (_, kind, code) in enumerate(block for block in BLOCKS if block[1] in ("ts", "tsx")):
             (folder / f"block{at}.{kind}").write_text(f"{code}\nexport {{}};\n")
-        done = subprocess.run(
-            [str(node_modules / ".bin" / "tsc"), "--noEmit"], cwd=web, capture_output=True, text=True, timeout=150
-        )
+        command = [str(node_modules / ".bin" / "tsc"), "--noEmit", "--project", made]
+        done = subprocess.run(command, cwd=web, capture_output=True, text=True, timeout=150)
         assert done.returncode == 0, done.stdout
-    finally:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()

@@ -40,7 +40,8 @@ def wire(data: bytes) -> None:
                 message = decoder.decode(payload)
             except msgspec.DecodeError:
                 continue
-            assert decoder.decode(wire.encode(message)[4:]) == message
+            again = decoder.decode(wire.encode(message)[4:])
+            assert wire.encode(again) == wire.encode(message)  # not the messages: a NaN equals nothing
 
 
 def sdp(data: bytes) -> None:
@@ -63,6 +64,88 @@ def events(data: bytes) -> None:
     for line in data.split(b"\n")[:8]:
         caused = driver.send_raw(line)
         assert all(event["error"]["code"] != "internal_error" for event in caused if event["type"] == "error")
+
+
+def streams(data: bytes) -> None:
+    """What providers of telephony send over a WebSocket: the first byte says which, a line is a message, and one that
+    begins with 0 is binary."""
+    from agent.telephony.stream_server import STREAMS
+    from agent.telephony.streams.stream import Heard, StreamError
+
+    provider = list(STREAMS)[data[0] % len(STREAMS)] if data else "twilio"
+    stream = STREAMS[provider]()
+    for line in data[1:].split(b"\n")[:32]:
+        try:
+            happened = stream.receive(line[1:] if line.startswith(b"\0") else line.decode("utf-8", "replace"))
+        except StreamError as error:
+            assert 1000 < error.code < 5000 and str(error)
+            return
+        heard = sum(one.samples.size for one in happened if isinstance(one, Heard))
+        assert heard <= 60 * stream.incoming.rate_hz  # what is missing becomes silence, but not hours of it
+
+
+def audiosocket(data: bytes) -> None:
+    """Asterisk's stream of messages, whole and in pieces: both say the same."""
+    from agent.telephony.audiosocket import AudioSocket, AudioSocketError
+
+    said = []
+    for size in (len(data) or 1, 7):
+        socket = AudioSocket()
+        seen: list[str] = []
+        try:
+            for first in range(0, len(data), size):
+                seen += map(repr, socket.receive(data[first : first + size]))
+        except AudioSocketError as error:
+            seen = [str(error)]
+        said.append((seen, socket.call_id, socket.rate_hz))
+    assert said[0] == said[1]
+
+
+def sip(data: bytes) -> None:
+    """A datagram, the same in a TCP stream, and all that is due in the next two minutes."""
+    from agent.clock import ManualClock
+    from agent.telephony.sip.dialog import Local
+    from agent.telephony.sip.message import Malformed, Peer, StreamFraming, parse
+    from agent.telephony.sip.user_agent import UserAgent
+
+    clock = ManualClock()
+    agent = UserAgent(Local("192.0.2.1", 5060), clock)
+    try:
+        framed = StreamFraming().receive(data)
+    except Malformed:
+        framed = []
+    agent.receive(data, Peer("udp", "192.0.2.7", 5062))
+    for message in framed[:8]:
+        agent.receive(message, Peer("tcp", "192.0.2.7", 5062))
+    for _ in range(60):
+        due_s = agent.next_s()
+        if due_s is None or due_s > clock.now_s() + 120.0:
+            break
+        clock.advance(max(0.0, due_s - clock.now_s()))
+        agent.poll()
+    for sent, _ in agent.take_sent():
+        if sent.startswith(b"SIP/2.0 "):  # repeats what was wrong with its request
+            assert 100 <= int(sent[8:11]) < 700
+        else:
+            parse(sent)
+
+
+def rtp(data: bytes) -> None:
+    """Packets of a call, each behind its length; the first byte says which codec was agreed."""
+    from agent.telephony.sip.rtp import RtpSession, Sound
+    from agent.telephony.sip.sdp import Agreed, Codec, CodecName
+
+    kinds: list[tuple[CodecName, int]] = [("PCMU", 0), ("PCMA", 8), ("G722", 9), ("opus", 107)]
+    name, number = kinds[data[0] % len(kinds)] if data else kinds[0]
+    phone = ("192.0.2.7", 4000)
+    session = RtpSession(Agreed(*phone, Codec(name, number), events_type=101, direction="sendrecv"), phone[0])
+    at, now_s, samples = 1, 0.0, 0
+    while at + 2 <= len(data) and now_s < 2.0:
+        size = int.from_bytes(data[at : at + 2], "big")
+        happened = session.receive(data[at + 2 : at + 2 + size], phone, now_s) + session.poll(now_s)
+        samples += sum(one.samples.size for one in happened if isinstance(one, Sound))
+        at, now_s = at + 2 + size, now_s + 0.02
+    assert samples <= 20 * session.line_hz
 
 
 def wav(data: bytes) -> None:
@@ -94,12 +177,26 @@ def _written(data: bytes, name: str) -> Path:
     return path
 
 
-TARGETS: dict[str, Target] = {"wire": wire, "sdp": sdp, "events": events, "wav": wav, "codes": codes}
+TARGETS: dict[str, Target] = {
+    "wire": wire,
+    "sdp": sdp,
+    "events": events,
+    "streams": streams,
+    "audiosocket": audiosocket,
+    "sip": sip,
+    "rtp": rtp,
+    "wav": wav,
+    "codes": codes,
+}
 # What coverage is measured of, by target.
 INSTRUMENTED = {
     "wire": ["agent.wire"],
     "sdp": ["agent.rtc.description", "aiortc.sdp"],
     "events": ["agent.protocol", "agent.dialogue", "agent.audio"],
+    "streams": ["agent.telephony.streams", "agent.audio"],
+    "audiosocket": ["agent.telephony.audiosocket"],
+    "sip": ["agent.telephony.sip", "sipmessage"],
+    "rtp": ["agent.telephony.sip.rtp", "agent.telephony.sound", "agent.rtc.jitter"],
     "wav": ["worker.audio_files", "soundfile"],
     "codes": ["models.codec.code_file"],
 }

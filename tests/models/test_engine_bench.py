@@ -9,7 +9,7 @@ from benchmarks.official import engine, flow_dials
 
 @pytest.mark.parametrize("size", ["0.5B", "7B"])
 def test_a_joint_step_is_one_graph_of_few_operations(size: engine.Size) -> None:
-    for attention in engine._attentions()[:1]:
+    for attention in engine._attentions():
         traces = engine._joint_step(size, attention)
         assert not any(trace.host_reads + trace.host_made for trace in traces)
         assert sum(len(trace.operations) for trace in traces) <= 700

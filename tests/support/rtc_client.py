@@ -13,6 +13,8 @@ from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSes
 from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame, AudioResampler
 
+from tests.support.udp_relay import UdpRelay
+
 RATE_HZ = 48_000
 PACKET_SAMPLES = 960
 
@@ -44,10 +46,16 @@ class Voice(MediaStreamTrack):
 
 
 class RtcClient:
-    """`async with` connects and hangs up."""
+    """`async with` connects and hangs up; `relay`: the network that all media pass."""
 
     def __init__(
-        self, url: str, samples: np.ndarray | None = None, *, session: Event | None = None, query: str = ""
+        self,
+        url: str,
+        samples: np.ndarray | None = None,
+        *,
+        session: Event | None = None,
+        relay: UdpRelay | None = None,
+        query: str = "",
     ) -> None:
         self.url = url
         self._query = query
@@ -55,6 +63,7 @@ class RtcClient:
         self.heard: list[np.ndarray] = []  # pieces of s16 mono at 48 kHz
         self.location = ""
         self._session = session
+        self._relay = relay
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._peer.addTrack(Voice(np.zeros(0, np.int16) if samples is None else samples))
         self._channel = self._peer.createDataChannel("oai-events")
@@ -70,6 +79,8 @@ class RtcClient:
     async def __aenter__(self) -> RtcClient:
         await self._peer.setLocalDescription(await self._peer.createOffer())
         offer = self._peer.localDescription.sdp
+        if self._relay is not None:
+            offer = self._relay.rewrite_offer(offer)
         async with aiohttp.ClientSession() as http:
             if self._session is None:
                 body: object = offer
@@ -85,6 +96,8 @@ class RtcClient:
                 assert response.content_type == "application/sdp"
                 self.location = response.headers["Location"]
                 self.answer = text
+        if self._relay is not None:
+            text = await self._relay.rewrite_answer(text)
         await self._peer.setRemoteDescription(RTCSessionDescription(sdp=text, type="answer"))
         return self
 
@@ -92,6 +105,8 @@ class RtcClient:
         await self._peer.close()
         if self._listening is not None:
             self._listening.cancel()
+        if self._relay is not None:
+            self._relay.close()
 
     def send(self, **event: object) -> None:
         self._channel.send(json.dumps(event))

@@ -58,7 +58,7 @@ class UdpRelay:
 
     @staticmethod
     def rewrite_offer(sdp: str) -> str:
-        return re.sub(r"^a=candidate:.*\r?\n", "", sdp, flags=re.MULTILINE)
+        return re.sub(r"^a=(candidate:.*|end-of-candidates)\r?\n", "", sdp, flags=re.MULTILINE)
 
     def close(self) -> None:
         for side in (self._front, self._back):

@@ -10,6 +10,7 @@ import pytest
 
 from agent.telephony.sip.rtp import Key, RtpSession, Sound
 from agent.telephony.sip.sdp import Agreed, Codec, CodecName
+from agent.telephony.sip_line import SipLine
 from agent.telephony.sound.codecs import line_codec
 from agent.telephony.sound.concealment import Concealer
 from tests.support.speech import order
@@ -173,3 +174,33 @@ def test_a_long_loss_fades_to_silence() -> None:
         concealer.heard((6000 * np.sin(np.arange(160) * 0.2)).astype(np.int16))
     pieces = [np.abs(concealer.lost(160)).max() for _ in range(5)]
     assert pieces[0] > 3000 and pieces == sorted(pieces, reverse=True) and pieces[-1] == 0
+
+
+async def test_a_line_tells_each_second_what_share_of_the_callers_packets_was_lost() -> None:
+    """Of the way there nothing is known over SIP, nor of the round trip."""
+    told: list[tuple[float | None, float | None]] = []
+
+    class Runner:
+        output_rate_hz = 24_000
+
+        def network(self, loss: float | None, round_trip_ms: float | None) -> None:
+            told.append((loss, round_trip_ms))
+
+        def feed_audio(self, pcm: bytes) -> None: ...
+
+        def pull_speech(self, samples: int) -> None: ...
+
+    line = SipLine(PHONE[0])
+    await line.open("127.0.0.1", (0, 0))
+    try:
+        line.agree(agreed(host="127.0.0.1", port=9))
+        line.runner = Runner()  # type: ignore[assignment]
+        for number in range(100):
+            if number % 10 != 5:
+                line.datagram_received(packet(number, 160 * number, bytes(160)), ("127.0.0.1", 9))
+                # What is waited for has been waited for: the clock is not the test's.
+                line._take(line.rtp.poll(line._loop.time() + 1.0) if line.rtp and number % 10 == 9 else [])
+            line.tick()
+    finally:
+        line.shut()
+    assert told == [(0.1, None), (0.1, None)]

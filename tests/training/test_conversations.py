@@ -7,7 +7,8 @@ import random
 import pytest
 
 from training.conversations import KINDS, after_another_order, answers_before, kind, turn_of_kind
-from training.world import CANCELLED, NOTHING_ORDERED, confirm, confirm_change, parse_order, pool_turn, price_text
+from training.phrases import CANCELLED, NOTHING_ORDERED
+from training.world import confirm, confirm_change, parse_order, pool_turn, price_text
 
 
 def test_every_turn_of_the_pool_has_a_kind_and_all_kinds_occur() -> None:

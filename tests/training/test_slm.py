@@ -19,12 +19,13 @@ from models.networks.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
 from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig
 from training.conversations import kind
 from training.features import Clip
+from training.phrases import DECLINE
 from training.slm import SlmConfig, SlmTraining
 from training.slm_data import IGNORE, Examples, Item, Shares, speech_streams, speech_targets, word_of_tokens
 from training.slm_model import MAX_GROUP, exact_group_lengths, group_lengths
 from training.speech_codes import SpokenText
 from training.voice_codes import RATES_HZ
-from training.world import DECLINE, Order, confirm, pool_turn
+from training.world import Order, confirm, pool_turn
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "embedded" / "tokenizer.json"
 CODES = 40

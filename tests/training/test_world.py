@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from training.phrases import DECLINE
 from training.world import (
-    DECLINE,
     DRINKS,
     SHOTS,
     SIZES,

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from agent.wire import Message, ResponseStats, TokenSpan, WordSpan
+from agent.wire import (
+    ContextItem,
+    Message,
+    OpenSession,
+    Respond,
+    ResponseStats,
+    TokenSpan,
+    WordSpan,
+    WorkerError,
+)
+from worker.engine import Engine
 from worker.parts import (
     Conversation,
     Encoded,
@@ -26,6 +36,7 @@ from worker.parts import (
 from worker.step_times import Cost, Kind, UnitSize
 
 SOUND_SAMPLES = 1920
+SECOND = b"\x00\x10" * 16_000
 Given = TypeVar("Given")
 
 
@@ -76,6 +87,7 @@ class ScriptedSpeaker:
     unit_samples: int = 0
     made_samples: int = 0
     pace_set: tuple[bool, bool] | None = None
+    cuts: tuple[int, ...] = ()
 
     @property
     def unit(self) -> Unit:
@@ -91,6 +103,9 @@ class ScriptedSpeaker:
 
     def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
         self.pace_set = (hurried, alone)
+
+    def cut(self, samples: int) -> None:
+        self.unit_samples = samples
 
     def step(self) -> list[Spoken]:
         self.units.append(self.name)
@@ -211,12 +226,12 @@ class Ear:
 
 
 class HandClock:
-    """A device whose time stands still; `units` are those it did."""
+    """A device whose time stands still, whatever it is expected to take; `units` are those it did."""
 
     name = "hand"
-    expected: ClassVar[Mapping[Kind, Cost]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, expected: Mapping[Kind, Cost] | None = None) -> None:
+        self.expected: Mapping[Kind, Cost] = expected or {}
         self.now = 100.0
         self.units: list[UnitSize] = []
 
@@ -226,3 +241,25 @@ class HandClock:
     def run(self, unit: UnitSize, work: Callable[[], Given]) -> Given:
         self.units.append(unit)
         return work()
+
+
+def open_engine(
+    model: ScriptedModel, slots: int = 4, sessions: int = 1, clock: HandClock | None = None
+) -> tuple[Engine, Ear]:
+    engine, ear = Engine(model, slots, clock or HandClock()), Ear()
+    for number in range(1, sessions + 1):
+        engine.submit(ear, OpenSession(number))
+    return engine, ear
+
+
+def drain(engine: Engine) -> None:
+    while engine.iterate():
+        pass
+
+
+def ask(text: str = "hello", session: int = 1, generation: int = 1, **more: object) -> Respond:
+    return Respond(session, generation, [ContextItem("user", text)], 12.5, **more)  # type: ignore[arg-type]
+
+
+def codes(ear: Ear) -> list[str]:
+    return [error.code for error in ear.of(WorkerError)]

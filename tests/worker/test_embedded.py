@@ -16,9 +16,10 @@ from agent.dialogue.level import amplified, gain_for, peak_of
 from agent.wire import ContextItem
 from training.world import Order, parse_order
 from worker.audio_files import read_question
+from worker.listener import PipelineListener
 from worker.loading import load_model
 from worker.parts import Conversation, Finished, Pcm, Question
-from worker.pipeline import Pipeline, PipelineListener
+from worker.pipeline import Pipeline
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice
 from worker.voices.embedded import EmbeddedVoice
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import ClassVar
+from collections.abc import Callable
 
 import pytest
 
@@ -15,9 +14,7 @@ from agent.wire import (
     CloseSession,
     ContextItem,
     DropUtterance,
-    EndJudged,
     EndUtterance,
-    LikelyEnd,
     OpenSession,
     Refused,
     Respond,
@@ -25,169 +22,28 @@ from agent.wire import (
     SessionOpened,
     StartUtterance,
     TextDelta,
-    Transcript,
     UtteranceEncoded,
     WorkerError,
     WorkerLoad,
 )
-from tests.worker.scripted import SOUND_SAMPLES, Ear, Given, HandClock, ScriptedListener, ScriptedModel, ScriptedSpeaker
+from tests.worker.scripted import (
+    SECOND,
+    SOUND_SAMPLES,
+    Ear,
+    Given,
+    HandClock,
+    ScriptedListener,
+    ScriptedModel,
+    ScriptedSpeaker,
+    ask,
+    codes,
+    drain,
+    open_engine,
+)
 from worker.engine import Engine
-from worker.parts import FOLLOWED_SAMPLES, MOST_SAMPLES, UNIT_SAMPLES, Spoken
+from worker.parts import Spoken
 from worker.session import FIRST_SOUND_S
-from worker.step_times import Cost, Kind, UnitSize
-
-SECOND = b"\x00\x10" * 16_000
-
-
-def open_engine(
-    model: ScriptedModel, slots: int = 4, sessions: int = 1, clock: HandClock | None = None
-) -> tuple[Engine, Ear]:
-    engine, ear = Engine(model, slots, clock or HandClock()), Ear()
-    for number in range(1, sessions + 1):
-        engine.submit(ear, OpenSession(number))
-    return engine, ear
-
-
-def drain(engine: Engine) -> None:
-    while engine.iterate():
-        pass
-
-
-def ask(text: str = "hello", session: int = 1, generation: int = 1, **more: object) -> Respond:
-    return Respond(session, generation, [ContextItem("user", text)], 12.5, **more)  # type: ignore[arg-type]
-
-
-def codes(ear: Ear) -> list[str]:
-    return [error.code for error in ear.of(WorkerError)]
-
-
-@pytest.mark.parametrize(("followed", "unit"), [(False, UNIT_SAMPLES), (True, FOLLOWED_SAMPLES)])
-def test_utterance_is_heard_in_units_and_reported(followed: bool, unit: int) -> None:
-    model = ScriptedModel()
-    engine, ear = open_engine(model)
-    engine.submit(ear, StartUtterance(1, 5, 12.5, [], followed=followed))
-    for at in range(0, 6 * len(SECOND), 1024):
-        engine.submit(ear, AudioIn(1, 5, (6 * SECOND)[at : at + 1024]))
-        drain(engine)
-    engine.submit(ear, EndUtterance(1, 5))
-    drain(engine)
-    full, rest = divmod(6 * 16_000, unit)
-    assert model.heard_together == [[unit]] * full + [[rest]]
-    transcripts = ear.of(Transcript)
-    assert [t.final for t in transcripts] == [False] * (full + 1) + [True]
-    words = [unit * (number + 1) // 1600 for number in range(full)]
-    assert [len(t.text.split()) for t in transcripts] == [*words, 60, 60]
-    assert ear.of(UtteranceEncoded) == [UtteranceEncoded(1, 5, 96_000, 150, 75, 12.5, 1.0)]
-
-
-def test_callers_whose_audio_is_due_are_heard_together_in_bounded_units() -> None:
-    model = ScriptedModel()
-    engine, ear = open_engine(model, sessions=3)
-    for session, seconds in ((1, 1), (2, 9), (3, 1)):
-        engine.submit(ear, StartUtterance(session, 1, 12.5, []))
-        engine.submit(ear, AudioIn(session, 1, SECOND * seconds))
-        engine.submit(ear, EndUtterance(session, 1))
-    drain(engine)
-    assert sum(map(sum, model.heard_together)) == 11 * 16_000
-    assert max(map(sum, model.heard_together)) <= MOST_SAMPLES and len(model.heard_together) == 5
-    assert max(map(len, model.heard_together)) >= 2
-    assert {encoded.session: encoded.samples for encoded in ear.of(UtteranceEncoded)} == {
-        1: 16_000,
-        2: 9 * 16_000,
-        3: 16_000,
-    }
-
-
-def test_likely_end_is_prepared_for_and_more_audio_takes_it_back() -> None:
-    engine, ear = open_engine(ScriptedModel())
-    engine.submit(ear, StartUtterance(1, 5, 12.5, []))
-    drain(engine)
-    utterance = next(iter(engine._sessions.values())).utterances.get(5)
-    assert utterance is not None
-    listener = utterance.listener
-    assert isinstance(listener, ScriptedListener)
-    for sent, prepared in ((1000, [1000]), (700, [1000, 1700])):
-        engine.submit(ear, AudioIn(1, 5, SECOND[: 2 * sent]))
-        engine.submit(ear, LikelyEnd(1, 5))
-        drain(engine)
-        assert listener.prepared == prepared, "less than is listened to otherwise, and once"
-    engine.submit(ear, AudioIn(1, 5, SECOND[:200]))
-    drain(engine)
-    assert listener.samples == 1700, "nothing hurries any more"
-    engine.submit(ear, EndUtterance(1, 5))
-    drain(engine)
-    assert ear.of(UtteranceEncoded)[0].samples == 1800 and listener.prepared == [1000, 1700, 1800]
-
-
-def pausing(model: ScriptedModel) -> tuple[Engine, Ear]:
-    """Somebody has said something, and is being answered although he may go on."""
-    engine, ear = open_engine(model)
-    engine.submit(ear, StartUtterance(1, 5, 12.5, []))
-    engine.submit(ear, AudioIn(1, 5, SECOND))
-    engine.submit(ear, LikelyEnd(1, 5))
-    engine.submit(ear, Respond(1, 1, [ContextItem("user", "", 5)], 12.5))
-    return engine, ear
-
-
-@pytest.mark.parametrize("certainty", [0.75, None])
-def test_who_can_tell_says_how_finished_a_pause_sounds(certainty: float | None) -> None:
-    engine, ear = pausing(ScriptedModel(certainty=certainty))
-    assert engine.ready().judges_ends == (certainty is not None)
-    drain(engine)
-    assert ear.of(EndJudged) == ([EndJudged(1, 5, 16_000, 0.75)] if certainty else [])
-
-
-def test_answer_begun_in_a_pause_goes_on_when_that_was_the_end() -> None:
-    engine, ear = pausing(ScriptedModel(words=3))
-    while not ear.of(AudioOut):
-        assert engine.iterate()
-    engine.submit(ear, EndUtterance(1, 5))
-    drain(engine)
-    assert [done.reason for done in ear.of(ResponseDone)] == ["completed"] and not ear.of(WorkerError)
-    assert len(ear.of(AudioOut)) == 3 and len(ear.of(UtteranceEncoded)) == 1
-
-
-@pytest.mark.parametrize("cancelled", [True, False])
-def test_answer_begun_in_a_pause_ends_where_the_voice_goes_on(cancelled: bool) -> None:
-    engine, ear = pausing(ScriptedModel(words=30))
-    while not ear.of(AudioOut):
-        assert engine.iterate()
-    if cancelled:
-        engine.submit(ear, Cancel(1, 1))
-    engine.submit(ear, AudioIn(1, 5, SECOND))
-    engine.submit(ear, EndUtterance(1, 5))
-    engine.submit(ear, Respond(1, 2, [ContextItem("user", "", 5)], 12.5))
-    drain(engine)
-    assert [(done.generation, done.reason) for done in ear.of(ResponseDone)] == [(1, "cancelled"), (2, "completed")]
-    assert ear.of(UtteranceEncoded)[0].samples == 32_000
-
-
-def test_answer_waits_for_the_pause_to_be_heard() -> None:
-    model = ScriptedModel()
-    engine, _ = pausing(model)
-    while not model.heard_together:
-        assert engine.iterate()
-    assert model.heard_together == [[16_000]] and not model.questions
-    drain(engine)
-    assert len(model.questions) == 1
-
-
-def test_fault_of_the_networks_ends_the_utterance_that_has_it_and_no_other() -> None:
-    engine, ear = open_engine(ScriptedModel(), sessions=3)
-    for session in (1, 2, 3):
-        engine.submit(ear, StartUtterance(session, 1, 12.5, []))
-    engine.submit(ear, AudioIn(1, 1, b"\x00\x40"))  # 0.5: the encoder's fault
-    engine.submit(ear, EndUtterance(1, 1))
-    engine.submit(ear, AudioIn(2, 1, SECOND))
-    engine.submit(ear, EndUtterance(2, 1))
-    drain(engine)
-    engine.submit(ear, AudioIn(3, 1, SECOND))
-    engine.submit(ear, EndUtterance(3, 1))
-    drain(engine)
-    lost = [(error.session, error.code, error.utterance) for error in ear.of(WorkerError)]
-    assert lost == [(1, "internal", 1)]
-    heard = {encoded.session: encoded.samples for encoded in ear.of(UtteranceEncoded)}
-    assert heard == {2: 16_000, 3: 16_000}, "who was tried with it is heard alone, once"
+from worker.step_times import Cost, UnitSize
 
 
 def test_answer_counts_samples_and_reports_its_words() -> None:
@@ -318,6 +174,20 @@ def test_sound_of_several_answers_is_made_together_but_not_without_bound() -> No
     drain(engine)
     assert max(map(len, model.joint_steps)) == 2, "two seconds of sound, not three"
     assert {done.reason for done in ear.of(ResponseDone)} == {"completed"}
+
+
+def test_a_stretch_of_sound_is_cut_short_for_who_would_come_too_late_behind_it() -> None:
+    """A second of sound takes 90 ms, half of it 50: the token of another, due in 80, can wait for that."""
+    model, clock = ScriptedModel(words=6, joins=True), HandClock(expected={"sound": Cost(0.010, 0.0, 0.08 / 24_000)})
+    engine, ear = open_engine(model, sessions=2, clock=clock)
+    for session, name in enumerate("ab", 1):
+        engine.submit(ear, ask(name, session=session))
+    engine.iterate()
+    long, other = model.speakers
+    long.unit_samples, long.cuts = 24_000, (6_000, 12_000)
+    clock.now += FIRST_SOUND_S - 0.085
+    engine.iterate()
+    assert long.unit_samples == 12_000 and (long.said, other.said) == (1, 0)
 
 
 def test_who_would_run_dry_goes_before_who_has_just_asked() -> None:
@@ -470,13 +340,11 @@ def test_the_engine_tells_for_how_long_it_has_been_at_a_unit(monkeypatch: pytest
 
 def test_the_load_is_told_and_callers_beyond_it_are_refused() -> None:
     class Slow(HandClock):
-        expected: ClassVar[Mapping[Kind, Cost]] = {"token": Cost(0.05), "beginning": Cost(0.05), "hearing": Cost(0.05)}
-
         def run(self, unit: UnitSize, work: Callable[[], Given]) -> Given:
             self.now += 0.05
             return super().run(unit, work)
 
-    clock = Slow()
+    clock = Slow({"token": Cost(0.05), "beginning": Cost(0.05), "hearing": Cost(0.05)})
     engine, ear = open_engine(ScriptedModel(words=40, joins=True), slots=40, sessions=4, clock=clock)
     for session in range(1, 5):
         engine.submit(ear, ask("a", session=session))

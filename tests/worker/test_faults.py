@@ -25,8 +25,9 @@ from tests.worker.scripted import Ear, HandClock, ScriptedListener, ScriptedMode
 from tests.worker.test_pipeline import NOTHING, noise, question, run
 from tests.worker.tiny import pipeline
 from worker.engine import Engine
+from worker.listener import PipelineListener
 from worker.parts import Finished, Listener, RequestError, Sound, Speaker, Spoken, TextPiece, Unit
-from worker.pipeline import Pipeline, PipelineListener
+from worker.pipeline import Pipeline
 
 ROWS = 2
 

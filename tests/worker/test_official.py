@@ -26,7 +26,8 @@ from streaming.speaking.vocos import Vocos, VocosConfig
 from tests.worker.tiny import CODES, CONFIG, WIDTH, awake
 from worker.ears.omni import CausalOmniHearing, OmniEar, OmniHearing
 from worker.parts import Conversation, Pcm, Question, RequestError
-from worker.pipeline import Networks, Pipeline, PipelineSpeaker
+from worker.pipeline import Networks, Pipeline
+from worker.speaker import PipelineSpeaker
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice, write_down
 from worker.voices.official import OfficialVoice
 

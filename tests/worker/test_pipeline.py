@@ -15,9 +15,11 @@ from streaming.hearing.turn_end import TurnEnd, TurnEndConfig
 from streaming.merging.grouping import group_frames
 from tests.worker.tiny import awake, networks, pipeline
 from worker.ears.block import BlockEar
+from worker.listener import PipelineListener
 from worker.parts import Conversation, Finished, Pcm, Question, RequestError, Sound, Speaker, TextPiece
-from worker.pipeline import LONGEST_PAUSE, LONGEST_PER_LETTER, Pipeline, PipelineListener, PipelineSpeaker
+from worker.pipeline import Pipeline
 from worker.prefill import PROMPT_POSITIONS
+from worker.speaker import LONGEST_PAUSE, LONGEST_PER_LETTER, PipelineSpeaker
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice, write_down
 
 NOTHING = Conversation("", ())

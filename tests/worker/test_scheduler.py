@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from worker.load import MOST_BUSY, LoadMeter
@@ -22,7 +24,7 @@ def times() -> StepTimes:
     return StepTimes(COSTS)
 
 
-def work(number: int, kind: Kind, in_s: float, size: int = 0, **more: float) -> Work:
+def work(number: int, kind: Kind, in_s: float, size: int = 0, **more: Any) -> Work:
     return Work((0, number), kind, NOW + in_s, size, **more)
 
 
@@ -73,6 +75,25 @@ def test_sounds_of_unlike_length_are_not_joined_and_none_is_too_long() -> None:
 
 def test_an_end_asks_no_networks_and_waits_for_nobody() -> None:
     assert rows(work(1, "end", 0.0), work(2, "end", 0.0)) == [1]
+
+
+def test_a_long_stretch_of_sound_is_cut_to_what_others_can_spare() -> None:
+    learnt = StepTimes({**COSTS, "sound": Cost(0.010, 0.0, 1e-6)})
+
+    def takes(*works: Work) -> list[tuple[int, int]]:
+        plan = schedule(works, NOW, learnt)
+        return [(row.key[1], row.take) for row in plan.rows] if plan else []
+
+    long = work(1, "sound", 0.050, 80_000, cuts=(20_000, 40_000, 60_000))  # 90 ms of work; 30, 50 or 70 if cut
+    assert takes(long, work(9, "token", 1.0)) == [(1, 80_000)]
+    assert takes(long, work(9, "token", 0.090)) == [(1, 60_000)], "80 ms to spare"
+    assert takes(long, work(9, "token", 0.045)) == [(1, 20_000)], "34 ms"
+    assert takes(long, work(9, "token", 0.032)) == [(1, 80_000)], "late whatever is done: a short unit helps nobody"
+    # Others of the same length come along as far as it is cut.
+    other = work(2, "sound", 0.060, 80_000, cuts=(20_000, 40_000, 60_000))
+    assert takes(long, other, work(9, "token", 0.071)) == [(1, 40_000)]
+    given = work(3, "sound", 0.300, 80_000)
+    assert takes(long, given, work(9, "token", 0.081)) == [(1, 60_000)], "this one cannot be cut"
 
 
 def test_sound_heard_is_cut_to_what_those_who_speak_can_spare() -> None:

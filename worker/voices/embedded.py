@@ -110,6 +110,13 @@ class EmbeddedVoiceStream:
     def next_samples(self) -> int:
         return self.frames.next_frames * OUTPUT_FRAME_SAMPLES
 
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        return tuple(frames * OUTPUT_FRAME_SAMPLES for frames in self.frames.cuts)
+
+    def cut(self, samples: int) -> None:
+        self.frames.cut(samples // OUTPUT_FRAME_SAMPLES)
+
     def push(self, code: int, duration_frames: int) -> None:
         self.frames.push(code, duration_frames)
 

@@ -119,6 +119,14 @@ class OfficialVoiceStream:
     def next_samples(self) -> int:
         return self.flow.next_frames * OUTPUT_FRAME_SAMPLES
 
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """None: a unit is a few steps of one chunk already."""
+        return ()
+
+    def cut(self, samples: int) -> None:
+        raise ValueError(f"how a chunk sounds depends on its length: {samples} samples cannot be cut off it")
+
     def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
         """Changes nothing: how a chunk sounds depends on its length."""
 

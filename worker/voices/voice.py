@@ -39,6 +39,13 @@ class VoiceStream(Protocol):
     def next_samples(self) -> int:
         """How many samples the next chunks have, about."""
 
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """As `Speaker.cuts`, as far as that does not change the sound."""
+
+    def cut(self, samples: int) -> None:
+        """As `Speaker.cut`."""
+
     def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
         """As `Speaker.pace`, as far as that does not change the sound."""
 

@@ -67,9 +67,14 @@ export class Settings {
   ): void {
     const field = byId<HTMLInputElement | HTMLSelectElement>(id);
     field.value = String(this.preferences[name]);
-    field.addEventListener("change", () => {
+    const remember = (): void => {
       this.preferences[name] = read(field.value);
       save(this.preferences);
+    };
+    // What is typed is remembered as it is typed: nobody must leave the field before they leave the page.
+    field.addEventListener("input", remember);
+    field.addEventListener("change", () => {
+      remember();
       Promise.resolve(changed(this.preferences)).catch((error: Error) => this.complain(error.message));
     });
   }

@@ -82,7 +82,8 @@ async function connect(platform: RtcPlatform, options: ConnectOptions): Promise<
 
   try {
     await peer.setLocalDescription(await peer.createOffer());
-    const query = Object.entries({ model: options.model, ...options.resume })
+    const resume = options.resume && { resume: options.resume.token, after: options.resume.after };
+    const query = Object.entries({ model: options.model, ...resume })
       .map(([name, value]) => `${name}=${encodeURIComponent(value)}`)
       .join("&");
     const response = await fetch(`${options.url}/v1/realtime/calls?${query}`, {

@@ -96,6 +96,14 @@ it("asks the server for STUN and TURN servers, and goes without where it names n
   }
 });
 
+it("asks for the session that it had, and is told where that is gone", async () => {
+  const resume = { token: "resume_t1", after: "event_9" };
+  await connectWebRtc({ ...options, resume });
+  expect(fetched[0]!.url).toBe("http://here/v1/realtime/calls?model=a%20b&resume=resume_t1&after=event_9");
+  reply = () => new Response(JSON.stringify({ error: { message: "gone", code: "resume_token_unknown" } }), { status: 404 });
+  await expect(connectWebRtc({ ...options, resume })).rejects.toMatchObject({ code: "stale" });
+});
+
 it("gives its sender a track only while the microphone is open", async () => {
   const connection = await connectWebRtc(options);
   const track = new FakeTrack();

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaming.hearing.speech_mel import SpeechMel
+from tests.support.company import step_some
 from training.features import log_power, scale
 
 MEL = SpeechMel()
@@ -42,12 +43,11 @@ def test_row_is_not_touched_by_its_company() -> None:
     torch.testing.assert_close(MEL(both)[1], MEL(both[1:])[0], rtol=1e-6, atol=1e-6)
 
 
-def test_inactive_row_keeps_its_state() -> None:
+def test_rows_of_any_age_go_on_together() -> None:
     x = noise(1000, rows=2)
     _, state = MEL.step(x, MEL.initial_state(2))
-    _, new = MEL.step(noise(160, 1, 2), state, torch.tensor([True, False]))
+    _, new = step_some(MEL, noise(160, 1, 2), state, [0])
     assert new.samples.tolist() == [1160, 1000]
-    torch.testing.assert_close(new.pending[1], state.pending[1])
     rest = noise(320, 2, 2)
     late, _ = MEL.step(rest, new)
     alone, _ = MEL.step(rest[1:], MEL.step(x[1:], MEL.initial_state(1))[1])
@@ -56,7 +56,7 @@ def test_inactive_row_keeps_its_state() -> None:
 
 def test_rows_out_of_phase_are_refused() -> None:
     with pytest.raises(ValueError, match="out of phase"):
-        MEL.step(noise(77, rows=2), MEL.initial_state(2), torch.tensor([True, False]))
+        step_some(MEL, noise(77, rows=2), MEL.initial_state(2), [0])
 
 
 def test_frame_needs_no_more_than_half_a_window_of_future() -> None:

@@ -22,15 +22,14 @@ def test_pieces_of_any_size_give_what_the_whole_gives() -> None:
     torch.testing.assert_close(torch.cat(parts, 1), network(frames), rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_in_company_gives_what_it_gives_alone_and_waits_unchanged() -> None:
+def test_a_row_in_company_gives_what_it_gives_alone() -> None:
     network, frames = head(), torch.randn(3, 8, 16)
     states = [network.step(torch.randn(1, 5 + row, 16), network.initial_state(1))[1] for row in range(3)]
-    together, after = network.step(frames, join_rows(states), torch.tensor([True, False, True]))
+    together, after = network.step(frames, join_rows(states))
     for row, state in enumerate(states):
         alone, later = network.step(frames[row : row + 1], state)
-        if row != 1:
-            torch.testing.assert_close(together[row : row + 1], alone)
-        torch.testing.assert_close(split_rows(after, 3)[row].means, (state if row == 1 else later).means)
+        torch.testing.assert_close(together[row : row + 1], alone)
+        torch.testing.assert_close(split_rows(after, 3)[row].means, later.means)
 
 
 def test_certainty_is_the_share_of_pauses_that_look_less_finished() -> None:

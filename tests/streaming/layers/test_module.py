@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streaming.layers.module import _map_states, join_rows, keep_inactive, split_rows
+from streaming.layers.module import _map_states, join_rows, split_rows
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,6 @@ def test_a_row_split_off_is_the_row_there() -> None:
 def test_rows_that_hold_back_different_lengths_are_not_joined() -> None:
     with pytest.raises(ValueError, match="out of phase cannot be joined"):
         join_rows([nested(1, pending=3), nested(1, pending=4)])
-
-
-def test_rows_that_are_not_active_keep_what_they_had() -> None:
-    new, old = nested(2, seed=1), nested(2, seed=2)
-    kept = keep_inactive(new, old, torch.tensor([True, False]))
-    assert_equal(kept, join_rows([split_rows(new, 2)[0], split_rows(old, 2)[1]]))
 
 
 def test_a_state_holds_nothing_but_tensors() -> None:

@@ -14,6 +14,7 @@ from streaming.speaking.flow import FlowConfig, Voicebox
 from streaming.speaking.flow_decoder import CodeFrames, FlowChunk, FlowDecoder, FlowDials, FlowState, SpeechCodeError
 from streaming.speaking.unmerge import UnmergeConfig, repeat_codes
 from streaming.speaking.vocos import Vocos, VocosConfig
+from tests.support.company import step_some
 
 Code = tuple[int, int]
 PLANS = [
@@ -69,12 +70,25 @@ def table(rows: list[list[Code]]) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
-def render(decoder: FlowDecoder, codes: list[Code], bunch: int, hurried: tuple[bool, ...] = (False,)) -> Tensor:
-    """Mel of one session whose codes arrive `bunch` at a time; whether it is `hurried` then, in turns."""
+def render(
+    decoder: FlowDecoder, codes: list[Code], bunch: int, hurried: tuple[bool, ...] = (False,), cut: int | None = None
+) -> Tensor:
+    """Mel of one session whose codes arrive `bunch` at a time; whether it is `hurried` then, in turns, and at which of
+    the places where that is possible each call is cut."""
     frames, state, made = decoder.frames(), decoder.initial_state(1), []
 
+    def take() -> FlowChunk | None:
+        frames.most_chunks = max(decoder.plan.together)
+        if cut is None or not frames.ready or not (cuts := frames.cuts):
+            return frames.take()
+        frames.cut(cuts[cut % len(cuts)])
+        expected = frames.next_frames
+        chunk = frames.take()
+        assert chunk is not None and len(chunk.layout.start[0]) == expected in cuts
+        return chunk
+
     def drain(state: FlowState) -> FlowState:
-        while (chunk := frames.take()) is not None:
+        while (chunk := take()) is not None:
             mel, state = decoder.step(chunk, state)
             made.append(mel[0, : 4 * chunk.real_frames(decoder.look_ahead_frames)[0]])
         return state
@@ -98,13 +112,18 @@ def test_repeated_codes_know_place_and_length() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(codes=CODES, bunch=st.integers(1, 5), hurried=st.lists(st.booleans(), min_size=1, max_size=3))
+@given(
+    codes=CODES,
+    bunch=st.integers(1, 5),
+    hurried=st.lists(st.booleans(), min_size=1, max_size=3),
+    cut=st.none() | st.integers(0, 3),
+)
 def test_codes_in_any_bunches_give_the_whole_mel(
-    planned: FlowDecoder, codes: list[Code], bunch: int, hurried: list[bool]
+    planned: FlowDecoder, codes: list[Code], bunch: int, hurried: list[bool], cut: int | None
 ) -> None:
     with torch.inference_mode():
         whole = planned(*table([codes]))[0]
-        torch.testing.assert_close(render(planned, codes, bunch, tuple(hurried)), whole, **TOLERANCE)
+        torch.testing.assert_close(render(planned, codes, bunch, tuple(hurried), cut), whole, **TOLERANCE)
 
 
 def test_uniform_plan_is_what_the_weights_do_without_one(decoder: FlowDecoder) -> None:
@@ -188,8 +207,6 @@ def test_sessions_out_of_step_do_not_touch_each_other(
 ) -> None:
     # Equal plans, but rows stand at different calls: one chunk a call keeps them equally long.
     decoder = FlowDecoder(decoder.voicebox, decoder.dials, ChunkPlan((4,), (2,))).eval()
-    empty = (torch.zeros(1, 6, dtype=kind) for kind in (torch.int64, torch.int64, torch.int64, torch.bool))
-    idle = FlowChunk(*empty, decoder.plan.layout(4).as_row())
     sessions = []
     for codes in rows:
         frames = decoder.frames()
@@ -199,14 +216,17 @@ def test_sessions_out_of_step_do_not_touch_each_other(
         sessions.append(frames)
     made: list[list[Tensor]] = [[] for _ in rows]
     with torch.inference_mode():
-        state = decoder.initial_state(len(rows))
+        states = [decoder.initial_state(1) for _ in rows]
         for turn in [*turns, *[7] * 20]:
-            chunks = [s.take() if turn & 1 << row else None for row, s in enumerate(sessions)]
-            stacked = FlowChunk.stack([chunk or idle for chunk in chunks])
-            mel, state = decoder.step(stacked, state, torch.tensor([chunk is not None for chunk in chunks]))
-            for row, chunk in enumerate(chunks):
-                if chunk is not None:
-                    made[row].append(mel[row, : 4 * chunk.real_frames(decoder.look_ahead_frames)[0]])
+            taken = {row: session.take() for row, session in enumerate(sessions) if turn & 1 << row}
+            chunks = {row: chunk for row, chunk in taken.items() if chunk is not None}
+            if chunks:
+                mel, after = decoder.step(
+                    FlowChunk.stack([*chunks.values()]), join_rows([states[row] for row in chunks])
+                )
+                for at, (row, state) in enumerate(zip(chunks, split_rows(after, len(chunks)), strict=True)):
+                    states[row] = state
+                    made[row].append(mel[at, : 4 * chunks[row].real_frames(decoder.look_ahead_frames)[0]])
         for row, codes in enumerate(rows):
             torch.testing.assert_close(torch.cat(made[row]), render(decoder, codes, 1), **TOLERANCE)
 
@@ -296,7 +316,7 @@ def test_vocoder_rows_in_company_are_rows_alone(vocoder: Vocos) -> None:
     mel = torch.randn(2, 12, 128, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         state = vocoder.initial_state(2)
-        _, state = vocoder.step(mel[:, :5], state, torch.tensor([True, False]))
+        _, state = step_some(vocoder, mel[:, :5], state, [0])
         made, state = vocoder.step(torch.stack((mel[0, 5:9], mel[1, :4])), state)
         alone, _ = vocoder.step(mel[1:, :4], vocoder.initial_state(1))
         torch.testing.assert_close(made[1:], alone, **TOLERANCE)
