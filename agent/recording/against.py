@@ -2,7 +2,8 @@
 
 What was said to the session over WebSocket is said again as it was; a call's sound and a telephone's are appended. Ids
 of items and responses that the recorded server had given are those of the live server's: the third answer's is the
-third answer's, for which a message waits a little. Lost connections are not played, nor are messages that came by other connections than the client's.
+third answer's, for which a message waits a little. Lost connections are not played, nor are messages that came by other
+connections than the client's.
 """
 
 from __future__ import annotations
@@ -239,6 +240,7 @@ class _Player:
 
     async def _send(self, message: bytes) -> None:
         self._played.sent += 1
+        self._last_s = time.monotonic()
         await self._socket.send_str(message.decode(errors="replace"))
 
     async def _listen(self) -> None:
