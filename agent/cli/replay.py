@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -171,13 +171,15 @@ def _comparison(then: list[Came], played: Played) -> dict[str, object]:
 
 
 def _show(played: Played, report: dict[str, object]) -> None:
-    before, count = "", 0
-    for came in played.came:
-        count = count + 1 if came.kind == before else 1
-        if count <= 2:
-            more = " …" if count == 2 else ""
-            print(f"{came.at_s:9.3f}  {came.kind}{more}")
-        before = came.kind
+    from agent.recording.against import SOUND
+
+    for is_sound, group in groupby(played.came, lambda came: came.kind in SOUND):
+        pieces = list(group)
+        if is_sound:
+            print(f"{pieces[0].at_s:9.3f}  {len(pieces)} pieces of sound and words until {pieces[-1].at_s:.3f}")
+            continue
+        for came in pieces:
+            print(f"{came.at_s:9.3f}  {came.kind}")
     for name in ("errors", "unknown_ids"):
         if report[name] is not None:
             print(f"{name.replace('_', ' ')}: {_short(report[name])}")

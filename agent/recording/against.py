@@ -34,7 +34,7 @@ _CONNECT_S = 15.0
 _QUIET_S, _PATIENCE_S = 1.0, 30.0
 # A server may be slower than the recorded one was: so long a message waits for the id in it.
 _LATE_S, _LOOK_EVERY_S = 5.0, 0.05
-_SOUND = ("response.output_audio.delta", "response.output_audio_transcript.delta")
+SOUND = ("response.output_audio.delta", "response.output_audio_transcript.delta")
 # May come at any time after what they are about.
 _FLOATING = ("conversation.item.input_audio_transcription.", "rate_limits.", "output_audio_buffer.", "x_agogic.")
 
@@ -114,7 +114,7 @@ def skeleton(came: Iterable[Came]) -> list[str]:
     for each in came:
         if each.kind.startswith(_FLOATING):
             continue
-        kind = "speech" if each.kind in _SOUND else each.kind
+        kind = "speech" if each.kind in SOUND else each.kind
         if kind != "speech" or not order or order[-1] != kind:
             order.append(kind)
     return order

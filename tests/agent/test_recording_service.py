@@ -179,6 +179,26 @@ async def test_a_live_server_that_is_not_there_or_refuses_is_named(recorded: Rec
         assert said in result.stderr and "Traceback" not in result.stderr
 
 
+def test_leaving_out_the_sound_of_nothing_is_refused() -> None:
+    result = CliRunner().invoke(build("serve"), ["serve", "--record-without-sound"])
+    assert result.exit_code == 2
+    assert "add --record DIR" in result.stderr
+
+
+async def test_what_comes_back_is_shown_in_words(recorded: Recorded) -> None:
+    async with connected(recorded.service) as client:
+        session = (await client.next())["session"]["id"]
+        await client.send(type="conversation.item.create", item=TEXT_ITEM)
+        await client.send(type="response.create", response={"output_modalities": ["text"]})
+        await client.until("response.done")
+    path = await recorded.whole(session)
+    words = ["replay", str(path), "--against", recorded.service.base_url]
+    result = await asyncio.to_thread(CliRunner().invoke, build("replay"), words)
+    assert result.exit_code == 0
+    assert f'answered then: ["{REPLY}"]\nanswered now:  ["{REPLY}"]' in result.stdout
+    assert "order: as the protocol has it\nevents: the same as then" in result.stdout
+
+
 def test_the_first_difference_is_shown_in_words(recorded: Recorded, tmp_path: Path) -> None:
     text = sorted(recorded.folder.iterdir())[0].read_text("utf-8")
     changed = tmp_path / "changed.jsonl"
