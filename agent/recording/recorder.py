@@ -140,14 +140,16 @@ class Tape:
     def _stop(self, why: str) -> None:
         self.has_ended = True
         log.warning("the recording %s ends: %s", self.name, why)
-        with contextlib.suppress(OSError):
-            self._close(End(why))
+        self._close(End(why))
 
     def _close(self, end: End) -> None:
         assert self._file is not None
         file, self._file = self._file, None
         with contextlib.closing(file):
-            _write_whole(file, self._recorder.redact(msgspec.json.encode(end)) + b"\n")
+            try:
+                _write_whole(file, self._recorder.redact(msgspec.json.encode(end)) + b"\n")
+            except OSError:
+                file.truncate(self._written_bytes)
 
     def _entry(self, happened: Happened) -> Entry:
         sound = self._recorder.config.sound
