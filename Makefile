@@ -37,7 +37,7 @@ $(STAMPS)/dev: pyproject.toml constraints.txt
 	$(INSTALL) -e '.[dev]'
 	@mkdir -p $(STAMPS) && touch $(STAMPS)/base $@
 
-$(STAMPS)/web: clients/web/package-lock.json
+$(STAMPS)/web: clients/web/package-lock.json | test-programs
 	@echo "== agogic: installing the page's build tools =="
 	cd clients/web && npm ci
 	@mkdir -p $(STAMPS) && touch $@
@@ -81,7 +81,7 @@ $(STAMPS)/fuzz: $(STAMPS)/dev
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	nice -n 19 $(BIN)/mypy
 
 # The guide, into build/site; a dead link ends it.
 docs: $(STAMPS)/dev

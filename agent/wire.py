@@ -15,7 +15,7 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 T = TypeVar("T")
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 INPUT_SAMPLE_RATE = 16_000
 COARSEST_HZ = 4.0
 MAX_FRAME_BYTES = 4 * 1024 * 1024
@@ -26,11 +26,37 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class ContextItem(msgspec.Struct, frozen=True, array_like=True):
-    """One earlier turn. `utterance` names encoded audio the worker may still hold; `text` is used where it does not."""
+    """One earlier turn. `utterance` names encoded audio the worker may still hold; `text` is used where it does not.
 
-    role: Literal["system", "user", "assistant"]
+    Of a function's call `text` is the arguments, of its result what it gave; `name` is the function's.
+    """
+
+    role: Literal["system", "user", "assistant", "call", "result"]
     text: str
     utterance: int | None = None
+    name: str = ""
+
+
+class ToolUse(msgspec.Struct, frozen=True, array_like=True):
+    """Functions that an answer may call. `definitions` are JSON objects with `name`, and `description` and `parameters`
+    where there are some; `required`: it must call one and say nothing, and if `only` is set, that one; `several`: it
+    may call more than one."""
+
+    definitions: tuple[str, ...] = ()
+    required: bool = False
+    only: str = ""
+    several: bool = True
+
+
+NO_TOOLS = ToolUse()
+
+
+class Abilities(msgspec.Struct, frozen=True, array_like=True):
+    """What a model does with what callers ask for. `instructable`: it follows instructions; `calls`: the functions it
+    can call, None if any."""
+
+    instructable: bool = True
+    calls: tuple[str, ...] | None = None
 
 
 class WordSpan(msgspec.Struct, frozen=True, array_like=True):
@@ -103,6 +129,7 @@ class StartUtterance(Message, frozen=True):
     instructions: str = ""
     followed: bool = False
     output_hz: float = 12.5
+    tools: ToolUse = NO_TOOLS
 
 
 class AudioIn(Message, frozen=True):
@@ -134,7 +161,10 @@ class DropUtterance(Message, frozen=True):
 
 class Respond(Message, frozen=True):
     """Answer `context`, whose last item is what to answer: an utterance that has ended, or probably has; if it goes on
-    after all, the answer must be cancelled before it gets more audio. Cancels any older generation of the session."""
+    after all, the answer must be cancelled before it gets more audio. Cancels any older generation of the session.
+
+    `say`: the answer is this text, whatever came before.
+    """
 
     session: int
     generation: int
@@ -144,6 +174,8 @@ class Respond(Message, frozen=True):
     speech: bool = True
     max_output_tokens: int = 600
     input_hz: float = 12.5
+    tools: ToolUse = NO_TOOLS
+    say: str = ""
 
 
 class Cancel(Message, frozen=True):
@@ -171,6 +203,7 @@ class Ready(Message, frozen=True):
     min_rate_hz: float = 4.0
     max_rate_hz: float = 12.5
     judges_ends: bool = False
+    abilities: Abilities = Abilities()
 
 
 class SessionOpened(Message, frozen=True):
@@ -250,6 +283,15 @@ class AudioOut(Message, frozen=True):
     words: list[WordSpan]
 
 
+class ToolCall(Message, frozen=True):
+    """The answer calls a function; `arguments` is a JSON object. It counts once the answer is completed."""
+
+    session: int
+    generation: int
+    name: str
+    arguments: str
+
+
 class ResponseDone(Message, frozen=True):
     """`code` says why a request failed that cannot be met; it is empty where the worker made a mistake."""
 
@@ -292,6 +334,7 @@ FromWorker = (
     | UtteranceEncoded
     | TextDelta
     | AudioOut
+    | ToolCall
     | ResponseDone
     | WorkerError
     | Pong

@@ -34,6 +34,7 @@ DOORS: dict[str, set[str]] = {
     "models.codec": {"models.checkpoints", "models.errors"},
     "worker.ears": {"worker.parts"},
     "worker.voices": {"worker.parts", "worker.audio_files"},
+    "worker.calls": {"worker.parts"},
     "agent.protocol": {"agent.config"},
     "agent.turn": {"agent.audio"},
     "agent.rtc": set(),

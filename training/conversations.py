@@ -10,7 +10,8 @@ import random
 from dataclasses import replace
 
 from models.networks.prompts import PastTurn
-from training.baskets import Basket, Item, parse_basket, say_basket
+from models.orders import Basket, Item, Order, parse_basket, parse_order, price_text
+from training.baskets import say_basket
 from training.phrases import (
     CANCELLED,
     CARRIERS,
@@ -24,14 +25,11 @@ from training.phrases import (
 )
 from training.wide_world import EXTRAS, NOT_SOLD, small_talk_phrases, wide_turn
 from training.world import (
-    Order,
     Turn,
     change,
     confirm,
     confirm_change,
-    parse_order,
     pool_turn,
-    price_text,
     sample_order,
     sample_turn,
     say_order,

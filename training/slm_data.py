@@ -21,6 +21,7 @@ from torch import Tensor
 from models.networks.prompts import PastTurn, chat_prompt, repeat_request
 from models.networks.prompts import Prompts as PromptTexts
 from models.networks.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
+from models.orders import parse_order
 from training.conversations import (
     KINDS,
     WIDE_SEED,
@@ -37,7 +38,7 @@ from training.phrases import DECLINE
 from training.speech_codes import SpokenText
 from training.voice_codes import RATES_HZ
 from training.wide_world import SILENCE, wide_turn
-from training.world import Turn, confirm, parse_order, pool_turn
+from training.world import Turn, confirm, pool_turn
 
 IGNORE = -100
 KIND_SHARES = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from models.orders import parse_order
 from streaming.hearing.encoder import BlockCausalEncoder
 from training.channels import band_gain
 from training.features import scale
 from training.slm_data import Examples
 from training.slm_model import SpeechLanguageModel, exact_group_lengths, greedy_text, group_lengths
-from training.world import parse_order
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from training.baskets import number_words
+from models.orders import number_words
 from training.judge import JUDGE_RATE_HZ, JudgeError, Verdict, edit_distance, spoken_words
 
 _SILENCE_S = 0.3

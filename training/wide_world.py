@@ -11,19 +11,8 @@ import random
 import re
 from collections.abc import Callable
 
-from training.baskets import (
-    Basket,
-    Item,
-    confirm_basket,
-    confirm_basket_change,
-    parse_basket,
-    phrase_basket,
-    price_of,
-    sample_basket,
-    say_basket,
-    say_item,
-    small_order,
-)
+from models.orders import Basket, Item, parse_basket, phrase_basket, price_of
+from training.baskets import confirm_basket, confirm_basket_change, sample_basket, say_basket, say_item, small_order
 from training.phrases import (
     CANCELLATIONS,
     CANCELLED,

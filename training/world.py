@@ -9,9 +9,20 @@ trained on.
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass
 
+from models.orders import (
+    AMOUNTS,
+    DRINKS,
+    MILKS,
+    ROASTS,
+    SHOTS,
+    SIZES,
+    SUGARS,
+    Order,
+    phrase_order,
+    price_text,
+)
 from training.phrases import (
     CANCELLATIONS,
     CANCELLED,
@@ -28,52 +39,7 @@ from training.phrases import (
     fill,
 )
 
-Order = dict[str, str]
-
-DRINKS = (
-    "coffee",
-    "iced coffee",
-    "drip coffee",
-    "house coffee",
-    "mocha",
-    "iced mocha",
-    "americano",
-    "cappuccino",
-    "latte",
-    "espresso",
-)
-SIZES = ("small", "medium", "large", "eight ounce", "twelve ounce", "sixteen ounce", "twenty ounce")
-ROASTS = ("light roast", "medium roast", "dark roast")
-SHOTS = ("single shot", "double shot", "triple shot")
-AMOUNTS = ("", "some ", "a bit of ", "a little bit of ", "lots of ", "a lot of ")
-MILKS = ("milk", "cream", "soy milk", "almond milk", "whole milk", "skim milk")
-SUGARS = ("sugar", "brown sugar", "sweetener")
-
-SLOT_ORDER = ("size", "numberOfShots", "roast", "coffeeDrink", "milkAmount", "sugarAmount")
 HELD_OUT_SEED = 1_000_000
-
-_BASE_PRICE_CENTS = {
-    "coffee": 200,
-    "drip coffee": 200,
-    "house coffee": 200,
-    "iced coffee": 250,
-    "espresso": 250,
-    "americano": 300,
-    "cappuccino": 350,
-    "latte": 350,
-    "mocha": 400,
-    "iced mocha": 400,
-}
-_SIZE_PRICE_CENTS = {
-    "small": 0,
-    "eight ounce": 0,
-    "medium": 50,
-    "twelve ounce": 50,
-    "large": 100,
-    "sixteen ounce": 100,
-    "twenty ounce": 150,
-}
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
 @dataclass(frozen=True)
@@ -157,54 +123,12 @@ def say_order(order: Order, rng: random.Random) -> str:
     return f"{carrier} {body}".strip() + rng.choice(ENDINGS)
 
 
-def phrase_order(order: Order) -> str:
-    """How the barista restates an order: "one large double shot latte with soy milk and sugar"."""
-    head = " ".join(order[slot] for slot in SLOT_ORDER[:4] if slot in order)
-    extras = [order[slot] for slot in SLOT_ORDER[4:] if slot in order]
-    return f"one {head}" + (f" with {' and '.join(extras)}" if extras else "")
-
-
 def confirm(order: Order) -> str:
     return f"Okay, {phrase_order(order)}. Anything else?"
 
 
 def confirm_change(order: Order) -> str:
     return f"Sure, {phrase_order(order)}. Anything else?"
-
-
-def order_cents(order: Order) -> int:
-    return _BASE_PRICE_CENTS[order["coffeeDrink"]] + _SIZE_PRICE_CENTS[order.get("size", "small")]
-
-
-def price_text(order: Order) -> str:
-    """Price from drink and size, in words: "three dollars fifty"."""
-    dollars, rest = divmod(order_cents(order), 100)
-    return f"{_NUMBERS[dollars]} dollars" + (" fifty" if rest else "")
-
-
-def parse_order(reply: str) -> Order | None:
-    """Slots restated in a reply of the barista, None if it restates no order."""
-    found = re.search(r"\bone ([a-z ]+)", reply.lower())
-    if not found:
-        return None
-    head, _, tail = found.group(1).strip().partition(" with ")
-    order: Order = {}
-    for slot, values in (("size", SIZES), ("numberOfShots", SHOTS), ("roast", ROASTS)):
-        for value in values:
-            if head.startswith(f"{value} ") and not head.startswith(f"{value} roast"):
-                order[slot] = value
-                head = head[len(value) + 1 :]
-                break
-    if head not in DRINKS:
-        return None
-    order["coffeeDrink"] = head
-    for part in filter(None, tail.split(" and ")):
-        bare = next((part[len(amount) :] for amount in reversed(AMOUNTS) if part.startswith(amount)), part)
-        slot = "milkAmount" if bare in MILKS else "sugarAmount" if bare in SUGARS else None
-        if slot is None or slot in order:
-            return None
-        order[slot] = part
-    return order
 
 
 def change(order: Order, rng: random.Random) -> tuple[str, Order]:

@@ -117,6 +117,7 @@ class Engine:
             model.output_sample_rate,
             model.codec_frame_rate_hz,
             judges_ends=model.judges_ends,
+            abilities=model.abilities,
         )
 
     def submit(self, client: Client, message: ToEngine) -> None:

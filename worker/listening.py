@@ -141,7 +141,7 @@ class Utterances:
         if len(self._all) >= MAX_HEARD:
             raise RequestError("too_many_utterances", f"{MAX_HEARD} utterances are open; end or drop one first")
         self._dictation.give_way()
-        conversation = Conversation(message.instructions, tuple(message.context))
+        conversation = Conversation(message.instructions, tuple(message.context), message.tools)
         last = next(reversed(self._all.values()), None)
         previous = last.listener if last and last.heard else None
         listener = self._model.listen(conversation, message.input_hz, message.output_hz, previous)

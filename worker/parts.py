@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.wire import ContextItem, ResponseStats, TokenSpan, WordSpan
+from agent.wire import NO_TOOLS, Abilities, ContextItem, ResponseStats, TokenSpan, ToolUse, WordSpan
 
 Pcm = NDArray[np.float32]
 
@@ -32,10 +32,11 @@ class SpoiltError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What stands before the turn at hand."""
+    """What stands before the turn at hand, and the functions that may be called."""
 
     instructions: str
     items: tuple[ContextItem, ...]
+    tools: ToolUse = NO_TOOLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,15 @@ class Finished:
     reason: Literal["completed", "max_output_tokens"]
 
 
-Spoken = TextPiece | Sound | Finished
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A function that the answer calls; arguments: a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+Spoken = TextPiece | Sound | Called | Finished
 Unit = Literal["beginning", "token", "sound", "end"]
 """An answer's beginning, a step of talking, a stretch of sound, or an answer's end."""
 
@@ -155,7 +164,7 @@ class Speaker(Protocol):
 class Question:
     """What to answer and how. `heard` holds the session's finished utterances by number; transcribe: write down what
     was said instead of answering it; session and generation name the answer, and what is drawn by lot in it hangs on
-    nothing else."""
+    nothing else; say: the answer is this text."""
 
     conversation: Conversation
     heard: dict[int, Listener]
@@ -166,6 +175,7 @@ class Question:
     transcribe: bool = False
     session: int = 0
     generation: int = 0
+    say: str = ""
 
 
 def transcription_of(
@@ -195,6 +205,10 @@ class SpeechModel(Protocol):
     @property
     def judges_ends(self) -> bool:
         """Whether listeners know how finished an utterance sounds."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What it does with instructions and functions."""
 
     def listen(
         self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None

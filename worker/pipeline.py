@@ -10,19 +10,22 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from agent.wire import ContextItem
+from agent.wire import Abilities, ContextItem
 from kernels.sampling import counted_uniforms
 from models.networks.flexislm import FlexiSLM
 from models.networks.generation import GenerationOptions, Runner
-from models.networks.prompts import PastTurn, Prompt, chat_prompt, repeat_request
+from models.networks.prompts import CALL, PastTurn, Prompt, chat_prompt, repeat_request, without_marks
 from models.networks.tokenizer import TextTokenizer
 from streaming.speaking.mel24k import SAMPLE_RATE_HZ
+from worker.calls.caller import Caller, Calling
+from worker.calls.counter import CounterCaller
+from worker.calls.template import TemplateCaller
 from worker.ears.ear import Ear
 from worker.listener import PipelineListener
 from worker.parts import Conversation, Finished, Listener, Pcm, Question, RequestError, Speaker, Spoken, Unit
@@ -72,6 +75,12 @@ class Pipeline:
             steps=back_ends.steps if back_ends else None,
         )
         self.pool = SlotPool(slots)
+        self.mark = networks.tokenizer.mark(CALL)
+        # The one that takes no instructions knows the counter and nothing else.
+        prompts = networks.slm.config.agogic.prompts
+        counter = CounterCaller(prompts.history not in ("last_answer", "last_two_answers"))
+        self.caller: Caller = TemplateCaller(self.mark >= 0) if prompts.instructable else counter
+        self.abilities = Abilities(prompts.instructable, self.caller.names)
 
     @property
     def name(self) -> str:
@@ -111,27 +120,57 @@ class Pipeline:
         _check_rate("output", question.output_hz)
         if question.speech and self.networks.voice is None:
             raise RequestError("no_voice", "this model has no voice prompt to speak like; start it with one")
-        items = question.conversation.items
-        last = items[-1] if items and items[-1].role == "user" else ContextItem("user", "")
-        earlier = items[:-1] if items and items[-1].role == "user" else items
+        if question.say:
+            return self._saying(question.say, question)
+        asked = question.conversation
+        earlier, last, results = _parted(asked.items)
         utterance = question.heard.get(last.utterance) if last.utterance is not None else None
+        calling = None
+        if not question.transcribe:
+            words = utterance.transcript if utterance is not None else last.text
+            now = results[-1] if results else ContextItem("user", words)
+            calling = self.caller.calling((*earlier, *results[:-1], now), asked.tools)
+        if calling is not None and calling.say:
+            return self._saying(calling.say, question)
         spoken = isinstance(utterance, PipelineListener) and utterance.groups > 0
-        conversation = Conversation(question.conversation.instructions, earlier)
         text = "" if spoken else last.text
         if question.transcribe:
             text = self.networks.slm.config.agogic.prompts.asks_transcript
-        prompt = self.prompt(conversation, text, audio=spoken, speech=question.speech)
-        steps = max(1, min(question.max_output_tokens, MAX_STEPS, self._most_steps()))
-        options = GenerationOptions(
-            output_hz=question.output_hz,
+        speech = question.speech and not (calling is not None and calling.silent)
+        prompt = self.prompt(
+            Conversation(asked.instructions, earlier, asked.tools),
+            text,
+            audio=spoken,
             speech=question.speech,
+            results=results,
+            begun=calling.begun if calling is not None else "",
+        )
+        heard = utterance if isinstance(utterance, PipelineListener) and spoken else None
+        prefill = heard.prefill if heard is not None else self.new_prefill(question.output_hz)
+        return PipelineSpeaker(
+            self, prefill, prompt, heard, self._options(question, speech=speech, calling=calling), calling
+        )
+
+    def _saying(self, text: str, question: Question) -> Speaker:
+        """Says just this, to the letter: a small model asked to repeat says what it knows instead."""
+        prompt = self.prompt(Conversation("", ()), self.repetition(text), audio=False, speech=question.speech)
+        special, letters = self.runner.special, self.networks.tokenizer.encode(without_marks(text))
+        options = replace(
+            self._options(question, speech=question.speech),
+            forced_text=(*letters, special.im_end, special.newline),
+        )
+        return PipelineSpeaker(self, self.new_prefill(question.output_hz), prompt, None, options)
+
+    def _options(self, question: Question, *, speech: bool, calling: Calling | None = None) -> GenerationOptions:
+        steps = max(1, min(question.max_output_tokens, MAX_STEPS, self._most_steps()))
+        return GenerationOptions(
+            output_hz=question.output_hz,
+            speech=speech,
             max_steps=steps,
             uniforms=counted_uniforms(question.session, question.generation, steps) if self.networks.draws else None,
             ends_circles=True,
+            mark=self.mark if speech and calling is not None and calling.mark else -1,
         )
-        if isinstance(utterance, PipelineListener) and spoken:
-            return PipelineSpeaker(self, utterance.prefill, prompt, utterance, options)
-        return PipelineSpeaker(self, self.new_prefill(question.output_hz), prompt, None, options)
 
     def _most_steps(self) -> int:
         """Steps of the longest answer that is sane: one for each frame, and those of the delay."""
@@ -230,18 +269,46 @@ class Pipeline:
     def new_prefill(self, output_hz: float) -> Prefill:
         return Prefill(self.runner, self.networks.tokenizer, self.pool, output_hz)
 
-    def prompt(self, conversation: Conversation, text: str, *, audio: bool, speech: bool) -> Prompt:
+    def prompt(
+        self,
+        conversation: Conversation,
+        text: str,
+        *,
+        audio: bool,
+        speech: bool,
+        results: Sequence[ContextItem] = (),
+        begun: str = "",
+    ) -> Prompt:
         prompts = self.networks.slm.config.agogic.prompts
         system = "\n".join(item.text for item in conversation.items if item.role == "system")
         instructions = "\n".join(part for part in (conversation.instructions, system) if part)
+        newest = self.networks.tokenizer.newest
+        past = self.caller.remembered(conversation.items)
         return chat_prompt(
-            self.networks.tokenizer.newest(text, prompts.request_tokens),
+            newest(text, prompts.request_tokens),
             audio=audio,
             speech=speech,
-            history=[PastTurn(item.role, item.text) for item in conversation.items if item.role != "system"],
+            history=[PastTurn(item.role, item.text, item.name) for item in past if item.role != "system"],
             instructions=instructions,
             prompts=prompts,
+            tools=self.caller.introduction(conversation.tools),
+            results=[PastTurn("result", newest(item.text, prompts.request_tokens), item.name) for item in results],
+            begun=begun,
         )
+
+
+def _parted(
+    items: tuple[ContextItem, ...],
+) -> tuple[tuple[ContextItem, ...], ContextItem, tuple[ContextItem, ...]]:
+    """What came before, what the user said last ("" where he did not speak last), and what functions gave since."""
+    first = len(items)
+    while first and items[first - 1].role == "result":
+        first -= 1
+    if first < len(items):
+        return items[:first], ContextItem("user", ""), items[first:]
+    if items and items[-1].role == "user":
+        return items[:-1], items[-1], ()
+    return items, ContextItem("user", ""), ()
 
 
 def _check_rate(side: str, rate_hz: float) -> None:

@@ -58,6 +58,7 @@ class Prefill:
         self._pool = pool
         self._slot: int | None = None
         self._before = ""
+        self._ids: list[int] = []
         self._audio_groups = 0
         self._end = 0
 
@@ -90,19 +91,27 @@ class Prefill:
             self._slot = self._pool.take(self)
 
     def start(self, prompt: Prompt) -> Tensor:
-        """Starts the prompt anew; the embeddings [n, H] of what stands before the audio, which `extend` must add."""
+        """Starts the prompt anew; the embeddings [n, H] of what stands before the audio and no other prompt has
+        prefilled, which `extend` must add."""
         self.reserve()
         assert self._slot is not None
         self.runner.reset(self._slot)
         self._before, self._audio_groups, self._end = prompt.before, 0, 0
-        embeddings = self.runner.model.embed_before(prompt, self._tokenizer)
+        self._ids = self.runner.model.ids_before(prompt, self._tokenizer)
+        embeddings = self.runner.model.embed_named(self._ids)
         if len(embeddings) > self._room():
             raise RequestError(
                 "context_too_long",
                 f"instructions and conversation do not fit into the model's {PROMPT_POSITIONS} positions; "
                 "shorten the instructions",
             )
-        return embeddings
+        self._end = self.runner.adopt(self._slot, self._ids, embeddings, self.output_hz)
+        return embeddings[self._end :]
+
+    def publish(self) -> None:
+        """What stands before the audio is all there: other prompts may begin with it."""
+        if self._slot is not None:
+            self.runner.publish(self._slot, self._ids)
 
     def mark(self) -> tuple[int, int]:
         """Where the prompt stands, for `back_to`."""
@@ -130,6 +139,8 @@ class Prefill:
 def open_prompts(prefills: Sequence[Prefill], prompts: Sequence[Prompt]) -> None:
     """What stands before the audio, of several prompts at once. Raises RequestError for one that does not fit."""
     extend(prefills, [prefill.start(prompt) for prefill, prompt in zip(prefills, prompts, strict=True)])
+    for prefill in prefills:
+        prefill.publish()
 
 
 def begin_answers(

@@ -88,7 +88,8 @@ def schedule(works: Sequence[Work], now_s: float, times: StepTimes) -> Plan | No
     alike.insert(0, first)
     others_s = min((slack_s[id(work)] for work in ready if not _alike(first, work)), default=float("inf"))
     # Who is late whatever is done first gains nothing from a short unit.
-    room_s = others_s if others_s > times.predict(_least(first)) else float("inf")
+    smallest = first.alone(first.cuts[0]) if first.cuts else _least(first)
+    room_s = others_s if others_s > times.predict(smallest) else float("inf")
     if first.kind == "hearing":
         return Plan("hearing", tuple(_heard(alike, room_s, times)))
     rows = [Row(first.key, _cut(first, room_s, times))]
@@ -109,10 +110,8 @@ def next_at_s(works: Iterable[Work]) -> float | None:
 
 
 def _least(work: Work) -> UnitSize:
-    """The smallest unit that gets it on."""
-    if work.kind == "hearing":
-        return work.alone(min(work.size, LEAST_HEARD))
-    return work.alone(work.cuts[0] if work.cuts else work.size)
+    """What is counted on for it: of hearing the smallest unit that gets it on; sound is cut only if it must be."""
+    return work.alone(min(work.size, LEAST_HEARD) if work.kind == "hearing" else work.size)
 
 
 def _cut(work: Work, room_s: float, times: StepTimes) -> int:

@@ -31,12 +31,14 @@ from agent.wire import (
     ResponseStats,
     StartUtterance,
     TextDelta,
+    ToolCall,
     Transcript,
     WorkerError,
 )
 from worker.dictation import Dictation
 from worker.listening import Clock, Send, Utterance, Utterances
 from worker.parts import (
+    Called,
     Conversation,
     Finished,
     Question,
@@ -235,9 +237,10 @@ class Session:
 
     def _answered(self) -> Utterance | None:
         """The utterance that is answered, if it is open still."""
-        if self._response is None or not self._response.request.context:
+        request = self._response.request if self._response is not None else None
+        if request is None or not request.context or request.say:
             return None
-        utterance = self.utterances.get(self._response.request.context[-1].utterance)
+        utterance = self.utterances.get(request.context[-1].utterance)
         return utterance if utterance and not utterance.heard else None
 
     def _awaited(self) -> Utterance | None:
@@ -274,7 +277,8 @@ class Session:
         speaker.pace(hurried=hurried, alone=not self.other_answers, next_in_s=self.next_in_s)
         unit = speaker.unit
         if unit != "token":
-            size, cuts = (speaker.unit_samples, speaker.cuts) if unit == "sound" else (0, ())
+            size = {"sound": speaker.unit_samples, "beginning": BEGINNING_SIZE}.get(unit, 0)
+            cuts = speaker.cuts if unit == "sound" else ()
             yield Work(key, unit, deadline, size, playing=dry_at is not None, cuts=cuts)
         if not speaker.talks:
             return
@@ -287,14 +291,14 @@ class Session:
         yield Work(key, "token", token_deadline, 0, made_until - AHEAD_S, made_until - ENOUGH_S, playing=True)
 
     def _question(self, request: Respond) -> Question:
-        if not request.context:
+        if not request.context and not request.say:
             raise RequestError("empty_context", "there is nothing to answer: the context is empty")
-        last = request.context[-1].utterance
+        last = request.context[-1].utterance if request.context and not request.say else None
         utterance = self.utterances.get(last)
         if utterance is not None and not utterance.answerable:
             raise RequestError("utterance_open", f"utterance {last} has not ended; end it before asking for an answer")
         return Question(
-            Conversation(request.instructions, tuple(request.context)),
+            Conversation(request.instructions, tuple(request.context), request.tools),
             self.utterances.answerable(),
             request.input_hz,
             request.output_hz,
@@ -302,9 +306,10 @@ class Session:
             request.max_output_tokens,
             session=self.number,
             generation=request.generation,
+            say=request.say,
         )
 
-    def _deliver(self, response: Response, event: TextPiece | Sound | Finished) -> None:
+    def _deliver(self, response: Response, event: Spoken) -> None:
         generation = response.request.generation
         match event:
             case TextPiece(text):
@@ -317,6 +322,8 @@ class Session:
                 data = (np.clip(pcm, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
                 self._send(AudioOut(self.number, generation, response.samples, data, list(tokens), list(words)))
                 response.samples += len(pcm)
+            case Called(name, arguments):
+                self._send(ToolCall(self.number, generation, name, arguments))
             case Finished(reason):
                 self._finish(reason)
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.wire import INPUT_SAMPLE_RATE, ResponseStats, TokenSpan
+from agent.wire import INPUT_SAMPLE_RATE, Abilities, ResponseStats, TokenSpan
 from worker.device import Given
 from worker.parts import Conversation, Encoded, Finished, Listener, Pcm, Question, Sound, Speaker, Spoken, Unit
 from worker.step_times import Cost, Kind, UnitSize
 
 OUTPUT_RATE = 24_000
+ABILITIES = Abilities()
 CODEC_HZ = 12.5
 FRAME_SAMPLES = int(OUTPUT_RATE / CODEC_HZ)
 DELAY_STEPS = 7
@@ -151,6 +152,7 @@ class SimulatedModel:
     output_sample_rate: int = OUTPUT_RATE
     codec_frame_rate_hz: float = CODEC_HZ
     judges_ends: bool = False
+    abilities: Abilities = ABILITIES
 
     def listen(
         self, conversation: Conversation, input_hz: float, output_hz: float, previous: Listener | None = None

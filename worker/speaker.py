@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.wire import ResponseStats
 from models.networks.generation import Generation, GenerationOptions, Step
-from models.networks.prompts import Prompt
+from models.networks.prompts import CALL, Prompt
 from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES
+from worker.calls.caller import Calling
 from worker.ears.ear import realised_hz
 from worker.listener import PipelineListener
 from worker.parts import Finished, Pcm, Sound, Spoken, TextPiece, Unit
@@ -25,7 +27,11 @@ LONGEST_PER_LETTER, LONGEST_PAUSE = 2.5, 25.0
 
 
 class PipelineSpeaker:
-    """One answer: a `Speaker`. Each unit is one joint step of Thinker and Talker or one chunk of sound."""
+    """One answer: a `Speaker`. Each unit is one joint step of Thinker and Talker or one chunk of sound.
+
+    Where a spoken answer comes to a call, its speech ends, and what the Thinker has to write is made in a second
+    generation from the same prompt, without the Talker.
+    """
 
     def __init__(
         self,
@@ -34,7 +40,11 @@ class PipelineSpeaker:
         prompt: Prompt,
         utterance: PipelineListener | None,
         options: GenerationOptions,
+        calling: Calling | None = None,
     ) -> None:
+        self._calling = calling
+        self._writes = calling is not None and calling.silent
+        self._all_text = ""
         self._started = time.perf_counter()
         self._pipeline = pipeline
         self._runner = pipeline.runner
@@ -78,10 +88,10 @@ class PipelineSpeaker:
 
     @property
     def unit(self) -> Unit:
-        if self._answer is None:
-            return "beginning"
         if self.voice is not None and self.voice.ready:
             return "sound"
+        if self._answer is None:
+            return "beginning"
         return "end" if self._over() else "token"
 
     @property
@@ -104,7 +114,10 @@ class PipelineSpeaker:
         if self.unit != "end":
             return self._pipeline.step([self], self.unit)[0]
         self.close()
-        return [Finished("completed" if self.answer.ended == "end" else "max_output_tokens")]
+        if self.answer.ended != "end":
+            return [Finished("max_output_tokens")]
+        calls = self._calling.read(self._all_text) if self._calling is not None else []
+        return [*calls, Finished("completed")]
 
     def close(self) -> None:
         """The answer is over or given up: its slot serves the next one."""
@@ -142,12 +155,15 @@ class PipelineSpeaker:
         events: list[Spoken] = []
         if step.text_token is not None:
             piece = self._stream.push(step.text_token)
-            if step.text_token == self._runner.special.im_end:
-                self._words.end_text()
-            self._words.text(piece)
+            self._all_text += piece
             self._text_tokens += 1
-            if piece:
-                events.append(TextPiece(piece))
+            self._writes |= self._calling is not None and step.text_token == self._pipeline.mark
+            if not self._writes:
+                if step.text_token == self._runner.special.im_end:
+                    self._words.end_text()
+                self._words.text(piece)
+                if piece:
+                    events.append(TextPiece(piece))
         if step.spoken is not None and self.voice is not None:
             span = self._tokens.add(step.spoken.code, step.spoken.duration_frames)
             if span is not None:
@@ -156,13 +172,27 @@ class PipelineSpeaker:
                 self._words.speech(span.duration_frames, self._looked_at)
         # The head's weights belong to the code chosen in this step, whose duration comes with the next.
         self._looked_at = step.focus
-        if self.voice is not None and self._over():
+        if self.answer.marked and (self._over() or not self.text):
+            self._write_on()
+        elif self.voice is not None and self._over():
             self.voice.end()
         return events
 
+    def _write_on(self) -> None:
+        """What was to be said is said: the rest is written."""
+        if self.text and self.voice is not None:
+            self.voice.end()
+        else:
+            self.voice = None
+        begun = f"{self._all_text}{CALL}\n"
+        self.prompt = replace(self.prompt, after=self.prompt.after + begun)
+        self.options = replace(self.options, speech=False, uniforms=None, mark=-1)
+        self._all_text, self._writes, self._answer = begun, True, None
+        self._stream = self._pipeline.networks.tokenizer.stream()
+
     def _over(self) -> bool:
         """Whether no more tokens will come."""
-        return bool(self.answer.ended) or self._runs_on()
+        return bool(self.answer.ended) or (self.options.speech and self._runs_on())
 
     def _runs_on(self) -> bool:
         """Whether sound goes on long after every word must have been said, or longer than any answer should last: a

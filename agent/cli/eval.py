@@ -105,6 +105,30 @@ def heard(
 
 
 @app.command()
+def tools(
+    orders: Annotated[int, typer.Option(min=1, help="to be confirmed")] = 100,
+    clips: Annotated[Path | None, typer.Option(help="folder of recorded orders, held-out ones; else written")] = None,
+    labels: Annotated[Path | None, typer.Option(help="their labels.json")] = None,
+    model: Model = "embedded",
+    json: Json = False,
+) -> None:
+    """How often a confirmed order is submitted, once and with the right arguments, and how often an unconfirmed one."""
+    if (clips is None) != (labels is None):
+        raise typer.BadParameter("recordings need both: --clips DIR --labels FILE")
+    with measuring("eval", 1):
+        from benchmarks.attacks.server import ServerError
+        from benchmarks.dialogue import tools as benchmark
+        from benchmarks.dialogue.barista import LabelsError, read_clips
+
+        try:
+            spoken = read_clips(clips, labels, True) if clips is not None and labels is not None else []
+            report = benchmark.run(model, orders, spoken, progress(json, "orders"))
+        except (LabelsError, ServerError, benchmark.TalkError) as error:
+            fail("eval", error)
+        print_report(report, json, lists=False)
+
+
+@app.command()
 def turns(
     clips: Annotated[Path, typer.Option(help="folder of recorded orders")],
     labels: Annotated[Path, typer.Option(help="their labels.json")],

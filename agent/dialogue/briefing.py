@@ -7,13 +7,23 @@ from collections.abc import Callable, Mapping
 
 from agent.config import RateRange, SessionConfig
 from agent.dialogue.captions import Captions
-from agent.dialogue.conversation import Conversation, Item, UserMessage, context_of
+from agent.dialogue.conversation import (
+    AssistantMessage,
+    Conversation,
+    FunctionCallOutput,
+    Item,
+    SystemMessage,
+    UserMessage,
+    context_of,
+)
 from agent.dialogue.effects import Outbox
 from agent.dialogue.level import amplified, gain_for, peak_of
 from agent.dialogue.listening import Listening, Utterance
 from agent.dialogue.rates import RatePolicy, Side
 from agent.dialogue.response import Response, ResponsePlan
 from agent.dialogue.speaking import WorkerSlot
+from agent.dialogue.tool_use import tool_use
+from agent.protocol.client_events import ResponseParams
 from agent.protocol.session_object import SessionSettings
 from agent.wire import ContextItem, DropUtterance, Respond, StartUtterance
 
@@ -21,8 +31,9 @@ from agent.wire import ContextItem, DropUtterance, Respond, StartUtterance
 class Briefing:
     """`settings` gives the session's settings as they are now.
 
-    `config.opening` is what the model is told when it is to speak and nobody has said anything: in an empty
-    conversation, after a silence that the client wants filled, and where it committed one by mistake.
+    `config.opening` is what the model is told when it is to speak and nobody has said anything since it last spoke: in
+    an empty conversation, after a silence that the client wants filled, where it committed one by mistake, and where
+    it asks for two answers to one question. A model that follows instructions follows those instead, if there are any.
     """
 
     def __init__(
@@ -81,16 +92,30 @@ class Briefing:
     def question(self, response: Response, slot: WorkerSlot) -> Respond:
         """The request for an answer; sees to it that the sound to be answered is with the worker."""
         plan = response.plan
-        items = plan.items if plan.items is not None else self._conversation.items
-        if items and isinstance(items[-1], UserMessage):
-            self._hand_over(items[-1], context_of(items[:-1]))
-        context = context_of(items)
+        items = _with_what_to_answer_last(plan.items if plan.items is not None else self._conversation.items)
         last = items[-1] if items else None
-        if not context or (isinstance(last, UserMessage) and last.silent):
-            context.append(ContextItem("user", self._opening))
-            response.item.aside = isinstance(last, UserMessage) and last.by_mistake
-        response.utterance = context[-1].utterance
+        if isinstance(last, UserMessage) and not plan.say:
+            self._hand_over(last, context_of(self._but_for(last, items[:-1])))
+        context = context_of(items)
+        if not _is_to_answer(last) and not plan.say:
+            instructed = slot.ready.abilities.instructable and any((plan.instructions, *_told(context)))
+            context.append(ContextItem("user", "" if instructed else self._opening))
+        response.item.given = bool(plan.say)
+        by_mistake = isinstance(last, UserMessage) and last.by_mistake
+        is_small = not slot.ready.abilities.instructable
+        response.item.aside = by_mistake or (is_small and self._is_aside(last, plan, context))
+        response.utterance = context[-1].utterance if context else None
         return self._respond(plan, context, response.generation, slot)
+
+    @staticmethod
+    def _is_aside(last: Item | None, plan: ResponsePlan, context: list[ContextItem]) -> bool:
+        """Of a small model's memory it would cost what was ordered."""
+        asks_back = not _is_to_answer(last) and any(item.role == "assistant" for item in context)
+        return asks_back or bool(plan.say) or isinstance(last, FunctionCallOutput)
+
+    def _but_for(self, item: UserMessage, items: list[Item]) -> list[Item]:
+        """The items without those that it goes on with."""
+        return [earlier for earlier in items if earlier.id not in item.continues]
 
     def _respond(self, plan: ResponsePlan, context: list[ContextItem], generation: int, slot: WorkerSlot) -> Respond:
         limit = plan.max_output_tokens
@@ -103,11 +128,13 @@ class Briefing:
             speech=plan.modality == "audio",
             max_output_tokens=self._max_output_tokens if limit == "inf" else limit,
             input_hz=plan.input_rate.hz,
+            tools=plan.tools,
+            say=plan.say,
         )
 
     def hand_over(self, item: UserMessage) -> None:
         """Sees to it that the worker has, or gets, the sound of an item of the conversation."""
-        self._hand_over(item, context_of(self._before(item)))
+        self._hand_over(item, context_of(self._but_for(item, self._before(item))))
 
     def _hand_over(self, item: UserMessage, context: list[ContextItem]) -> None:
         """The sound of a committed item, if it is still kept and the worker does not have it."""
@@ -115,10 +142,11 @@ class Briefing:
             return
         if item.utterance is None:
             item.utterance = self._listening.next_number()
-            wanted = self._settings().audio.input.transcription is not None
-            self._captions.committed(item.utterance, item, wanted=wanted)
+            wanted = self._settings().audio.input.transcription is not None and item.transcript is None
+            self._captions.committed(item.utterance, item, wanted=wanted, begun=self._conversation.beginning_of(item))
         self._start(item.utterance, context)
-        heard = amplified(item.pcm, gain_for(peak_of(item.pcm)))
+        sound = self._conversation.sound_of(item)
+        heard = amplified(sound, gain_for(peak_of(sound)))
         self._listening.send_utterance(item.utterance, heard.tobytes(), ended=True)
 
     def _start(self, number: int, context: list[ContextItem]) -> None:
@@ -135,16 +163,42 @@ class Briefing:
                 instructions=settings.instructions,
                 followed="input_transcript" in settings.x_agogic.events,
                 output_hz=self.policy.expect("output", settings.x_agogic.output_frame_rate).hz,
+                tools=tool_use(ResponseParams(), settings),
             )
         )
 
     def _items_before(self, utterance: Utterance) -> list[Item]:
         continued = self._conversation.find(utterance.continues) if utterance.continues is not None else None
-        return self._conversation.items if continued is None else self._before(continued)
+        if not isinstance(continued, UserMessage):
+            return self._conversation.items
+        return self._before(next(iter(self._conversation.beginning_of(continued)), continued))
 
     def _before(self, item: Item) -> list[Item]:
         items = self._conversation.items
         return items[: items.index(item)] if item in items else []
+
+
+def _is_to_answer(item: Item | None) -> bool:
+    """Whether it is something that the agent can answer, and not silence or an answer of its own."""
+    if isinstance(item, UserMessage):
+        return not item.silent and (item.utterance is not None or bool(item.words))
+    return isinstance(item, FunctionCallOutput)
+
+
+def _with_what_to_answer_last(items: list[Item]) -> list[Item]:
+    """The items with the newest turn of the user's, or result of a function, behind what the client wrote after it."""
+    for index in range(len(items) - 1, -1, -1):
+        item = items[index]
+        if isinstance(item, UserMessage | FunctionCallOutput):
+            return [*items[:index], *items[index + 1 :], item]
+        passed_over = isinstance(item, SystemMessage) or (isinstance(item, AssistantMessage) and item.answers_nothing)
+        if not passed_over:
+            break
+    return items
+
+
+def _told(context: list[ContextItem]) -> list[str]:
+    return [item.text for item in context if item.role == "system"]
 
 
 def _configured(config: SessionConfig) -> Mapping[Side, RateRange]:

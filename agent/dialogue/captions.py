@@ -7,6 +7,7 @@ without a recogniser writes down what it has heard later, after its answer: `com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.dialogue.conversation import UserMessage
@@ -22,6 +23,7 @@ class _Caption:
     wanted: bool
     encoded: bool = False
     sent: str = ""
+    begun: tuple[UserMessage, ...] = ()
 
 
 class Captions:
@@ -30,15 +32,17 @@ class Captions:
     def __init__(self) -> None:
         self._open: dict[int, _Caption] = {}
 
-    def committed(self, utterance: int, item: UserMessage, *, wanted: bool) -> None:
+    def committed(self, utterance: int, item: UserMessage, *, wanted: bool, begun: Sequence[UserMessage] = ()) -> None:
+        """`begun`: the items that the utterance begins with, whose words are theirs and not the item's."""
         samples = item.pcm.size if item.pcm is not None else 0
-        self._open[utterance] = _Caption(item, samples / SAMPLE_RATE_HZ, wanted)
+        self._open[utterance] = _Caption(item, samples / SAMPLE_RATE_HZ, wanted, begun=tuple(begun))
 
     def heard(self, utterance: int, text: str, *, final: bool) -> list[ServerEvent]:
         """`text` is the whole transcript so far."""
         caption = self._open.get(utterance)
         if caption is None:
             return []
+        text = rest_of(text, [item.words for item in caption.begun])
         caption.item.transcript = text
         if final:
             del self._open[utterance]
@@ -81,3 +85,21 @@ class Captions:
     def drop(self, utterance: int | None) -> None:
         if utterance is not None:
             self._open.pop(utterance, None)
+
+
+def rest_of(text: str, begun: Sequence[str]) -> str:
+    """What `text` says behind what its beginning was understood as before: the recogniser may have revised that, so the
+    beginning is the one that differs from it in fewest words."""
+    said, words = " ".join(begun).split(), text.split()
+    if not said:
+        return text
+    # Row by row of the edit distance; the last row tells how far each beginning of `words` is from `said`.
+    distances = list(range(len(words) + 1))
+    for number, word in enumerate(said, start=1):
+        diagonal, distances[0] = distances[0], number
+        for index, other in enumerate(words, start=1):
+            changed = diagonal + (word != other)
+            diagonal = distances[index]
+            distances[index] = min(changed, distances[index] + 1, distances[index - 1] + 1)
+    end = min(range(len(words) + 1), key=lambda index: (distances[index], abs(index - len(said))))
+    return " ".join(words[end:])

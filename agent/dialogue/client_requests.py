@@ -19,19 +19,27 @@ from agent.config import Rate
 from agent.dialogue.conversation import KEPT_AUDIO_SAMPLES, Conversation, Item, item_from_client
 from agent.dialogue.rates import RateDecision, RatePolicy
 from agent.dialogue.response import ResponsePlan
+from agent.dialogue.tool_use import name_of_call, tool_use
 from agent.ids import Ids
 from agent.protocol.client_events import (
     ClientEvent,
     ItemCreate,
     ResponseCreate,
+    ResponseExtensions,
     ResponseParams,
-    ResponseRates,
     SessionUpdate,
     decode_client_event,
 )
 from agent.protocol.errors import ProtocolError
 from agent.protocol.formats import AudioFormat, format_name
-from agent.protocol.items import ClientItem, ItemReference, MessageItem, parse_input, parse_item
+from agent.protocol.items import (
+    ClientItem,
+    FunctionCallOutputItem,
+    ItemReference,
+    MessageItem,
+    parse_input,
+    parse_item,
+)
 from agent.protocol.session_object import SessionSettings, check_session_size
 from agent.turn.silero import SAMPLE_RATE_HZ
 
@@ -87,7 +95,10 @@ def _read_input(raws: list[dict[str, object]], format: AudioFormat) -> Iterator[
 
 
 def _read_item(parsed: ClientItem, format: AudioFormat, param: str) -> ReadItem:
-    return ReadItem(parsed, pcm_of_item(parsed, format, param=param) if isinstance(parsed, MessageItem) else None)
+    pcm = None
+    if isinstance(parsed, MessageItem) and parsed.role == "user":
+        pcm = pcm_of_item(parsed, format, param=param)
+    return ReadItem(parsed, pcm)
 
 
 def plan_response(
@@ -103,11 +114,13 @@ def plan_response(
     Raises `ProtocolError` with `param` under `response`.
     """
     in_conversation = params.conversation != "none"
-    rates = params.x_agogic if params.x_agogic is not None else ResponseRates()
+    rates = params.x_agogic if params.x_agogic is not None else ResponseExtensions()
     wishes = settings.x_agogic
-    items = None
+    items: list[Item] | None = None
     if params.input is not None:
-        items = [_input_item(read, f"response.input[{index}]", conversation, ids) for index, read in enumerate(input)]
+        items = []
+        for index, read in enumerate(input):
+            items.append(_input_item(read, f"response.input[{index}]", conversation, ids, items))
     output = settings.audio.output
     return ResponsePlan(
         in_conversation=in_conversation,
@@ -121,6 +134,9 @@ def plan_response(
         format=_output_format(params) or output.format,
         voice=output.voice if isinstance(output.voice, str) else "default",
         conversation_id=conversation.id if in_conversation else None,
+        tools=tool_use(params, settings),
+        say=rates.say or "",
+        instructed=bool(params.instructions),
     )
 
 
@@ -154,13 +170,24 @@ def pcm_of_item(item: MessageItem, format: AudioFormat, *, param: str) -> audio.
     return np.concatenate(pieces) if pieces else None
 
 
-def _input_item(read: ReadItem | ItemReference, param: str, conversation: Conversation, ids: Ids) -> Item:
+def _input_item(
+    read: ReadItem | ItemReference, param: str, conversation: Conversation, ids: Ids, before: list[Item]
+) -> Item:
     if isinstance(read, ItemReference):
         found = conversation.find(read.id)
         if found is None:
             raise ProtocolError("invalid_value", f"No such item: {read.id[:100]}", param=f"{param}.id")
         return found
-    return item_from_client(read.parsed, ids.new("item"), read.pcm)
+    return new_item(read, conversation, ids, before, param)
+
+
+def new_item(read: ReadItem, conversation: Conversation, ids: Ids, before: list[Item], param: str) -> Item:
+    """An item of a client's; `before` are those that it sent along. Raises `ProtocolError` under `param` for the result
+    of a call that nobody made."""
+    name = ""
+    if isinstance(read.parsed, FunctionCallOutputItem):
+        name = name_of_call(conversation, read.parsed, before, param)
+    return item_from_client(read.parsed, ids.new("item"), read.pcm, name)
 
 
 def _modality(modalities: list[Literal["text", "audio"]]) -> Literal["text", "audio"]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from agent import audio
 from agent.protocol.errors import ProtocolError
@@ -43,8 +44,10 @@ class SystemMessage:
 class UserMessage:
     """Typed or spoken. `pcm` is the sound at 16 kHz, `utterance` its number in the worker.
 
-    `parts` are ids of items that became part of this one, because the user went on speaking; `silent` is a turn in
-    which nobody was heard, committed so that an answer can follow; `by_mistake` if it was the client that committed it.
+    `parts` are ids of items that became part of this one, because the user went on speaking; `continues` those of
+    items that it goes on with, whose sound its utterance begins with although they are items still; `silent` is a turn
+    in which nobody was heard, committed so that an answer can follow; `by_mistake` if it was the client that committed
+    it; `images`: so many came with it, which nobody looks at.
     """
 
     id: str
@@ -55,8 +58,10 @@ class UserMessage:
     transcript: str | None = None
     status: Status = "completed"
     parts: tuple[str, ...] = ()
+    continues: tuple[str, ...] = ()
     silent: bool = False
     by_mistake: bool = False
+    images: int = 0
 
     def as_dict(self) -> JsonObject:
         return _message(self.id, "user", self.status, self._content())
@@ -68,11 +73,16 @@ class UserMessage:
         return _message(self.id, "user", self.status, parts)
 
     def context(self) -> ContextItem:
-        words = [*self.texts, self.transcript or ""]
-        return ContextItem("user", "\n".join(filter(None, words)), self.utterance)
+        return ContextItem("user", self.words, self.utterance)
+
+    @property
+    def words(self) -> str:
+        """What it says, as far as that is known."""
+        return "\n".join(filter(None, [*self.texts, self.transcript or ""]))
 
     def _content(self) -> list[JsonObject]:
         parts: list[JsonObject] = [{"type": "input_text", "text": text} for text in self.texts]
+        parts.extend({"type": "input_image"} for _ in range(self.images))
         if self.spoken:
             parts.append({"type": "input_audio", "transcript": self.transcript})
         return parts
@@ -84,6 +94,7 @@ class AssistantMessage:
 
     `withdrawn`: it answered half a turn and was taken back before anybody could have reacted to it. `aside`: it asked
     back because nobody had spoken. The model is told of neither: of a small one's memory it would cost the order.
+    `given`: its text was the client's, so it answers nothing.
     """
 
     id: str
@@ -96,6 +107,7 @@ class AssistantMessage:
     opened: bool = False
     withdrawn: bool = False
     aside: bool = False
+    given: bool = False
     status: Status = "in_progress"
 
     @property
@@ -122,6 +134,11 @@ class AssistantMessage:
         heard = self.heard_samples
         return join_words([word for word in self.words if word.start_sample + word.end_sample <= 2 * heard])
 
+    @property
+    def answers_nothing(self) -> bool:
+        """Whether what was said before it is still to be answered."""
+        return self.given or self.withdrawn or not self.heard_text()
+
     def truncate(self, audio_end_ms: int) -> int:
         """Cuts to what was heard, clamped to what exists; returns the position in ms that is now in effect."""
         end_ms = min(audio_end_ms, -(-self.audio_samples * 1000 // self.sample_rate_hz))
@@ -136,21 +153,30 @@ class AssistantMessage:
 
 @dataclass(eq=False)
 class FunctionCall:
+    """`arguments` is JSON as text."""
+
     id: str
     call_id: str
     name: str
     arguments: str
+    status: Status = "completed"
 
     def as_dict(self) -> JsonObject:
-        head: JsonObject = {"id": self.id, "object": "realtime.item", "type": "function_call", "status": "completed"}
+        head: JsonObject = {"id": self.id, "object": "realtime.item", "type": "function_call", "status": self.status}
         return head | {"name": self.name, "call_id": self.call_id, "arguments": self.arguments}
+
+    def context(self) -> ContextItem:
+        return ContextItem("call", self.arguments, name=self.name)
 
 
 @dataclass(eq=False)
 class FunctionCallOutput:
+    """`name` is that of the function whose call it answers."""
+
     id: str
     call_id: str
     output: str
+    name: str = ""
 
     def as_dict(self) -> JsonObject:
         head: JsonObject = {
@@ -160,6 +186,9 @@ class FunctionCallOutput:
             "status": "completed",
         }
         return head | {"call_id": self.call_id, "output": self.output}
+
+    def context(self) -> ContextItem:
+        return ContextItem("result", self.output, name=self.name)
 
 
 Item = SystemMessage | UserMessage | AssistantMessage | FunctionCall | FunctionCallOutput
@@ -174,13 +203,14 @@ def spaced(word: str, *, first: bool) -> str:
     return word.strip() if first else " " + word.strip()
 
 
-def item_from_client(parsed: ClientItem, new_id: str, pcm: audio.Samples | None) -> Item:
-    """`pcm` is the sound of the message's `input_audio` parts at 16 kHz, None if it has none."""
+def item_from_client(parsed: ClientItem, new_id: str, pcm: audio.Samples | None, called: str = "") -> Item:
+    """`pcm` is the sound of the message's `input_audio` parts at 16 kHz, None if it has none; `called`: the function
+    whose result it is."""
     identity = parsed.id or new_id
     if isinstance(parsed, FunctionCallItem):
         return FunctionCall(identity, parsed.call_id or f"call_{new_id}", parsed.name, parsed.arguments)
     if isinstance(parsed, FunctionCallOutputItem):
-        return FunctionCallOutput(identity, parsed.call_id, parsed.output)
+        return FunctionCallOutput(identity, parsed.call_id, parsed.output, called)
     return _message_from_client(parsed, identity, pcm)
 
 
@@ -189,10 +219,12 @@ def _message_from_client(parsed: MessageItem, identity: str, pcm: audio.Samples 
     if parsed.role == "system":
         return SystemMessage(identity, texts)
     if parsed.role == "assistant":
+        texts = [said for part in parsed.content if (said := part.text or part.transcript) is not None]
         return AssistantMessage(identity, "text", text="\n".join(texts), opened=True, status="completed")
     transcripts = [part.transcript for part in parsed.content if part.transcript]
     transcript = " ".join(transcripts) or None
-    return UserMessage(identity, texts, spoken=pcm is not None, pcm=pcm, transcript=transcript)
+    images = sum(part.type == "input_image" for part in parsed.content)
+    return UserMessage(identity, texts, spoken=pcm is not None, pcm=pcm, transcript=transcript, images=images)
 
 
 def _message(identity: str, role: str, status: Status, content: list[JsonObject]) -> JsonObject:
@@ -211,10 +243,25 @@ class Conversation:
         self.id = identity
         self.items: list[Item] = []
         self._by_id: dict[str, Item] = {}
+        self._calls: dict[str, FunctionCall] = {}
 
     def find(self, item_id: str) -> Item | None:
         """The item, or the one that it became part of."""
         return self._by_id.get(item_id)
+
+    def call(self, call_id: str) -> FunctionCall | None:
+        """The call with this `call_id`."""
+        return self._calls.get(call_id)
+
+    def beginning_of(self, item: UserMessage) -> list[UserMessage]:
+        """The items that it goes on with and that are still there, in order."""
+        found = map(self.find, item.continues)
+        return [earlier for earlier in found if isinstance(earlier, UserMessage)]
+
+    def sound_of(self, item: UserMessage) -> audio.Samples:
+        """All that its utterance holds, at 16 kHz: what it goes on with, and its own."""
+        parts = [*(earlier.pcm for earlier in self.beginning_of(item)), item.pcm]
+        return np.concatenate([pcm for pcm in parts if pcm is not None])
 
     def of_utterance(self, utterance: int) -> UserMessage | None:
         """The item that was spoken so."""
@@ -248,6 +295,8 @@ class Conversation:
         else:
             self.items.insert(0 if before is None else self.items.index(before) + 1, item)
         self._by_id |= dict.fromkeys(_ids(item), item)
+        if isinstance(item, FunctionCall):
+            self._calls[item.call_id] = item
         if isinstance(item, UserMessage) and item.pcm is not None:
             self.forget_audio(KEPT_AUDIO_SAMPLES)
         return self.previous_id(item)
@@ -261,6 +310,8 @@ class Conversation:
             # An id that this item stood for may have been given to another since.
             if self._by_id.get(identity) is item:
                 del self._by_id[identity]
+        if isinstance(item, FunctionCall) and self._calls.get(item.call_id) is item:
+            del self._calls[item.call_id]
 
     def clear(self) -> None:
         for item in tuple(self.items):
@@ -301,19 +352,26 @@ def _held_bytes(item: Item) -> int:
 
 
 def context_of(items: list[Item]) -> list[ContextItem]:
-    """What the model is told: messages that say something; function calls are kept for the client's sake alone.
+    """What the model is told: messages that say something, calls of functions and what they gave.
 
-    Of a conversation longer than `MAX_CONTEXT_CHARACTERS` the newest part.
+    A turn that went on in another item is told as one. Of a conversation longer than `MAX_CONTEXT_CHARACTERS` the
+    newest part.
     """
     context: list[ContextItem] = []
     room = MAX_CONTEXT_CHARACTERS
+    known = {item.id: item for item in items if isinstance(item, UserMessage)}
+    told: set[str] = set()
     for item in reversed(items):
-        if isinstance(item, (FunctionCall, FunctionCallOutput)):
+        if item.id in told:
             continue
         entry = item.context()
+        if isinstance(item, UserMessage) and item.continues:
+            told |= set(item.continues)
+            begun = [known[identity].words for identity in item.continues if identity in known]
+            entry = ContextItem("user", " ".join(filter(None, [*begun, entry.text])), entry.utterance)
         room -= len(entry.text)
         if room < 0:
             break
-        if entry.text or entry.utterance is not None:
+        if entry.text or entry.utterance is not None or entry.role == "result":
             context.append(entry)
     return context[::-1]

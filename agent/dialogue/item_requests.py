@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET, UnsetType
+
 from agent.dialogue.briefing import Briefing
 from agent.dialogue.captions import Captions
-from agent.dialogue.client_requests import ReadItem
+from agent.dialogue.client_requests import ReadItem, new_item
 from agent.dialogue.conversation import (
     MAX_ITEM_CHARACTERS,
     AssistantMessage,
     Conversation,
     Item,
     UserMessage,
-    item_from_client,
     text_length,
 )
 from agent.dialogue.effects import Outbox
 from agent.dialogue.item_sound import SoundShown
 from agent.dialogue.listening import Listening
+from agent.dialogue.notes import IMAGES
 from agent.dialogue.speaking import Speaking
 from agent.ids import Ids
 from agent.protocol import client_events as client
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.protocol.items import ItemReference
+
+JsonObject = dict[str, object]
 
 
 class ItemRequests:
@@ -60,11 +64,14 @@ class ItemRequests:
                 f"The id {read.parsed.id} is given by the server; choose another, or leave it out.",
                 param="item.id",
             )
-        item = item_from_client(read.parsed, self._ids.new("item"), read.pcm)
+        item = new_item(read, self._conversation, self._ids, [], "item")
         if text_length(item) > MAX_ITEM_CHARACTERS:
             raise ProtocolError("invalid_value", f"An item may have {MAX_ITEM_CHARACTERS} characters.", param="item")
         previous = self._conversation.add(item, event.previous_item_id)
-        self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous))
+        notes: JsonObject | UnsetType = UNSET
+        if isinstance(item, UserMessage) and item.images:
+            notes = {"notes": [IMAGES]}
+        self._outbox.send(events.ItemAdded(item=item.as_dict(), previous_item_id=previous, x_agogic=notes))
         self._outbox.send(events.ItemDone(item=item.as_dict(), previous_item_id=previous))
 
     def retrieve(self, event: client.ItemRetrieve, *, with_sound: bool) -> None:
@@ -97,7 +104,16 @@ class ItemRequests:
         if isinstance(item, UserMessage):
             self._captions.drop(item.utterance)
             self._briefing.drop_utterance(item.utterance)
+            self._sever(item)
         self._outbox.send(events.ItemDeleted(item_id=item.id))
+
+    def _sever(self, gone: UserMessage) -> None:
+        """What went on with an item that is deleted is heard again without it."""
+        for item in self._conversation.items:
+            if isinstance(item, UserMessage) and gone.id in item.continues:
+                item.continues = tuple(identity for identity in item.continues if identity != gone.id)
+                self._briefing.drop_utterance(item.utterance)
+                item.utterance = None
 
     def _is_ours(self, item_id: str) -> bool:
         """An id that the server has not given yet, or to an item that the conversation does not hold yet."""

@@ -11,13 +11,14 @@ from typing import Literal
 from msgspec import UNSET
 
 from agent import audio
-from agent.dialogue.conversation import AssistantMessage, Item, spaced
+from agent.dialogue.conversation import AssistantMessage, FunctionCall, Item, spaced
 from agent.dialogue.playout import Playout, Slice
 from agent.dialogue.rates import RateDecision
+from agent.dialogue.tool_use import call_events
 from agent.protocol import server_events as events
 from agent.protocol.formats import AudioFormat, format_name
 from agent.protocol.server_events import ServerEvent
-from agent.wire import ResponseDone, ResponseStats, TokenSpan, WordSpan
+from agent.wire import NO_TOOLS, ResponseDone, ResponseStats, TokenSpan, ToolCall, ToolUse, WordSpan
 
 JsonObject = dict[str, object]
 FinalStatus = Literal["completed", "cancelled", "incomplete", "failed"]
@@ -27,7 +28,9 @@ FinalStatus = Literal["completed", "cancelled", "incomplete", "failed"]
 class ResponsePlan:
     """Everything decided about a response before it starts. `items` are what to answer, None = the conversation.
 
-    `answers` is the id of the spoken turn whose end made the server ask for it, None where somebody else did.
+    `answers` is the id of the spoken turn whose end made the server ask for it, None where somebody else did. `tools`
+    may be called; `say`: the answer is this text; `instructed`: it has instructions of its own; `notes` say what of
+    what was asked has no effect.
     """
 
     in_conversation: bool
@@ -43,6 +46,10 @@ class ResponsePlan:
     conversation_id: str | None
     turn_detection_ms: float | None = None
     answers: str | None = None
+    tools: ToolUse = NO_TOOLS
+    say: str = ""
+    instructed: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,11 @@ class Clocked:
 
 @dataclass
 class Response:
-    """`server_plays` is WebRTC: sound is pulled and not sent as events. `utterance` is what it answers, if sound."""
+    """`server_plays` is WebRTC: sound is pulled and not sent as events. `utterance` is what it answers, if sound.
+
+    `called` are calls that the worker made of it; they become `calls`, each with the id of the item before it, and are
+    told of behind all else: what is cut off calls nothing.
+    """
 
     id: str
     generation: int
@@ -96,6 +107,8 @@ class Response:
     utterance: int | None = None
     speculation: SpeculationReport = SpeculationReport(0.0, 0.0)
     started: bool = False
+    called: list[ToolCall] = field(default_factory=list)
+    calls: list[tuple[FunctionCall, str | None]] = field(default_factory=list)
     tokens: list[TokenSpan] = field(default_factory=list)
     _unsent_tokens: list[TokenSpan] = field(default_factory=list)
     _text_deltas: int = 0
@@ -104,7 +117,7 @@ class Response:
     # --- events, in order ---
 
     def created(self) -> ServerEvent:
-        return events.ResponseCreated(response=self.as_dict() | {"x_agogic": self._rates()})
+        return events.ResponseCreated(response=self.as_dict() | {"x_agogic": self._rates() | self._notes()})
 
     def opening(self) -> list[ServerEvent]:
         """The item and its part appear. The caller has put the item into the conversation where it belongs there."""
@@ -160,6 +173,9 @@ class Response:
             if self.plan.in_conversation:
                 happened.append(events.ItemDone(item=item, previous_item_id=self.previous_item_id))
             happened.append(events.OutputItemDone(response_id=self.id, item=item))
+        for index, (call, previous) in enumerate(self.calls, start=int(self.item.opened)):
+            known = self.plan.in_conversation
+            happened.extend(call_events(self.id, index, call, previous, in_conversation=known))
         happened.append(events.ResponseDone(response=self._done_dict(reason, error)))
         return happened
 
@@ -169,7 +185,10 @@ class Response:
             "object": "realtime.response",
             "status": self.status,
             "status_details": None,
-            "output": [self.item.as_dict()] if self.item.opened else [],
+            "output": [
+                *([self.item.as_dict()] if self.item.opened else []),
+                *(call.as_dict() for call, _ in self.calls),
+            ],
             "conversation_id": self.plan.conversation_id,
             "output_modalities": [self.plan.modality],
             "max_output_tokens": self.plan.max_output_tokens,
@@ -249,6 +268,9 @@ class Response:
             "output_frame_rate": self.plan.output_rate.as_dict(),
         }
 
+    def _notes(self) -> JsonObject:
+        return {"notes": list(self.plan.notes)} if self.plan.notes else {}
+
     def _done_dict(self, reason: str | None, error: JsonObject | None) -> JsonObject:
         whole = self.as_dict()
         if self.status != "completed":
@@ -301,6 +323,7 @@ class Response:
             timing["stages"] = {name: round(float(getattr(stats, name)), 1) for name in stages}
         return {
             **rates,
+            **self._notes(),
             "tokens": _token_pairs(self.tokens),
             "words": [
                 [word.text, round(word.start_sample / hz, 3), round(word.end_sample / hz, 3)]

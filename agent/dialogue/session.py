@@ -13,6 +13,7 @@ how they meet; this class answers the client's events. Every call returns the ef
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Literal
 
 from msgspec import UNSET
@@ -27,6 +28,7 @@ from agent.dialogue.conversation import Conversation
 from agent.dialogue.effects import Effect, Outbox
 from agent.dialogue.item_requests import ItemRequests
 from agent.dialogue.listening import Listening
+from agent.dialogue.notes import on_response, on_settings, with_text_to_say
 from agent.dialogue.rates import WorkerForecast
 from agent.dialogue.response import Response, ResponsePlan
 from agent.dialogue.returning import Returning
@@ -40,13 +42,16 @@ from agent.protocol.errors import ProtocolError
 from agent.protocol.formats import format_name
 from agent.protocol.items import ItemReference
 from agent.protocol.session_object import SessionSettings, render, size_bytes, updated
+from agent.protocol.tools import FunctionTool
 from agent.turn.silero import VoiceActivity
 from agent.wire import (
+    Abilities,
     AudioOut,
     EndJudged,
     FromWorker,
     ResponseDone,
     TextDelta,
+    ToolCall,
     Transcript,
     UtteranceEncoded,
     WorkerError,
@@ -61,7 +66,8 @@ class Session:
     """`input_hz` is the microphone's rate where the transport fixes it (WebRTC, telephones); None = the format does.
 
     `reports_every_s`: sound is played behind the transport, which tells by `played` how far, so often of that sound.
-    `max_idle_s` in place of the configured one: a telephone line is dearer than an open page. `finest_hz`: no finer
+    `max_idle_s` in place of the configured one: a telephone line is dearer than an open page. `abilities`: what the
+    model does with what clients ask for, as far as that is known before there is a place with it. `finest_hz`: no finer
     frame rate on either side, whatever the client asks for.
     """
 
@@ -78,6 +84,7 @@ class Session:
         input_hz: int | None = None,
         reports_every_s: float | None = None,
         max_idle_s: float | None = None,
+        abilities: Abilities | None = None,
         finest_hz: float | None = None,
     ) -> None:
         self.id = ids.new("sess")
@@ -86,6 +93,7 @@ class Session:
         self._transport = transport
         self._max_idle_s = max_idle_s or config.session.max_idle_s
         self._model = model
+        self._abilities = abilities or Abilities()
         self._ids = ids
         self._clock = clock
         self._input_hz = input_hz
@@ -288,6 +296,7 @@ class Session:
 
     def worker_ready(self, slot: WorkerSlot) -> list[Effect]:
         """A worker holds a slot for us, and nothing else: whatever it must know is sent again."""
+        self._abilities = slot.ready.abilities
         self._briefing.worker_ready(slot)
         self._speaking.worker_ready(slot)
         return self._outbox.take()
@@ -304,7 +313,7 @@ class Session:
 
     def worker_message(self, message: FromWorker) -> list[Effect]:
         match message:
-            case TextDelta() | AudioOut() | ResponseDone():
+            case TextDelta() | AudioOut() | ToolCall() | ResponseDone():
                 self._speaking.on_message(message)
             case EndJudged():
                 for happening in self._listening.judged(message):
@@ -438,7 +447,8 @@ class Session:
         if utterance is not None and utterance.number == message.utterance:
             revised, utterance.transcript = utterance.transcript != message.text, message.text
             if revised and "input_transcript" in self.settings.x_agogic.events:
-                self._outbox.send(events.InputTranscript(item_id=utterance.item_id, transcript=message.text))
+                own = self._turns.own_words(utterance, message.text)
+                self._outbox.send(events.InputTranscript(item_id=utterance.item_id, transcript=own))
             return
         for event in self._captions.heard(message.utterance, message.text, final=message.final):
             self._outbox.send(event)
@@ -465,7 +475,10 @@ class Session:
     # --- small things ---
 
     def _plan(self, params: client.ResponseParams, items: tuple[ReadItem | ItemReference, ...] = ()) -> ResponsePlan:
-        return plan_response(params, items, self.settings, self._conversation, self._briefing.policy, self._ids)
+        plan = plan_response(params, items, self.settings, self._conversation, self._briefing.policy, self._ids)
+        plan = with_text_to_say(plan, self._abilities)
+        names = [tool.name for tool in params.tools or () if isinstance(tool, FunctionTool)]
+        return replace(plan, notes=tuple(on_response(plan, self._abilities, names)))
 
     def _idle_at_s(self) -> float | None:
         """When the session ends if nothing happens; None while an answer is being given."""
@@ -483,4 +496,5 @@ class Session:
         return self._input_hz or audio.RATE_HZ[format_name(self.settings.audio.input.format)]
 
     def _render(self) -> JsonObject:
-        return render(self.settings, session_id=self.id, model=self._model, expires_at=self._expires_at)
+        notes = on_settings(self.settings, self._abilities)
+        return render(self.settings, session_id=self.id, model=self._model, expires_at=self._expires_at, notes=notes)

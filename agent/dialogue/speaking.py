@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from agent import audio
 from agent.clock import Clock
 from agent.config import PlayoutConfig
-from agent.dialogue.conversation import AssistantMessage, Conversation
+from agent.dialogue.conversation import AssistantMessage, Conversation, FunctionCall
 from agent.dialogue.effects import Outbox
 from agent.dialogue.playout import Playout, Slice
 from agent.dialogue.response import Clocked, FinalStatus, Response, ResponsePlan
@@ -22,14 +22,14 @@ from agent.dialogue.sent import Mark
 from agent.dialogue.speculation import Speculation
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
-from agent.wire import AudioOut, Cancel, Ready, Respond, ResponseDone, ResponseStats, TextDelta
+from agent.wire import AudioOut, Cancel, Ready, Respond, ResponseDone, ResponseStats, TextDelta, ToolCall
 
 JsonObject = dict[str, object]
 MAX_WAITING = 8
 # A response that found no worker waits this long for one.
 WORKER_WAIT_S = 15.0
 # Of what a worker cannot do, what a client can: say less.
-_CLIENTS_TO_MEND = {"context_too_long"}
+_CLIENTS_TO_MEND = {"context_too_long", "no_tool_call"}
 
 
 @dataclass(frozen=True)
@@ -190,17 +190,20 @@ class Speaking:
     def fail(self, code: str, message: str) -> None:
         self._close("failed", None, error={"type": "server_error", "code": code, "message": message})
 
-    def on_message(self, message: TextDelta | AudioOut | ResponseDone) -> None:
+    def on_message(self, message: TextDelta | AudioOut | ToolCall | ResponseDone) -> None:
         """What the worker makes of an answer, asked for or only begun."""
         if not self.speculation.take(message):
             self._take(message)
 
-    def _take(self, message: TextDelta | AudioOut | ResponseDone) -> None:
+    def _take(self, message: TextDelta | AudioOut | ToolCall | ResponseDone) -> None:
         match message:
             case TextDelta():
                 self._on_text(message)
             case AudioOut():
                 self._on_audio(message)
+            case ToolCall():
+                if (response := self._current(message.generation)) is not None:
+                    response.called.append(message)
             case ResponseDone():
                 self._on_done(message)
 
@@ -375,6 +378,8 @@ class Speaking:
         cut = status in ("cancelled", "failed")
         if cut:
             self._cut(response, now_s, interrupted=status == "cancelled")
+        if status == "completed":
+            self._call(response)
         for event in response.closing(status, reason, error):
             self._outbox.send(event)
         if response.plan.in_conversation:
@@ -385,6 +390,14 @@ class Speaking:
         self._outbox.send(events.RateLimitsUpdated(rate_limits=[]))
         if go_on and self._waiting:
             self._start(self._waiting.popleft())
+
+    def _call(self, response: Response) -> None:
+        """What it calls becomes items behind what it said."""
+        for made in response.called:
+            ids = self._outbox.ids
+            call = FunctionCall(ids.new("item"), ids.new("call"), made.name, made.arguments)
+            previous = self._conversation.add(call) if response.plan.in_conversation else None
+            response.calls.append((call, previous))
 
     def _cut(self, response: Response, now_s: float, *, interrupted: bool) -> None:
         """Nobody interrupts an answer that failed: a client that plays by itself plays what it was sent."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from agent.clock import Clock
 from agent.dialogue.effects import Outbox
 from agent.dialogue.response import ResponsePlan, SpeculationReport
-from agent.wire import AudioOut, Cancel, Respond, ResponseDone, ResponseStats, TextDelta
+from agent.wire import AudioOut, Cancel, Respond, ResponseDone, ResponseStats, TextDelta, ToolCall
 
-Given = TextDelta | AudioOut | ResponseDone
+Given = TextDelta | AudioOut | ToolCall | ResponseDone
 
 
 @dataclass
@@ -129,4 +129,6 @@ def _but_for_context(message: Respond) -> tuple[object, ...]:
         message.speech,
         message.max_output_tokens,
         message.input_hz,
+        message.tools,
+        message.say,
     )

@@ -7,7 +7,11 @@ heard together with what he had said, as one utterance, one item and one questio
 From where the turn has probably ended, an answer is begun that nobody hears of before that is certain: it becomes the
 answer then, or never was.
 
-    U1 ended ─► answer asked ─(speech, at most REACTION_MS of it heard)─► U1 + U2 open ─(silence)─► U1 deleted, U2 added
+    U1 ended ─► answer asked ─(speech, at most REACTION_MS of it heard)─► U1 + U2 open ─(silence)─► U2 added
+
+The model hears and is told one turn, U1 and U2. A client that understands it (`x_agogic.joined_turns`) has one item
+too: U1 and what was shown of the answer are deleted, and U2 holds all of it. For all others U1 stays what it is and U2
+holds the rest.
 
 A turn that nobody hears the end of, because sound has stopped coming (a microphone switched off, a line on hold), ends
 with the last of it.
@@ -23,8 +27,8 @@ from functools import partial
 
 from agent.clock import Clock
 from agent.dialogue.briefing import Briefing
-from agent.dialogue.captions import Captions
-from agent.dialogue.conversation import Conversation, UserMessage
+from agent.dialogue.captions import Captions, rest_of
+from agent.dialogue.conversation import AssistantMessage, Conversation, Item, UserMessage
 from agent.dialogue.effects import Outbox
 from agent.dialogue.listening import (
     EndDoubted,
@@ -117,7 +121,7 @@ class Turns:
     def _speech_started(self, utterance: Utterance) -> None:
         started = events.SpeechStarted(item_id=utterance.item_id, audio_start_ms=milliseconds(utterance.start))
         going_on = self._going_on()
-        if going_on is not None and going_on.pcm is not None and self._listening.resume(going_on.id, going_on.pcm):
+        if going_on is not None and self._listening.resume(going_on.id, self._conversation.sound_of(going_on)):
             assert self._speaking.active is not None
             self._speaking.active.item.withdrawn = True
             started = events.SpeechStarted(
@@ -141,25 +145,29 @@ class Turns:
             later is not answer.item for later in self._conversation.after(item)
         ):
             return None
-        return item
+        whole = all(part.pcm is not None for part in (*self._conversation.beginning_of(item), item))
+        return item if whole else None
 
     def _ended(self, turn: TurnEnded) -> None:
         utterance = turn.utterance
         if utterance.detected:
             self._outbox.send(events.SpeechStopped(item_id=utterance.item_id, audio_end_ms=milliseconds(turn.end)))
-        item = UserMessage(
-            utterance.item_id,
-            spoken=True,
-            utterance=utterance.number,
-            pcm=turn.pcm,
-            parts=self._absorbed(utterance.continues),
-        )
+        item = UserMessage(utterance.item_id, spoken=True, utterance=utterance.number, pcm=turn.pcm)
+        begun = self._conversation.find(utterance.continues) if utterance.continues is not None else None
+        if isinstance(begun, UserMessage):
+            if self._settings().x_agogic.joined_turns:
+                item.parts = self._absorbed(begun)
+            else:
+                item.pcm = turn.pcm[self._conversation.sound_of(begun).size :]
+                item.continues = (*begun.continues, begun.id)
         if not utterance.spoken:
             self._committed_silence(item)
             return
         self._commit(item)
         source = self._settings().audio.input
-        self._captions.committed(utterance.number, item, wanted=source.transcription is not None)
+        begun_items = self._conversation.beginning_of(item)
+        wanted = source.transcription is not None
+        self._captions.committed(utterance.number, item, wanted=wanted, begun=begun_items)
         for event in self._captions.heard(utterance.number, utterance.transcript, final=False):
             self._outbox.send(event)
         if utterance.lost:
@@ -181,16 +189,23 @@ class Turns:
             usage: dict[str, object] = {"type": "duration", "seconds": milliseconds(item.pcm.size) / 1000}
             self._outbox.send(events.TranscriptionCompleted(item_id=item.id, transcript="", usage=usage))
 
-    def _absorbed(self, item_id: str | None) -> tuple[str, ...]:
-        """Takes the item out that the turn being committed began with; the ids that the new one stands for."""
-        earlier = self._conversation.find(item_id) if item_id is not None else None
-        if not isinstance(earlier, UserMessage):
-            return ()
+    def _absorbed(self, earlier: UserMessage) -> tuple[str, ...]:
+        """Takes out the item that the turn being committed began with, and what was shown of the answer to that; the
+        ids that the new one stands for."""
         self._captions.drop(earlier.utterance)
         self._briefing.drop_utterance(earlier.utterance)
-        self._conversation.remove(earlier)
-        self._outbox.send(events.ItemDeleted(item_id=earlier.id))
+        orphans = [later for later in self._conversation.after(earlier) if _is_withdrawn(later)]
+        for item in (earlier, *orphans):
+            self._conversation.remove(item)
+            self._outbox.send(events.ItemDeleted(item_id=item.id))
         return (*earlier.parts, earlier.id)
+
+    def own_words(self, utterance: Utterance, text: str) -> str:
+        """Of the transcript of an open utterance what will be its item's."""
+        begun = self._conversation.find(utterance.continues) if utterance.continues is not None else None
+        if not isinstance(begun, UserMessage) or self._settings().x_agogic.joined_turns:
+            return text
+        return rest_of(text, [item.words for item in (*self._conversation.beginning_of(begun), begun)])
 
     def _commit(self, item: UserMessage) -> None:
         previous = self._conversation.add(item)
@@ -260,3 +275,7 @@ class Turns:
         self._tell_silence(item)
         self._prompts += 1
         self._speaking.request_turn(self._plan())
+
+
+def _is_withdrawn(item: Item) -> bool:
+    return isinstance(item, AssistantMessage) and item.withdrawn

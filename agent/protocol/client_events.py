@@ -16,6 +16,7 @@ from agent.protocol.dialects import known_wishes, unbroken, whole_numbers
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.protocol.formats import AudioFormat
 from agent.protocol.limits import check_depth, check_size
+from agent.protocol.tools import ToolChoice, Tools
 
 MAX_APPEND_BYTES = 15 * 1024 * 1024
 MAX_INPUT_ITEMS = 2000
@@ -81,11 +82,12 @@ class ItemDelete(ClientEvent, frozen=True, kw_only=True):
     item_id: str
 
 
-class ResponseRates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`x_agogic` of `response.create`."""
+class ResponseExtensions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`x_agogic` of `response.create`. `say`: the answer is this text."""
 
     input_frame_rate: Rate | UnsetType = UNSET
     output_frame_rate: Rate | UnsetType = UNSET
+    say: Annotated[str, Meta(min_length=1, max_length=2000)] | None = None
 
 
 class ResponseOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,12 +110,13 @@ class ResponseParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     instructions: Text | None = None
     output_modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] | None = None
     audio: ResponseAudio | None = None
-    tools: list[JsonObject] | None = None
-    tool_choice: str | JsonObject | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] | Literal["inf"] | None = None
     prompt: JsonObject | None = None
     metadata: Metadata | None = None
-    x_agogic: ResponseRates | None = None
+    x_agogic: ResponseExtensions | None = None
 
 
 class ResponseCreate(ClientEvent, frozen=True, kw_only=True):

@@ -38,7 +38,7 @@ _BETA_FORMATS: Mapping[object, JsonObject] = {
     "g711_alaw": {"type": "audio/pcma"},
 }
 # What a client may send back of the object it was sent, and wishes about how a text model writes.
-_WITHOUT_EFFECT = {"parallel_tool_calls", "reasoning", "temperature", "prompt"}
+_WITHOUT_EFFECT = {"reasoning", "temperature", "prompt"}
 _SESSION_WITHOUT_EFFECT = {
     *_WITHOUT_EFFECT - {"prompt"},
     *("type", "model", "id", "object", "expires_at", "client_secret"),

@@ -14,6 +14,7 @@ from agent.protocol.errors import ProtocolError, from_validation
 JsonObject = dict[str, object]
 T = TypeVar("T")
 MAX_PARTS = 100
+CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -34,7 +35,7 @@ class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
 class FunctionCallItem(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
     name: str
     arguments: str
-    call_id: str | None = None
+    call_id: CallId | None = None
     id: ItemId | None = None
 
 
@@ -52,9 +53,13 @@ ClientItem = MessageItem | FunctionCallItem | FunctionCallOutputItem
 
 _PARTS: dict[str, tuple[str, ...]] = {
     "system": ("input_text",),
-    "user": ("input_text", "input_audio"),
-    "assistant": ("output_text", "text"),
+    "user": ("input_text", "input_audio", "input_image"),
+    "assistant": ("output_text", "text", "output_audio"),
 }
+
+
+# An image is accepted, and noted where the item is told: some clients end at any error, and nobody can look at it.
+_NEEDED = {"input_audio": "audio", "input_image": "", "output_audio": "transcript"}
 
 
 def parse_item(raw: JsonObject, *, param: str = "item") -> ClientItem:
@@ -119,8 +124,8 @@ def _check_parts(item: MessageItem, param: str) -> None:
                 f"Invalid value for '{where}.type': a {item.role} message takes {allowed} here, not {part.type!r}.",
                 param=f"{where}.type",
             )
-        needed = "audio" if part.type == "input_audio" else "text"
-        if getattr(part, needed) is None:
+        needed = _NEEDED.get(part.type, "text")
+        if needed and getattr(part, needed) is None:
             raise ProtocolError(
                 "missing_required_parameter",
                 f"Missing required parameter: '{where}.{needed}'.",

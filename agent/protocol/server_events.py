@@ -43,6 +43,7 @@ class Error(ServerEvent, frozen=True, kw_only=True, tag="error"):
 class ItemAdded(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.added"):
     item: JsonObject
     previous_item_id: str | None
+    x_agogic: JsonObject | UnsetType = UNSET
 
 
 class ItemDone(ServerEvent, frozen=True, kw_only=True, tag="conversation.item.done"):
@@ -197,6 +198,25 @@ class TextDelta(InResponse, frozen=True, kw_only=True, tag="response.output_text
 
 class TextDone(InResponse, frozen=True, kw_only=True, tag="response.output_text.done"):
     text: str
+
+
+class ArgumentsDelta(ServerEvent, frozen=True, kw_only=True, tag="response.function_call_arguments.delta"):
+    response_id: str
+    item_id: str
+    call_id: str
+    output_index: int
+    delta: str
+
+
+class ArgumentsDone(ServerEvent, frozen=True, kw_only=True, tag="response.function_call_arguments.done"):
+    """`arguments` is JSON as text."""
+
+    response_id: str
+    item_id: str
+    call_id: str
+    output_index: int
+    name: str
+    arguments: str
 
 
 class RateLimitsUpdated(ServerEvent, frozen=True, kw_only=True, tag="rate_limits.updated"):

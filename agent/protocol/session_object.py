@@ -18,10 +18,10 @@ from agent.protocol.client_events import Text
 from agent.protocol.dialects import known_settings, whole_numbers
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.protocol.formats import AudioFormat, PcmFormat
+from agent.protocol.tools import NamedFunction, Tool, ToolChoice, Tools, check_choice, functions
 
 JsonObject = dict[str, object]
 TRANSCRIPTION_MODEL = "agogic-ctc"
-MAX_TOOLS = 128
 # As JSON: instructions at their longest and dozens of functions.
 MAX_SESSION_BYTES = 512 * 1024
 OPT_IN_EVENTS = ("input_transcript", "input_tokens")
@@ -80,23 +80,15 @@ class SessionAudio(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Extensions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`x_agogic`: frame rates in Hz (4.0 to 12.5), "auto" or a range, and extra event types this client can take."""
+    """`x_agogic`: frame rates in Hz (4.0 to 12.5), "auto" or a range, and extra event types this client can take.
+
+    `joined_turns`: it understands that items it was told of may become one (`agent.dialogue.turns`).
+    """
 
     input_frame_rate: Rate = "auto"
     output_frame_rate: Rate = "auto"
     events: tuple[str, ...] = ()
-
-
-class FunctionTool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
-    name: str
-    description: str | UnsetType = UNSET
-    parameters: JsonObject | UnsetType = UNSET
-
-
-class McpTool(msgspec.Struct, frozen=True, tag_field="type", tag="mcp"):
-    """Accepted and left out: this server runs no MCP tools."""
-
-    server_label: str | UnsetType = UNSET
+    joined_turns: bool = False
 
 
 class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,8 +99,9 @@ class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     instructions: Text = ""
     audio: SessionAudio = SessionAudio()
-    tools: Annotated[list[FunctionTool | McpTool], Meta(max_length=MAX_TOOLS)] = msgspec.field(default_factory=list)
-    tool_choice: str | JsonObject = "auto"
+    tools: Tools = msgspec.field(default_factory=list)
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool | UnsetType = UNSET
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] | Literal["inf"] = "inf"
     truncation: str | JsonObject = "auto"
     tracing: str | JsonObject | None = None
@@ -121,6 +114,7 @@ class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return "audio" in self.output_modalities
 
 
+_SAID = {"notes"}
 _NULLABLE = {
     "audio.input.noise_reduction",
     "audio.input.transcription",
@@ -165,6 +159,9 @@ def updated(current: SessionSettings, update: JsonObject, voice: str) -> Session
             param="session.type",
         )
     spoken, spelling = known_settings(update)
+    if isinstance(ours := spoken.get("x_agogic"), dict):
+        # What we said about the settings is none.
+        spoken["x_agogic"] = {key: value for key, value in ours.items() if key not in _SAID}
     try:
         merged = _merge(msgspec.to_builtins(current), spoken, "")
         wanted = msgspec.convert(whole_numbers(merged), SessionSettings)
@@ -172,7 +169,7 @@ def updated(current: SessionSettings, update: JsonObject, voice: str) -> Session
         raise from_validation(error, prefix="session", spelling=spelling) from error
     except RecursionError as error:
         raise ProtocolError("invalid_value", "The session is nested too deep.", param="session") from error
-    in_effect = _in_effect(wanted, voice)
+    in_effect = _in_effect(wanted, voice, chosen="tool_choice" in spoken)
     check_session_size(size_bytes(in_effect), "session")
     return in_effect
 
@@ -224,7 +221,8 @@ def _same_kind(old: JsonObject, new: JsonObject) -> bool:
     return "type" not in new or new["type"] == old.get("type")
 
 
-def _in_effect(wanted: SessionSettings, voice: str) -> SessionSettings:
+def _in_effect(wanted: SessionSettings, voice: str, *, chosen: bool) -> SessionSettings:
+    """`chosen`: the tool choice is new, and not what is left of an earlier one."""
     if set(wanted.output_modalities) == {"text", "audio"}:
         raise ProtocolError(
             "invalid_value",
@@ -240,14 +238,20 @@ def _in_effect(wanted: SessionSettings, voice: str) -> SessionSettings:
     transcription = source.transcription and Transcription(
         TRANSCRIPTION_MODEL, source.transcription.language, source.transcription.prompt
     )
+    tools = functions(wanted.tools, "session.tools")
+    choice = wanted.tool_choice
+    if chosen:
+        check_choice(choice, tools, "session.tool_choice")
+    elif isinstance(choice, NamedFunction) and choice.name not in {tool.name for tool in tools}:
+        choice = "auto"
     return replace(
         wanted,
         audio=SessionAudio(
             input=replace(source, noise_reduction=None, transcription=transcription, turn_detection=detection),
             output=replace(sink, voice=voice, speed=1.0),
         ),
-        tools=[tool for tool in wanted.tools if isinstance(tool, FunctionTool)],
-        tool_choice=wanted.tool_choice if isinstance(wanted.tool_choice, str) else "auto",
+        tools=list[Tool](tools),
+        tool_choice=choice,
         truncation=wanted.truncation if isinstance(wanted.truncation, str) else "auto",
         tracing=None,
         prompt=None,
@@ -258,8 +262,10 @@ def _in_effect(wanted: SessionSettings, voice: str) -> SessionSettings:
     )
 
 
-def render(settings: SessionSettings, *, session_id: str, model: str, expires_at: int) -> JsonObject:
-    """The whole object as `session.created` and `session.updated` carry it."""
+def render(
+    settings: SessionSettings, *, session_id: str, model: str, expires_at: int, notes: list[str] | None = None
+) -> JsonObject:
+    """The whole object as `session.created` and `session.updated` carry it; `notes` say what has no effect."""
     head: JsonObject = {
         "type": "realtime",
         "object": "realtime.session",
@@ -268,6 +274,8 @@ def render(settings: SessionSettings, *, session_id: str, model: str, expires_at
         "expires_at": expires_at,
     }
     body: JsonObject = msgspec.to_builtins(settings)
+    if notes:
+        body["x_agogic"] = {**msgspec.to_builtins(settings.x_agogic), "notes": notes}
     return head | body
 
 

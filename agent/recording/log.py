@@ -20,7 +20,7 @@ import msgspec
 from agent.config import PlayoutConfig, SessionConfig
 from agent.protocol.client_events import MAX_APPEND_BYTES
 from agent.protocol.session_object import SessionSettings
-from agent.wire import AudioOut, FromWorker, Ready
+from agent.wire import Abilities, AudioOut, FromWorker, Ready
 
 JsonObject = dict[str, object]
 VERSION = 1
@@ -44,6 +44,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     input_hz: int | None
     reports_every_s: float | None
     max_idle_s: float | None
+    abilities: Abilities | None
     finest_hz: float | None
     session_config: SessionConfig
     playout_config: PlayoutConfig

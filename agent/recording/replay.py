@@ -122,6 +122,7 @@ def _born(header: Header, clock: ManualClock, vad: VoiceActivity) -> Session:
         input_hz=header.input_hz,
         reports_every_s=header.reports_every_s,
         max_idle_s=header.max_idle_s,
+        abilities=header.abilities,
         finest_hz=header.finest_hz,
     )
 

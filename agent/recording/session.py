@@ -26,7 +26,7 @@ from agent.recording import log
 from agent.recording.outcome import Outcome, Pulled
 from agent.recording.recorder import Happened, Recorder, TakenClient, Tape
 from agent.turn.silero import VoiceActivity
-from agent.wire import FromWorker
+from agent.wire import Abilities, FromWorker
 
 JsonObject = dict[str, object]
 
@@ -96,6 +96,7 @@ class RecordedSession(Session):
         input_hz: int | None = None,
         reports_every_s: float | None = None,
         max_idle_s: float | None = None,
+        abilities: Abilities | None = None,
         finest_hz: float | None = None,
     ) -> None:
         self._held = HeldClock(clock)
@@ -114,6 +115,7 @@ class RecordedSession(Session):
             input_hz=input_hz,
             reports_every_s=reports_every_s,
             max_idle_s=max_idle_s,
+            abilities=abilities,
             finest_hz=finest_hz,
         )
         self._birth = log.Header(
@@ -126,6 +128,7 @@ class RecordedSession(Session):
             input_hz=input_hz,
             reports_every_s=reports_every_s,
             max_idle_s=max_idle_s,
+            abilities=abilities,
             finest_hz=finest_hz,
             session_config=config.session,
             playout_config=config.playout,

@@ -108,6 +108,7 @@ class SessionRunner:
         self._used_s: float | None = None
         self._asked_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = 0.0
         self._started = False
         self._unsent: list[Effect] = []
         self.end_reason = "abandoned"
@@ -447,19 +448,29 @@ class SessionRunner:
         self._schedule()
 
     def _schedule(self) -> None:
+        """Keeps one timer; a deadline that moved away, as it does with every piece of sound, is found when the old one
+        fires."""
+        if self._over.is_set():
+            return
+        due_s = self._due_s()
         if self._timer is not None:
+            if self._timer_at_s <= due_s:
+                return
             self._timer.cancel()
-            self._timer = None
-        if not self._over.is_set():
-            due_s = self.session.next_deadline_s()
-            if self._asked_s is not None:
-                due_s = min(due_s, self._asked_s + self._pool.stuck_after_s)
-            delay_s = max(0.0, due_s - self._clock.now_s())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+        self._timer_at_s = due_s
+        delay_s = max(0.0, due_s - self._clock.now_s())
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+
+    def _due_s(self) -> float:
+        due_s = self.session.next_deadline_s()
+        return due_s if self._asked_s is None else min(due_s, self._asked_s + self._pool.stuck_after_s)
 
     def _on_timer(self) -> None:
         self._timer = None
         if self._over.is_set():
+            return
+        if self._due_s() > self._clock.now_s():
+            self._schedule()
             return
         with self._guard():
             if self._asked_s is not None and self._clock.now_s() - self._asked_s >= self._pool.stuck_after_s:

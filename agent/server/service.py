@@ -119,6 +119,7 @@ class Service:
             input_hz=transport.input_rate_hz,
             reports_every_s=transport.reports_every_s if isinstance(transport, RemotePlayer) else None,
             max_idle_s=max_idle_s,
+            abilities=self.pool.abilities,
             finest_hz=grant.key.finest_hz if grant.key is not None else None,
         )
         if self.recorder is not None and isinstance(session, RecordedSession):

@@ -20,6 +20,7 @@ from pathlib import Path
 from agent.config import ModelConfig
 from agent.server.child import Child
 from agent.server.link import STUCK_AFTER_S, Lease, LeaseHolder, LinkError, SlotRefused, WorkerLink
+from agent.wire import Abilities
 
 log = logging.getLogger("agogic.workers")
 
@@ -96,6 +97,10 @@ class WorkerPool:
     @property
     def model(self) -> str:
         return next((link.ready.model for link in self._links.values()), "agogic")
+
+    @property
+    def abilities(self) -> Abilities:
+        return next((link.ready.abilities for link in self._links.values()), Abilities())
 
     @property
     def slots(self) -> int:

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.dialogue.disturbances import among, through
+from models.orders import Order, parse_order
 from training.features import held_out
-from training.world import Order, parse_order
 from worker.audio_files import read_question
 from worker.parts import Pcm, SpeechModel
 from worker.turn import TurnSettings, ask_by_voice

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from agent.config import RateRange
 from agent.dialogue.rates import AUTO, Side
 from benchmarks.dialogue.callers import FINEST, Exchange
-from training.world import Order, parse_order
+from models.orders import Order, parse_order
 from worker.parts import Pcm
 from worker.pipeline import Pipeline
 from worker.step_times import KINDS

@@ -24,7 +24,7 @@ import soxr
 
 from agent.dialogue.speculation import work_ms
 from agent.wire import ResponseStats
-from benchmarks.attacks.server import Server
+from benchmarks.attacks.server import attacked
 from benchmarks.dialogue.turn_ends import Spoken, spoken_turns
 
 RATE_HZ = 24_000
@@ -80,7 +80,7 @@ def run(
     clips: Sequence[Path], model: str, *, beside: bool = False, seed: int = 7, progress: Progress | None = None
 ) -> dict[str, object]:
     """beside: every order is also spoken to a session with the fixed silence of server_vad."""
-    server = Server(model, None, 1)
+    server = attacked(model, None, 1)
     server.start()
     try:
         return asyncio.run(_converse(server.url, clips, beside, seed, progress))

@@ -20,7 +20,7 @@ from aiohttp import WSMsgType
 
 from benchmarks.load.hearing import Gap, Lateness, Playback
 from benchmarks.load.orders import CHUNK_MS, SILENCE, SpokenOrder
-from training.world import parse_order
+from models.orders import parse_order
 
 CHUNK_S = CHUNK_MS / 1000
 OUTPUT_HZ = 24_000

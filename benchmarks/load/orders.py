@@ -12,7 +12,7 @@ import soxr
 from numpy.typing import NDArray
 
 from agent.wire import INPUT_SAMPLE_RATE
-from training.world import Order
+from models.orders import Order
 from worker.audio_files import AudioFileError, read_question
 
 MICROPHONE_HZ = 24_000

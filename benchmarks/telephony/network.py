@@ -16,7 +16,7 @@ from agent.telephony.sip.sdp import Agreed, Codec, CodecName
 from agent.telephony.sound.incoming import IncomingVoice
 from agent.telephony.sound.pacing import FRAME_S
 from benchmarks.dialogue.barista import Clip
-from training.world import parse_order
+from models.orders import parse_order
 from worker.audio_files import read_question
 from worker.parts import SpeechModel
 from worker.turn import TurnSettings, ask_by_voice

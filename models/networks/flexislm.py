@@ -23,6 +23,9 @@ from models.networks.tokenizer import TextTokenizer
 from streaming.merging.grouping import Groups, group_frames
 from streaming.merging.merger import InterleavedMergingTransformer, MeanMergingTransformer
 
+AUDIO_MARK = -1
+"""Names the learnt vector that opens the audio, which no token is."""
+
 
 @dataclass(frozen=True)
 class MergedUtterance:
@@ -101,17 +104,25 @@ class FlexiSLM(nn.Module):
         """[n, H] of text ids."""
         return self.thinker.embed(torch.tensor(list(ids), dtype=torch.int64, device=self.device))
 
+    def ids_before(self, prompt: Prompt, tokenizer: TextTokenizer) -> list[int]:
+        """What `embed_before` embeds: ids, and `AUDIO_MARK` in the place of the audio's opening mark."""
+        room = self.config.agogic.prompts.history_tokens
+        shortened = prompt.shortened(room, lambda text: len(tokenizer.encode(text)))
+        ids = tokenizer.encode(shortened.before)
+        return [*ids[:-1], AUDIO_MARK] if prompt.audio else ids
+
     def embed_before(self, prompt: Prompt, tokenizer: TextTokenizer) -> Tensor:
         """[n, H]: the prompt up to the audio, whose opening mark is the learnt vector.
 
         The oldest exchanges stay away where the earlier turns are longer than the config's `history_tokens`.
         """
-        room = self.config.agogic.prompts.history_tokens
-        shortened = prompt.shortened(room, lambda text: len(tokenizer.encode(text)))
-        embeddings = self.embed_ids(tokenizer.encode(shortened.before))
-        if not prompt.audio:
-            return embeddings
-        return torch.cat((embeddings[:-1], self.thinker.audio_start_embedding[None]))
+        return self.embed_named(self.ids_before(prompt, tokenizer))
+
+    def embed_named(self, ids: Sequence[int]) -> Tensor:
+        """[n, H] of `ids_before`'s."""
+        if not ids or ids[-1] != AUDIO_MARK:
+            return self.embed_ids(ids)
+        return torch.cat((self.embed_ids(ids[:-1]), self.thinker.audio_start_embedding[None]))
 
     def embed_after(self, prompt: Prompt, tokenizer: TextTokenizer) -> Tensor:
         """[n, H]: the prompt behind the audio, whose closing mark is the learnt vector."""

@@ -45,7 +45,8 @@ class GenerationOptions:
     output_hz: requested rate of the speech tokens; speech False: text alone; uniforms: numbers in [0, 1), one a step,
     to draw speech tokens with, None for the most probable ones; forced_text: text ids to say; forced_speech: codes
     spoken right after the delay, as prompt of a voice, which are not output (section 4.6); ends_circles: text that
-    repeats itself without end is ended (`repetition`), which the original does not do.
+    repeats itself without end is ended (`repetition`), which the original does not do; mark: the text token at which a
+    spoken answer turns to what is not to be said, -1 for none: its text ends there.
     """
 
     output_hz: float
@@ -55,6 +56,7 @@ class GenerationOptions:
     forced_text: tuple[int, ...] = ()
     forced_speech: tuple[int, ...] = ()
     ends_circles: bool = False
+    mark: int = -1
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Generation:
     """An answer in the making.
 
     talker_steps: how often the Talker ran for it; delayed: Talker inputs [D] of the delay, waiting to be fed at once;
-    written: the end of its text; cut: it turned in circles and was ended.
+    written: the end of its text; marked: it came to the mark; cut: it did, or turned in circles, and was ended.
     """
 
     slot: int
@@ -109,6 +111,7 @@ class Generation:
     talker_steps: int = 0
     delayed: list[Tensor] = field(default_factory=list)
     written: tuple[int, ...] = ()
+    marked: bool = False
     cut: bool = False
 
     @property
@@ -164,12 +167,13 @@ class Runner(PromptSlots):
         steps: str | None = None,
         rows: int | None = None,
         late: bool | None = None,
+        shares: bool | None = None,
     ) -> None:
         device, config = model.device, model.config
         if attention is None:
             head_dims = (config.thinker.head_dim, config.talker.head_dim)
             attention = attention_named(device, model.dtype, head_dims)
-        super().__init__(model, special, slots, max_positions, attention)
+        super().__init__(model, special, slots, max_positions, attention, shares)
         self.joint = JointStep(model, special, attention, self.thinker_cache, self.talker_cache)
         self.steps = make_steps(steps_name(device, steps), buckets_for(rows or slots), slots, device)
         self.late = device.type == "cuda" if late is None else late
@@ -251,7 +255,10 @@ class Runner(PromptSlots):
         before, times = self._report, (0.0, 0.0)
         assert before is not None
         # What is forced on the networks must be known before they go on.
-        forced = any(one.options.forced_text or one.options.forced_speech or one.cut for one in generations)
+        forced = any(
+            one.options.forced_text or one.options.forced_speech or one.cut or one.options.mark >= 0
+            for one in generations
+        )
         late = self.late and not forced
         if late:
             times = self._feed(generations)
@@ -278,7 +285,7 @@ class Runner(PromptSlots):
             if generation.steps < len(forced):
                 choice.text = forced[generation.steps]
             else:
-                choice.text = self._unless_in_circles(generation, numbers[TEXT])
+                choice.text = self._unless_over(generation, numbers[TEXT])
         if not options.speech:
             return choice
         choice.focus = numbers[FOCUS] if numbers[FOCUS] >= 0 else None
@@ -293,12 +300,16 @@ class Runner(PromptSlots):
             generation.starts_sampled = 0
         return choice
 
-    def _unless_in_circles(self, generation: Generation, token: int) -> int:
-        """`token`, or the end of the text (<|im_end|> and a line break) where it would only go round once more."""
-        if not generation.options.ends_circles:
-            return token
+    def _unless_over(self, generation: Generation, token: int) -> int:
+        """`token`, or the end of the text (<|im_end|> and a line break) where it is the mark or would only go round
+        once more."""
         if generation.cut:
             return self.special.newline
+        if token == generation.options.mark:
+            generation.marked = generation.cut = True
+            return self.special.im_end
+        if not generation.options.ends_circles:
+            return token
         if token in (self.special.im_end, self.special.end_of_text, self.special.newline):
             return token  # padding, where there is some, repeats itself by rule
         generation.written = (*generation.written, token)[-SEEN_TOKENS:]

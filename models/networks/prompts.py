@@ -17,7 +17,9 @@ import msgspec
 AUDIO_BOS = "<|audio_bos|>"
 AUDIO_EOS = "<|audio_eos|>"
 AUDIO_TAG = "<audio>"
-_MARKS = re.compile(rf"{AUDIO_TAG}|<\|\w+\|>")
+CALL, CALL_END = "<tool_call>", "</tool_call>"
+RESULT, RESULT_END = "<tool_response>", "</tool_response>"
+_MARKS = re.compile(rf"{AUDIO_TAG}|<\|\w+\|>|</?tool_(?:call|response)>")
 
 TRANSCRIBE = "Transcribe the following audio:"
 REPEAT = (
@@ -55,8 +57,11 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class PastTurn:
-    role: Literal["user", "assistant"]
+    """Of a function's call `text` is its arguments, of its result what it gave; `name` is the function's."""
+
+    role: Literal["user", "assistant", "call", "result"]
     text: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,13 @@ def chat_prompt(
     history: Sequence[PastTurn] = (),
     instructions: str = "",
     prompts: Prompts | None = None,
+    tools: str = "",
+    results: Sequence[PastTurn] = (),
+    begun: str = "",
 ) -> Prompt:
-    """Prompt for one answer, spoken (`speech`) or written, to `user_text` and, with `audio`, the sound behind it."""
+    """Prompt for one answer, spoken (`speech`) or written, to `user_text` and, with `audio`, the sound behind it; or to
+    what functions gave, `results`. tools: what the system message says about functions; begun: how the answer begins.
+    """
     prompts = prompts or Prompts()
     if audio and not speech and prompts.asks_transcript in user_text:
         system = prompts.transcribe
@@ -104,11 +114,13 @@ def chat_prompt(
         system = prompts.text
     if instructions and prompts.instructable:
         system = instructions
+    system = (system + tools).strip()
+    asked = _results(results) if results else without_marks(user_text)
     return Prompt(
         opening=block("system", system) if system else "",
         past=_exchanges(history, prompts),
-        request="<|im_start|>user\n" + _spoken_text(user_text) + (AUDIO_BOS if audio else ""),
-        after=(AUDIO_EOS if audio else "") + "<|im_end|>\n<|im_start|>assistant\n",
+        request="<|im_start|>user\n" + asked + (AUDIO_BOS if audio else ""),
+        after=(AUDIO_EOS if audio else "") + "<|im_end|>\n<|im_start|>assistant\n" + begun,
         audio=audio,
         speech=speech,
     )
@@ -120,17 +132,46 @@ def _exchanges(history: Sequence[PastTurn], prompts: Prompts) -> tuple[str, ...]
         answers = [turn for turn in history if turn.role == "assistant" and turn.text]
         count = {"none": 0, "last_answer": 1, "last_two_answers": 2}[prompts.history]
         return tuple(block(turn.role, turn.text) for turn in answers[max(0, len(answers) - count) :])
-    exchanges: list[str] = []
+    if prompts.history == "last_three_exchanges":
+        history = [turn for turn in history if turn.role in ("user", "assistant")]
+    exchanges: list[list[PastTurn]] = []
     for index, turn in enumerate(history):
-        if not index or (turn.role == "user" and history[index - 1].role == "assistant"):
-            exchanges.append("")
-        text = _spoken_text(turn.text)
-        exchanges[-1] += block(turn.role, text) if text else ""
-    told = tuple(filter(None, exchanges))
+        if not index or (turn.role == "user" and history[index - 1].role != "user"):
+            exchanges.append([])
+        exchanges[-1].append(turn)
+    told = tuple(filter(None, map(_blocks, exchanges)))
     return told[-3:] if prompts.history == "last_three_exchanges" else told
 
 
-def _spoken_text(text: str) -> str:
+def _blocks(turns: Sequence[PastTurn]) -> str:
+    """An exchange as ChatML: what is called belongs to the assistant's turn, what that gave is a turn of the user's."""
+    blocks: list[tuple[str, str]] = []
+    for turn in turns:
+        role = {"call": "assistant", "result": "user"}.get(turn.role, turn.role)
+        text = (
+            _result(turn) if turn.role == "result" else _call(turn) if turn.role == "call" else without_marks(turn.text)
+        )
+        if turn.role in ("call", "result") and blocks and blocks[-1][0] == role:
+            blocks[-1] = (role, f"{blocks[-1][1]}\n{text}")
+        elif text:
+            blocks.append((role, text))
+    return "".join(block(role, text) for role, text in blocks)
+
+
+def _call(turn: PastTurn) -> str:
+    name = msgspec.json.encode(turn.name).decode()
+    return f'{CALL}\n{{"name": {name}, "arguments": {_MARKS.sub("", turn.text)}}}\n{CALL_END}'
+
+
+def _result(turn: PastTurn) -> str:
+    return f"{RESULT}\n{without_marks(turn.text)}\n{RESULT_END}"
+
+
+def _results(turns: Sequence[PastTurn]) -> str:
+    return "\n".join(map(_result, turns))
+
+
+def without_marks(text: str) -> str:
     """What somebody said or typed, without marks that would end or open a turn."""
     return _MARKS.sub("", text)
 

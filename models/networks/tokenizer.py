@@ -61,6 +61,11 @@ class TextTokenizer:
         slow = AutoTokenizer.from_pretrained(str(directory))
         return cls(slow.backend_tokenizer, str(directory / "vocab.json"))
 
+    def mark(self, text: str) -> int:
+        """The id of a token by its text, -1 where there is none such."""
+        identity = self._tokenizer.token_to_id(text)
+        return -1 if identity is None else int(identity)
+
     def __len__(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 

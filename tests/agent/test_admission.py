@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from agent.server.workers import WorkerPool
 from tests.agent.test_bad_input import Nowhere
 from tests.agent.test_parts import Holder
 from tests.support.fake_worker import Behaviour, FakeWorker
+from tests.support.service_process import ServiceProcess, fake_worker_command
 
 
 def load(busy: float, capacity: int) -> wire.WorkerLoad:
@@ -74,3 +76,34 @@ async def test_the_least_loaded_worker_gets_the_next_and_every_session_hears_of_
         for link in links:
             await link.close()
         await asyncio.gather(*running)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count of a process's time is read")
+async def test_a_burst_of_callers_beyond_the_last_place_costs_no_more_than_their_answers_may_take(
+    tmp_path: Path,
+) -> None:
+    """All must be told within 100 ms; what the machine does beside that is no part of it, so processor time counts."""
+    config = tmp_path / "agogic.toml"
+    config.write_text("[session]\nmax_sessions = 1\n")
+
+    def busy_ms(pid: int) -> float:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e6
+
+    async def knock(port: int) -> tuple[str, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        writer.write(f"GET /v1/realtime HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{upgrade}{key}\r\n".encode())
+        return (await reader.readline()).decode().split()[1], writer
+
+    with ServiceProcess(fake_worker_command("--slots", "2"), config=config) as process:
+        port = int(process.base_url.rpartition(":")[2])
+        opened = [await knock(port) for _ in range(2)]  # the second for what is done for the first time
+        before_ms = busy_ms(process.process.pid)
+        refused = await asyncio.gather(*(knock(port) for _ in range(56)))
+        took_ms = busy_ms(process.process.pid) - before_ms
+        for _, writer in (*opened, *refused):
+            writer.close()
+    assert [status for status, _ in opened] == ["101", "503"]
+    assert {status for status, _ in refused} == {"503"}
+    assert took_ms < 100.0

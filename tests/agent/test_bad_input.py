@@ -71,7 +71,10 @@ SWEEP: list[tuple[str, Any, str, str]] = [
     ("an item without a type", item(role="user"), "missing_required_parameter", "item.type"),
     ("an unknown item", item(type="mcp_call"), "invalid_value", "function_call_output"),
     ("an unknown role", item(type="message", role="tool", content=[]), "invalid_value", "item.role"),
-    ("a picture", item(type="message", role="user", content=[{"type": "input_image"}]), "invalid_value", "input_text"),
+    ("a picture of ours", item(type="message", role="system", content=[{"type": "input_image"}]), "invalid_value",
+     "input_text"),
+    ("a result of no call", item(type="function_call_output", call_id="nobody", output=""), "invalid_tool_call_id",
+     "'nobody' not found"),
     ("a part without text", item(type="message", role="user", content=[{"type": "input_text"}]),
      "missing_required_parameter", "item.content[0].text"),
     ("too much sound in an item", item(type="message", role="user", content=[

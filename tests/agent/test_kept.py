@@ -127,8 +127,10 @@ async def test_its_memory_goes_when_another_needs_it() -> None:
     limits = LimitsConfig(session_bytes=4 * MIB, key_bytes=4 * MIB, all_bytes=5 * MIB)
     async with service_of(ServerConfig(limits=limits)) as service:
         away, here = Client(service), Client(service)
+        call = {"type": "function_call", "call_id": "call_1", "name": "look_up", "arguments": "{}"}
         result = {"type": "function_call_output", "call_id": "call_1", "output": "x" * (3 * MIB // 4)}
         for client in (away, here):
+            await client.send(type="conversation.item.create", item=call)
             for _ in range(4):
                 await client.send(type="conversation.item.create", item=result)
             await client.send(type="response.cancel")
@@ -136,7 +138,7 @@ async def test_its_memory_goes_when_another_needs_it() -> None:
                 client.lose()
                 assert service.keeper.count == 1
         assert away.runner.closed and not here.runner.closed
-        assert len(here.runner.session._conversation.items) == 4, "all of them were taken"
+        assert len(here.runner.session._conversation.items) == 5, "all of them were taken"
         await until(lambda: service.session_count == 1)
         assert service.held_bytes < 4 * MIB
 

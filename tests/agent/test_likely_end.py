@@ -51,9 +51,10 @@ def spoken(driver: SessionDriver) -> list[UserMessage]:
     return [item for item in driver.session._conversation.items if isinstance(item, UserMessage)]
 
 
-def whole(item: UserMessage) -> bytes:
+def whole(driver: SessionDriver, item: UserMessage) -> bytes:
+    """The sound of the turn, of which the item is the last part if it went on."""
     assert item.pcm is not None
-    return item.pcm.tobytes()
+    return driver.session._conversation.sound_of(item).tobytes()
 
 
 def check_wire(driver: SessionDriver) -> None:
@@ -86,8 +87,8 @@ def check_heard(driver: SessionDriver) -> None:
         for item in spoken(driver):
             if item.utterance == ended.utterance:
                 given = heard(driver, ended.session, ended.utterance)
-                assert whole(item).startswith(given)
-                kept = np.frombuffer(whole(item)[len(given) :], "<i2")
+                assert whole(driver, item).startswith(given)
+                kept = np.frombuffer(whole(driver, item)[len(given) :], "<i2")
                 assert np.count_nonzero(np.abs(kept) > 500) < WINDOW_SAMPLES
 
 
@@ -102,8 +103,10 @@ def test_the_end_that_was_prepared_is_the_end(vad: dict[str, Any]) -> None:
     given = heard(driver, 1, likely.utterance)
     start_ms = driver.last("input_audio_buffer.speech_started")["audio_start_ms"]
     end_ms = driver.last("input_audio_buffer.speech_stopped")["audio_end_ms"]
-    assert len(whole(item)) / 32 == pytest.approx(end_ms - start_ms, abs=1)
-    assert len(whole(item)) - len(given) >= 2 * 16_000 * 0.1, "the item keeps the silence that the worker never got"
+    assert len(whole(driver, item)) / 32 == pytest.approx(end_ms - start_ms, abs=1)
+    assert len(whole(driver, item)) - len(given) >= 2 * 16_000 * 0.1, (
+        "the item keeps the silence that the worker never got"
+    )
     check_heard(driver)
     check_wire(driver)
 
@@ -131,7 +134,7 @@ def test_a_silence_that_ends_the_turn_sooner_makes_nothing_likely() -> None:
     driver.hush(0.4)
     assert not driver.asked(wire.LikelyEnd)
     (item,) = spoken(driver)
-    assert heard(driver, 1, driver.asked(wire.EndUtterance)[0].utterance) == whole(item)
+    assert heard(driver, 1, driver.asked(wire.EndUtterance)[0].utterance) == whole(driver, item)
 
 
 def test_a_commit_takes_the_end_that_was_prepared() -> None:
@@ -140,7 +143,7 @@ def test_a_commit_takes_the_end_that_was_prepared() -> None:
     driver.send(type="input_audio_buffer.commit")
     assert [type(m) for m in driver.to_worker[before:]] == [wire.EndUtterance, wire.Cancel]
     (item,) = spoken(driver)
-    assert len(whole(item)) > len(heard(driver, 1, 1)) > 0
+    assert len(whole(driver, item)) > len(heard(driver, 1, 1)) > 0
     check_heard(driver)
 
 
@@ -183,7 +186,7 @@ def test_who_takes_over_by_hand_in_the_pause_is_heard_whole() -> None:
     driver.speak(0.3)
     driver.send(type="input_audio_buffer.commit")
     (item,) = spoken(driver)
-    assert heard(driver, 1, 1) == whole(item)
+    assert heard(driver, 1, 1) == whole(driver, item)
     check_wire(driver)
 
 

@@ -28,8 +28,11 @@ def url(service: ServiceProcess) -> str:
     return f"{service.base_url}/v1/realtime?model=agogic"
 
 
-def result(call: int, characters: int) -> dict[str, object]:
-    return {"type": "function_call_output", "call_id": f"call_{call}", "output": "x" * characters}
+CALL = {"type": "function_call", "call_id": "call", "name": "look_up", "arguments": "{}"}
+
+
+def result(characters: int) -> dict[str, object]:
+    return {"type": "function_call_output", "call_id": "call", "output": "x" * characters}
 
 
 async def settled_mb(service: ServiceProcess, most_mb: float) -> None:
@@ -145,9 +148,11 @@ async def test_tool_results_are_bounded_and_their_memory_is_given_back(tmp_path:
         async with aiohttp.ClientSession() as http, http.ws_connect(url(process), max_msg_size=0) as socket:
             client = WsClient(socket)
             await client.until("session.created")
+            await client.send(type="conversation.item.create", item=CALL)
+            call_id = (await client.until("conversation.item.done"))["item"]["id"]
             kept = 0
-            for call in range(40):
-                await client.send(type="conversation.item.create", item=result(call, MIB - 100))
+            for _ in range(40):
+                await client.send(type="conversation.item.create", item=result(MIB - 100))
                 while (event := await client.next())["type"] not in ("conversation.item.done", "error"):
                     pass
                 kept += event["type"] == "conversation.item.done"
@@ -156,10 +161,11 @@ async def test_tool_results_are_bounded_and_their_memory_is_given_back(tmp_path:
             assert {error["code"] for error in errors} == {"memory_limit_exceeded"}
             assert process.rss_mb() - before_mb < 60
             assert (await client.ask())["status"] == "completed"
-            item_id = next(event["item"]["id"] for event in client.events if event["type"] == "conversation.item.done")
+            done = [event["item"]["id"] for event in client.events if event["type"] == "conversation.item.done"]
+            item_id = next(identity for identity in done if identity != call_id)
             await client.send(type="conversation.item.delete", item_id=item_id)
             await client.until("conversation.item.deleted")
-            await client.send(type="conversation.item.create", item=result(99, MIB // 2))
+            await client.send(type="conversation.item.create", item=result(MIB // 2))
             await client.until("conversation.item.done")
         await settled_mb(process, before_mb * 1.05)
 
@@ -170,10 +176,12 @@ async def test_a_valid_item_survives_its_echo_and_a_longer_one_is_refused_by_a_s
     async with aiohttp.ClientSession() as http, http.ws_connect(url(service), max_msg_size=0) as socket:
         client = WsClient(socket)
         await client.until("session.created")
-        # Letters that take six bytes each on their way back.
-        await client.send(type="conversation.item.create", item=result(1, 0) | {"output": "\x01" * (MIB - 100)})
+        await client.send(type="conversation.item.create", item=CALL)
         await client.until("conversation.item.done")
-        await client.send(type="conversation.item.create", item=result(2, 9 * MIB))
+        # Letters that take six bytes each on their way back.
+        await client.send(type="conversation.item.create", item=result(0) | {"output": "\x01" * (MIB - 100)})
+        await client.until("conversation.item.done")
+        await client.send(type="conversation.item.create", item=result(9 * MIB))
         error = (await client.until("error"))["error"]
         assert error["code"] == "invalid_value" and "1048576 characters" in error["message"]
         # Sound is longer and does not come back.

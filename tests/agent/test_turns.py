@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any, Literal
 
 import pytest
@@ -12,7 +13,7 @@ from agent.dialogue.speaking import WorkerSlot
 from agent.turn.detector import LIKELY_END_SAMPLES
 from tests.support.conformance import check
 from tests.support.session_driver import READY, SessionDriver, answer
-from tests.support.situations import LONG, PUSH_TO_TALK
+from tests.support.situations import JOINS_TURNS, LONG, PUSH_TO_TALK
 
 LIKELY_END_MS = LIKELY_END_SAMPLES // 16
 TRANSPORTS: list[Literal["websocket", "webrtc"]] = ["websocket", "webrtc"]
@@ -46,7 +47,7 @@ def paused(driver: SessionDriver) -> SessionDriver:
 def test_who_goes_on_before_the_answer_is_heard_has_said_one_thing(
     transport: Literal["websocket", "webrtc"],
 ) -> None:
-    driver = paused(SessionDriver(transport=transport, reply=None))
+    driver = paused(SessionDriver(transport=transport, reply=None, settings=JOINS_TURNS))
     first = driver.last("conversation.item.added")["item"]["id"]
     driver.reply = "Sure."
     driver.speak(0.8)
@@ -74,8 +75,70 @@ def test_who_goes_on_before_the_answer_is_heard_has_said_one_thing(
     check(driver.events)
 
 
-def test_a_turn_may_go_on_more_than_once() -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_of_a_turn_that_goes_on_a_stock_client_keeps_what_it_was_told(
+    transport: Literal["websocket", "webrtc"],
+) -> None:
+    """It knows no deletion: its second item holds only the rest, and the model hears one turn all the same."""
+    driver = paused(SessionDriver(transport=transport, reply=None, transcript="a latte"))
+    first = driver.last("conversation.item.added")["item"]["id"]
+    driver.reply, driver.transcript = "Sure.", "a latte with milk"
+    driver.speak(0.8)
+    driver.hush(2.0)
+    second = driver.of("input_audio_buffer.speech_started")[1]["item_id"]
+    assert users(driver) == [first, second] and not driver.of("conversation.item.deleted")
+    told = driver.of("conversation.item.input_audio_transcription.completed")
+    assert [(e["item_id"], e["transcript"]) for e in told] == [(first, "a latte"), (second, "with milk")]
+    _, whole = driver.asked(wire.StartUtterance)
+    assert whole.context == []
+    assert heard_ms(driver, whole.utterance) == pytest.approx(800 + 600 + 800 + LIKELY_END_MS, abs=70)
+    (ask,) = driver.asked(wire.Respond)[1:]
+    assert [(item.role, item.utterance) for item in ask.context] == [("user", whole.utterance)]
+    # What is said next comes behind one turn, not behind a half that was repeated.
+    driver.speak(0.5)
+    driver.hush(1.0)
+    history = driver.asked(wire.Respond)[-1].context
+    assert [(item.role, item.text) for item in history[:2]] == [("user", "a latte with milk"), ("assistant", "Sure.")]
+    check(driver.events)
+
+
+def test_a_stock_clients_halves_hold_each_its_own_sound() -> None:
     driver = paused(SessionDriver(reply=None))
+    first = driver.last("conversation.item.added")["item"]["id"]
+    (before,) = driver.send(type="conversation.item.retrieve", item_id=first)
+    driver.speak(0.8)
+    driver.hush(0.6)
+    second = driver.last("conversation.item.added")["item"]["id"]
+    one, rest = (driver.send(type="conversation.item.retrieve", item_id=name)[0]["item"] for name in (first, second))
+    assert one == before["item"]
+    begun, went_on = (len(base64.b64decode(item["content"][0]["audio"])) / 48_000 for item in (one, rest))
+    stopped = driver.of("input_audio_buffer.speech_stopped")
+    started = driver.of("input_audio_buffer.speech_started")
+    assert begun + went_on == pytest.approx(
+        (stopped[1]["audio_end_ms"] - started[0]["audio_start_ms"]) / 1000, abs=0.01
+    )
+    assert begun == pytest.approx((stopped[0]["audio_end_ms"] - started[0]["audio_start_ms"]) / 1000, abs=0.01)
+
+
+def test_a_stock_clients_half_that_is_deleted_is_heard_no_more() -> None:
+    driver = paused(SessionDriver(reply=None, transcript="a latte"))
+    first = driver.last("conversation.item.added")["item"]["id"]
+    driver.reply, driver.transcript = "Sure.", "a latte with milk"
+    driver.speak(0.8)
+    driver.hush(2.0)
+    driver.send(type="conversation.item.delete", item_id=first)
+    before = len(driver.to_worker)
+    driver.send(type="conversation.item.delete", item_id=driver.last("response.done")["response"]["output"][0]["id"])
+    driver.send(type="response.create")
+    driver.advance(1.0)
+    (ask,) = [m for m in driver.to_worker[before:] if isinstance(m, wire.Respond)]
+    assert [(item.role, item.text) for item in ask.context] == [("user", "with milk")]
+    assert heard_ms(driver, ask.context[0].utterance) < 800 + 600 + 200
+    check(driver.events)
+
+
+def test_a_turn_may_go_on_more_than_once() -> None:
+    driver = paused(SessionDriver(reply=None, settings=JOINS_TURNS))
     for _ in range(3):
         driver.speak(0.5)
         driver.hush(0.6)
@@ -88,8 +151,22 @@ def test_a_turn_may_go_on_more_than_once() -> None:
     check(driver.events)
 
 
-def test_the_joined_turn_can_be_asked_for_by_either_name() -> None:
+def test_a_stock_clients_turn_may_go_on_more_than_once() -> None:
     driver = paused(SessionDriver(reply=None))
+    for _ in range(3):
+        driver.speak(0.5)
+        driver.hush(0.6)
+    driver.reply = "Sure."
+    driver.speak(0.5)
+    driver.hush(2.0)
+    assert len(users(driver)) == 5
+    assert len(driver.asked(wire.Respond)[-1].context) == 1
+    assert heard_ms(driver, driver.asked(wire.StartUtterance)[-1].utterance) > 5000
+    check(driver.events)
+
+
+def test_the_joined_turn_can_be_asked_for_by_either_name() -> None:
+    driver = paused(SessionDriver(reply=None, settings=JOINS_TURNS))
     first = driver.last("conversation.item.added")["item"]["id"]
     driver.speak(0.5)
     driver.hush(0.6)
@@ -103,8 +180,9 @@ def test_the_joined_turn_can_be_asked_for_by_either_name() -> None:
     check(driver.events)
 
 
-def test_a_turn_that_goes_on_just_after_the_first_sound_takes_the_answer_back() -> None:
-    driver = SessionDriver(reply=LONG)
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_turn_that_goes_on_just_after_the_first_sound_takes_the_answer_back(joins: bool) -> None:
+    driver = SessionDriver(reply=LONG, settings=JOINS_TURNS if joins else None)
     driver.speak(0.5)
     driver.hush(0.5)
     while not driver.of("response.output_audio.delta"):
@@ -114,12 +192,14 @@ def test_a_turn_that_goes_on_just_after_the_first_sound_takes_the_answer_back() 
     driver.hush(0.6)
     ask = driver.asked(wire.Respond)[-1]
     assert [item.role for item in ask.context] == ["user"]
-    assert len(users(driver)) == 1
-    # Some of it was sent: the client may truncate the item, as it does after every interruption.
+    assert len(users(driver)) == (1 if joins else 2)
+    # Some of it was sent: a client that was told of no end may truncate the item, as it does after every interruption;
+    # for one that joins turns the orphan goes with the half that it answered.
     item_id = driver.of("response.done")[0]["response"]["output"][0]["id"]
+    assert (item_id in [e["item_id"] for e in driver.of("conversation.item.deleted")]) is joins
     truncate = {"item_id": item_id, "content_index": 0, "audio_end_ms": 100}
     (truncated,) = driver.send(type="conversation.item.truncate", **truncate)
-    assert truncated["type"] == "conversation.item.truncated"
+    assert truncated["type"] == ("error" if joins else "conversation.item.truncated")
     check(driver.events)
 
 
@@ -168,7 +248,8 @@ def test_clients_that_decide_themselves_get_turns_as_they_come(vad: dict[str, An
 
 
 def test_a_turn_grows_no_longer_than_one_may_be() -> None:
-    driver = paused(SessionDriver(reply=None, config=ServerConfig(session=SessionConfig(max_utterance_s=1.8))))
+    config = ServerConfig(session=SessionConfig(max_utterance_s=1.8))
+    driver = paused(SessionDriver(reply=None, config=config, settings=JOINS_TURNS))
     driver.speak(1.0)
     driver.hush(0.6)
     assert len(users(driver)) == 2

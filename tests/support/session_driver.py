@@ -38,6 +38,7 @@ class LoudnessVad:
 class SessionDriver:
     """`reply` is what the scripted worker answers, word by word, `transcript` what it understands; None: nothing.
     `certainty` is how finished it finds every pause that it is asked about; None: it is a worker that cannot tell.
+    `abilities` are those of its model.
     `make` makes the session.
     """
 
@@ -52,6 +53,7 @@ class SessionDriver:
         worker: bool = True,
         config: ServerConfig | None = None,
         certainty: float | None = None,
+        abilities: wire.Abilities | None = None,
         make: Callable[..., Session] = Session,
     ) -> None:
         self.config = config or ServerConfig()
@@ -75,11 +77,14 @@ class SessionDriver:
             vad=LoudnessVad(),
             model="fake",
             input_hz=48_000 if transport == "webrtc" else None,
+            abilities=abilities,
         )
         self._pulls = transport == "webrtc"
         self.heard_samples = 0
         if worker:
             ready = msgspec.structs.replace(READY, judges_ends=certainty is not None)
+            if abilities is not None:
+                ready = msgspec.structs.replace(ready, abilities=abilities)
             self.do(self.session.worker_ready(WorkerSlot(1, ready)))
         if start:
             self.do(self.session.start())

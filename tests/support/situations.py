@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.support.session_driver import SessionDriver
 
 PUSH_TO_TALK = {"audio": {"input": {"turn_detection": None}}}
+JOINS_TURNS = {"x_agogic": {"joined_turns": True}}
 LONG = " ".join(["word"] * 20)
 
 

@@ -6,9 +6,10 @@ import random
 
 import pytest
 
+from models.orders import parse_order, price_text
 from training.conversations import KINDS, after_another_order, answers_before, kind, turn_of_kind
 from training.phrases import CANCELLED, NOTHING_ORDERED
-from training.world import confirm, confirm_change, parse_order, pool_turn, price_text
+from training.world import confirm, confirm_change, pool_turn
 
 
 def test_every_turn_of_the_pool_has_a_kind_and_all_kinds_occur() -> None:

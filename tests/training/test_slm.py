@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from models.networks.talker import AUDIO_END, AUDIO_START, CODE_OFFSET
+from models.orders import Order
 from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig
 from training.conversations import kind
 from training.features import Clip
@@ -25,7 +26,7 @@ from training.slm_data import IGNORE, Examples, Item, Shares, speech_streams, sp
 from training.slm_model import MAX_GROUP, exact_group_lengths, group_lengths
 from training.speech_codes import SpokenText
 from training.voice_codes import RATES_HZ
-from training.world import Order, confirm, pool_turn
+from training.world import confirm, pool_turn
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "embedded" / "tokenizer.json"
 CODES = 40

@@ -6,15 +6,8 @@ import random
 
 import pytest
 
-from training.baskets import (
-    Item,
-    confirm_basket,
-    number_words,
-    parse_basket,
-    price_of,
-    sample_basket,
-    say_basket,
-)
+from models.orders import Item, number_words, parse_basket, parse_order, price_of
+from training.baskets import confirm_basket, sample_basket, say_basket
 from training.conversations import (
     WIDE_SEED,
     exchanges_before,
@@ -24,7 +17,7 @@ from training.conversations import (
     question_for,
 )
 from training.wide_world import FOREIGN_SENTENCES, WIDE_KINDS, wide_turn
-from training.world import confirm, parse_order, pool_turn, sample_order
+from training.world import confirm, pool_turn, sample_order
 
 
 def test_what_is_restated_can_be_read_again() -> None:

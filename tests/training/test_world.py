@@ -9,19 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from models.orders import DRINKS, SHOTS, SIZES, Order, parse_order, phrase_order, price_text
 from training.phrases import DECLINE
 from training.world import (
-    DRINKS,
-    SHOTS,
-    SIZES,
-    Order,
     confirm,
     confirm_change,
     order_bodies,
-    parse_order,
-    phrase_order,
     pool_turn,
-    price_text,
     reply_pool,
     sample_order,
     sample_turn,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
 from agent.wire import (
+    Abilities,
     ContextItem,
     Message,
     OpenSession,
@@ -152,6 +153,7 @@ class ScriptedModel:
     name: str = "scripted"
     output_sample_rate: int = 24_000
     codec_frame_rate_hz: float = 12.5
+    abilities: ClassVar[Abilities] = Abilities()
 
     @property
     def judges_ends(self) -> bool:

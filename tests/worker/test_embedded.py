@@ -14,7 +14,7 @@ import torch
 
 from agent.dialogue.level import amplified, gain_for, peak_of
 from agent.wire import ContextItem
-from training.world import Order, parse_order
+from models.orders import Order, parse_order
 from worker.audio_files import read_question
 from worker.listener import PipelineListener
 from worker.loading import load_model

@@ -59,6 +59,7 @@ async def connect(
             "input_frame_rate": input_rate,
             "output_frame_rate": output_rate,
             "events": ["input_transcript", "input_tokens"],
+            "joined_turns": True,
         },
     }
     if push_to_talk:

@@ -87,7 +87,14 @@ export interface SessionObject {
   instructions?: string;
   expires_at?: number;
   audio?: { output?: { voice?: string } };
-  x_agogic?: { input_frame_rate?: RateSetting; output_frame_rate?: RateSetting; events?: string[] };
+  /** `notes` say what of the settings has no effect with the server's model. */
+  x_agogic?: {
+    input_frame_rate?: RateSetting;
+    output_frame_rate?: RateSetting;
+    events?: string[];
+    joined_turns?: boolean;
+    notes?: string[];
+  };
 }
 
 /** The object of an `error` event. */

@@ -48,6 +48,7 @@ export function sessionOf(settings: SessionSettings, tools: Record<string, ToolD
       input_frame_rate: settings.rates.input,
       output_frame_rate: settings.rates.output,
       events: ["input_transcript", "input_tokens"],
+      joined_turns: true,
     },
   };
 }

@@ -106,7 +106,7 @@ it("sends chosen rates at once and again with each configuration", async () => {
   client.setRates({ input: 8, output: 5 });
   await client.connect();
   const rates = { input_frame_rate: 8, output_frame_rate: 5 };
-  expect(made[0]!.sent[0]).toMatchObject({ session: { x_agogic: rates } });
+  expect(made[0]!.sent[0]).toMatchObject({ session: { x_agogic: { ...rates, joined_turns: true } } });
   client.setRates({ input: "auto", output: 4 });
   expect(made[0]!.sent.at(-1)).toMatchObject({ session: { x_agogic: { output_frame_rate: 4 } } });
 });
