@@ -25,7 +25,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """Stands still until `advance` is called: for tests and for replay."""
+    """Stands still until `advance` or `stand_at` is called: for tests and for replay."""
 
     def __init__(self, now_s: float = 0.0, unix_s: int = 1_790_000_000) -> None:
         self._now_s = now_s
@@ -39,3 +39,6 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         self._now_s += seconds
+
+    def stand_at(self, now_s: float) -> None:
+        self._now_s = now_s

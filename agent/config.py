@@ -151,6 +151,15 @@ class LimitsConfig(Section, frozen=True):
     all_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 1024 * 1024 * 1024
 
 
+class RecordingConfig(Section, frozen=True):
+    """`folder` "" = nothing is recorded. Bytes of a session's file, and of all files in the folder."""
+
+    folder: str = ""
+    sound: bool = True
+    max_bytes: Annotated[int, Meta(ge=65_536)] = 512 * 1024 * 1024
+    max_folder_bytes: Annotated[int, Meta(ge=65_536)] = 8 * 1024 * 1024 * 1024
+
+
 class TwilioConfig(Section, frozen=True):
     auth_token: str = ""
 
@@ -221,6 +230,7 @@ class ServerConfig(Section, frozen=True):
     playout: PlayoutConfig = PlayoutConfig()
     webrtc: WebRtcConfig = WebRtcConfig()
     limits: LimitsConfig = LimitsConfig()
+    recording: RecordingConfig = RecordingConfig()
     telephony: TelephonyConfig = TelephonyConfig()
 
 

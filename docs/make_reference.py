@@ -37,7 +37,7 @@ OF_TYPE: dict[str, dict[str, Any]] = {
     "response.output_audio.delta": {"delta": "AAABAAIA", "x_agogic": {"start_time": 0.0, "tokens": [[1042, 3], [77, 2]]}},
     "response.output_audio_transcript.delta": {"delta": "One", "x_agogic": {"tokens": [[1042, 3]]}},
     "input_audio_buffer.speech_started": {"x_agogic": {"continues": "item_3eFg"}},
-    "session.created": {"x_agogic": {"resume": {"token": "resume_8hJk…", "within_s": 60}}},
+    "session.created": {"x_agogic": {"resume": {"token": "resume_8hJk…", "within_s": 60}, "recorded": "with sound"}},
     "x_agogic.session_resumed": {"last_client_event_id": "event_5", "x_agogic": {"resume": {"token": "resume_2dFg…", "within_s": 60}}},
     "response.create": {"response": {"x_agogic": {"output_frame_rate": 4.0}}},
     "response.done": {

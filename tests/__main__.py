@@ -41,6 +41,7 @@ BESIDE = {
         (
             "agent/test_fuzz.py",
             "agent/test_notes.py",
+            "agent/test_recording.py",
             "agent/test_tools.py",
             "fuzz",
             "kernels",

@@ -47,6 +47,12 @@ DOORS: dict[str, set[str]] = {
         "agent.rtc.jitter",
         "agent.telephony.sound",
     },
+    "agent.recording": {
+        *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "log", "wire")),
+        "agent.dialogue",
+        "agent.protocol",
+        "agent.turn",
+    },
     "agent.dialogue": {
         *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "wire")),
         "agent.protocol",

@@ -52,6 +52,10 @@ def serve(
     voice: Annotated[Path | None, typer.Option(help="recording that an official model is to sound like")] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="worker processes")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="torch threads of each worker")] = None,
+    record: Annotated[Path | None, typer.Option(help="folder that every session leaves a recording in")] = None,
+    record_without_sound: Annotated[
+        bool, typer.Option("--record-without-sound", help="lengths in place of sound")
+    ] = False,
     log_level: Annotated[LogLevel, typer.Option(help="of service and workers")] = LogLevel.WARNING,
     worker_command: Annotated[str | None, typer.Option(hidden=True, help="starts a worker; --socket is added")] = None,
 ) -> None:
@@ -59,7 +63,15 @@ def serve(
     started_s = time.monotonic()
     try:
         loaded = overridden(
-            load_config(config), host=host, port=port, model=model, voice=voice, workers=workers, threads=threads
+            load_config(config),
+            host=host,
+            port=port,
+            model=model,
+            voice=voice,
+            workers=workers,
+            threads=threads,
+            record=record,
+            record_without_sound=record_without_sound,
         )
         check_keys(loaded)
         check_exposure(loaded)
@@ -89,9 +101,11 @@ def overridden(
     voice: Path | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    record: Path | None = None,
+    record_without_sound: bool = False,
 ) -> ServerConfig:
-    """Command line over environment over file."""
-    http, chosen = config.http, config.model
+    """Command line over environment over file. Raises `ConfigError`."""
+    http, chosen, recording = config.http, config.model, config.recording
     key = os.environ.get(KEY_VARIABLE)
     http = replace(
         http,
@@ -106,7 +120,14 @@ def overridden(
         workers=workers if workers is not None else chosen.workers,
         threads=threads if threads is not None else chosen.threads,
     )
-    return replace(config, http=http, model=chosen)
+    recording = replace(
+        recording,
+        folder=str(record) if record is not None else recording.folder,
+        sound=recording.sound and not record_without_sound,
+    )
+    if record_without_sound and not recording.folder:
+        raise ConfigError("--record-without-sound records nothing by itself; add --record DIR")
+    return replace(config, http=http, model=chosen, recording=recording)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -175,6 +196,8 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     typer.echo(f"agogic: {'http' if tls is None else 'https'}://{shown}:{port}/  (loading {config.model.spec})")
     for address in app[addresses_key]:
         typer.echo(f"agogic: {address}")
+    if service.recorder is not None:
+        typer.echo(f"agogic: every session is recorded, {service.recorder.kind}, into {config.recording.folder}")
     set_apart_what_stays()
     stop, at_once = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -202,6 +225,8 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
         await service.drain(at_once)
     await asyncio.sleep(_LAST_WORDS_S if service.session_count else 0)
     await runner.cleanup()
+    if service.recorder is not None:
+        await asyncio.to_thread(service.recorder.close)
     status = 0
     for task in (*watching, announcing, stopping, working):
         task.cancel()

@@ -60,6 +60,14 @@ class ReadMessage:
     items: tuple[ReadItem | ItemReference, ...] = ()
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a client sent, and what it says, or why it says nothing."""
+
+    data: str | bytes
+    outcome: ReadMessage | ProtocolError
+
+
 def read_message(data: str | bytes, format: AudioFormat) -> ReadMessage:
     """Raises `ProtocolError` with the client's `event_id` where one can be read. `format` is that of the input."""
     event = decode_client_event(data)

@@ -23,7 +23,7 @@ from agent.clock import Clock
 from agent.config import ServerConfig
 from agent.dialogue.briefing import Briefing
 from agent.dialogue.captions import Captions
-from agent.dialogue.client_requests import ReadItem, ReadMessage, plan_response, read_message
+from agent.dialogue.client_requests import Reading, ReadItem, plan_response, read_message
 from agent.dialogue.conversation import Conversation
 from agent.dialogue.effects import Effect, Outbox
 from agent.dialogue.item_requests import ItemRequests
@@ -204,15 +204,16 @@ class Session:
         """One client event. Whatever is wrong with it becomes exactly one `error` event."""
         return self.take(self.read(data))
 
-    def read(self, data: str | bytes) -> ReadMessage | ProtocolError:
+    def read(self, data: str | bytes) -> Reading:
         """The part of `client_message` that takes long for long messages; any thread may do it. `take` comes next."""
         try:
-            return read_message(data, self.settings.audio.input.format)
+            return Reading(data, read_message(data, self.settings.audio.input.format))
         except ProtocolError as error:
-            return error
+            return Reading(data, error)
 
-    def take(self, message: ReadMessage | ProtocolError, *, of_others: bool = False) -> list[Effect]:
+    def take(self, reading: Reading, *, of_others: bool = False) -> list[Effect]:
         """The rest of `client_message`. `of_others`: it came by another connection than the client's."""
+        message = reading.outcome
         try:
             if isinstance(message, ProtocolError):
                 raise message
@@ -224,7 +225,7 @@ class Session:
                     self._last_client_event_id = message.event.event_id
             self._answer(message.event, message.items)
         except ProtocolError as error:
-            if error.event_id is None and isinstance(message, ReadMessage):
+            if error.event_id is None and not isinstance(message, ProtocolError):
                 error.event_id = message.event.event_id
             self._outbox.send(events.Error(error=error.as_dict()), private=True, of_others=of_others)
         return self._outbox.take()

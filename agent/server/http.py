@@ -121,11 +121,13 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """A worker answers, and new sessions are taken."""
+    """A worker answers, and new sessions are taken. `recorded`: how sessions are, where they are."""
     service = request.app[service_key]
     pool = service.pool
     ready = pool.ready and not service.draining
-    state = {"ready": ready, "model": pool.model, "slots": pool.slots, "leased": pool.leased}
+    state: JsonObject = {"ready": ready, "model": pool.model, "slots": pool.slots, "leased": pool.leased}
+    if service.recorder is not None:
+        state["recorded"] = service.recorder.kind
     if not ready:
         why = "draining" if service.draining else pool.why_not_ready
         return json_response(state | {"reason": why}, 503)

@@ -79,12 +79,15 @@ class SessionRunner:
         owner: str = "",
         key_name: str = "",
         address: str = "",
+        recorded: str | None = None,
     ) -> None:
+        """`recorded`: how, in the words in which the client is told; None: not at all."""
         self.session = session
         self.account = account
         self.owner = owner
         self.key_name = key_name
         self.address = address
+        self._recorded = recorded
         self.transport_kind = transport.kind
         self._on_end = on_end
         self._keeper = keeper
@@ -387,10 +390,11 @@ class SessionRunner:
 
     def _extras(self) -> JsonObject:
         """What a client is told at the beginning of a connection."""
-        if not self._is_resumable:
-            return {}
-        self._has_new_token = True
-        return {"resume": {"token": self._keeper.issue(self), "within_s": self._keeper.for_s}}
+        told: JsonObject = {} if self._recorded is None else {"recorded": self._recorded}
+        if self._is_resumable:
+            self._has_new_token = True
+            told["resume"] = {"token": self._keeper.issue(self), "within_s": self._keeper.for_s}
+        return told
 
     def _ask_for_a_place(self) -> None:
         if self._lease is None and self._client is not None and self.session.needs_worker:

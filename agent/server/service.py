@@ -14,12 +14,14 @@ from collections.abc import Callable
 import msgspec
 
 from agent.clock import Clock, SystemClock
-from agent.config import ServerConfig
+from agent.config import ServerConfig, secrets_of
 from agent.dialogue.session import Session
 from agent.ids import Ids
 from agent.memory import give_back_all
 from agent.protocol.errors import ProtocolError
 from agent.protocol.session_object import SessionSettings, default_settings, updated
+from agent.recording.recorder import Recorder
+from agent.recording.session import RecordedSession
 from agent.server.auth import Authenticator, Grant
 from agent.server.budget import Budget
 from agent.server.fairness import LoopShare
@@ -46,6 +48,7 @@ class NoCapacity(Exception):
 
 class Service:
     def __init__(self, config: ServerConfig, pool: WorkerPool, clock: Clock | None = None) -> None:
+        """Raises `ConfigError` where sessions are to be recorded and cannot be."""
         self.config = config
         self.pool = pool
         self.clock = clock or SystemClock()
@@ -54,6 +57,7 @@ class Service:
         self._usage = Usage()
         self.metrics = Metrics()
         self.share = LoopShare()
+        self.recorder = Recorder(config.recording, secrets_of(config)) if config.recording.folder else None
         self.calls: dict[str, SessionRunner] = {}
         self.draining = False
         self.keeper: Keeper[SessionRunner] = Keeper(config.session.resume_s, config.session.max_kept)
@@ -103,7 +107,8 @@ class Service:
             self._within_limits(grant.key, model)
         self._admit(owner, source)
         self.auth.redeem(grant)
-        session = Session(
+        kind = Session if self.recorder is None else RecordedSession
+        session = kind(
             self.config,
             effective,
             transport=transport.kind,
@@ -117,6 +122,8 @@ class Service:
             abilities=self.pool.abilities,
             finest_hz=grant.key.finest_hz if grant.key is not None else None,
         )
+        if self.recorder is not None and isinstance(session, RecordedSession):
+            session.record(self.recorder)
         runner = SessionRunner(
             session,
             transport,
@@ -130,6 +137,7 @@ class Service:
             owner=owner,
             key_name=grant.name,
             address=source,
+            recorded=self.recorder.kind if self.recorder is not None else None,
         )
         self._runners.add(runner)
         self._usage.began(Visit(session.id, grant.name, transport.kind, self.pool.model, self.clock.now_s()))

@@ -123,10 +123,8 @@ def _with_ids(event: dict[str, Any], driver: SessionDriver) -> dict[str, Any]:
     return event
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(transport=st.sampled_from(["websocket", "webrtc"]), steps=st.lists(STEP, max_size=14))
-def test_random_conversations_stay_within_the_protocol(transport: Any, steps: list[tuple[str, Any]]) -> None:
-    driver = SessionDriver(transport=transport, reply="Yes, of course.")
+def act(driver: SessionDriver, steps: list[tuple[str, Any]]) -> bool:
+    """Takes these steps; whether there is a worker after them."""
     has_worker = True
     for kind, value in steps:
         if kind == "event":
@@ -151,6 +149,14 @@ def test_random_conversations_stay_within_the_protocol(transport: Any, steps: li
         elif value == "ready" and not has_worker:
             has_worker = True
             driver.do(driver.session.worker_ready(WorkerSlot(2, READY)))
+    return has_worker
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(transport=st.sampled_from(["websocket", "webrtc"]), steps=st.lists(STEP, max_size=14))
+def test_random_conversations_stay_within_the_protocol(transport: Any, steps: list[tuple[str, Any]]) -> None:
+    driver = SessionDriver(transport=transport, reply="Yes, of course.")
+    has_worker = act(driver, steps)
     driver.reply = "Yes, of course."
     if has_worker:
         # What a slow worker was asked is asked again of the next.

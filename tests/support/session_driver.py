@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import UnionType
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ class SessionDriver:
     """`reply` is what the scripted worker answers, word by word, `transcript` what it understands; None: nothing.
     `certainty` is how finished it finds every pause that it is asked about; None: it is a worker that cannot tell.
     `abilities` are those of its model.
+    `make` makes the session.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SessionDriver:
         config: ServerConfig | None = None,
         certainty: float | None = None,
         abilities: wire.Abilities | None = None,
+        make: Callable[..., Session] = Session,
     ) -> None:
         self.config = config or ServerConfig()
         self.clock = ManualClock()
@@ -66,7 +68,7 @@ class SessionDriver:
         self._sound: dict[int, int] = {}
         self._paused: list[wire.LikelyEnd] = []
         self._ended: list[wire.EndUtterance] = []
-        self.session = Session(
+        self.session = make(
             self.config,
             updated(default_settings(self.config), settings or {}, "default"),
             transport=transport,
