@@ -142,8 +142,10 @@ class Briefing:
             return
         if item.utterance is None:
             item.utterance = self._listening.next_number()
-            wanted = self._settings().audio.input.transcription is not None and item.transcript is None
-            self._captions.committed(item.utterance, item, wanted=wanted, begun=self._conversation.beginning_of(item))
+            # Of an item that came with a response alone the client was told nothing, and is told no words.
+            told = self._conversation.find(item.id) is item and item.transcript is None
+            wanted = told and self._settings().audio.input.transcription is not None
+            self._captions.committed(item, wanted=wanted, begun=self._conversation.beginning_of(item))
         self._start(item.utterance, context)
         sound = self._conversation.sound_of(item)
         heard = amplified(sound, gain_for(peak_of(sound)))

@@ -30,22 +30,26 @@ class Captions:
     """Utterances whose final transcript is still to come. They leave when it does, or when their item is deleted."""
 
     def __init__(self) -> None:
-        self._open: dict[int, _Caption] = {}
+        self._open: dict[str, _Caption] = {}  # by item, whose utterance may be another when it is heard again
 
-    def committed(self, utterance: int, item: UserMessage, *, wanted: bool, begun: Sequence[UserMessage] = ()) -> None:
-        """`begun`: the items that the utterance begins with, whose words are theirs and not the item's."""
-        samples = item.pcm.size if item.pcm is not None else 0
-        self._open[utterance] = _Caption(item, samples / SAMPLE_RATE_HZ, wanted, begun=tuple(begun))
+    def committed(self, item: UserMessage, *, wanted: bool, begun: Sequence[UserMessage] = ()) -> None:
+        """The item is heard as its `utterance`, perhaps once more. `begun`: the items that the utterance begins with,
+        whose words are theirs and not the item's."""
+        caption = self._open.get(item.id)
+        if caption is None:
+            samples = item.pcm.size if item.pcm is not None else 0
+            caption = self._open[item.id] = _Caption(item, samples / SAMPLE_RATE_HZ, wanted)
+        caption.begun, caption.encoded = tuple(begun), False
 
     def heard(self, utterance: int, text: str, *, final: bool) -> list[ServerEvent]:
         """`text` is the whole transcript so far."""
-        caption = self._open.get(utterance)
+        caption = self._of(utterance)
         if caption is None:
             return []
         text = rest_of(text, [item.words for item in caption.begun])
         caption.item.transcript = text
         if final:
-            del self._open[utterance]
+            del self._open[caption.item.id]
         if not caption.wanted:
             return []
         happened: list[ServerEvent] = []
@@ -59,22 +63,28 @@ class Captions:
 
     def encoded(self, utterance: int) -> None:
         """The worker has heard all of it; what is still open then is written down when the worker finds the time."""
-        if utterance in self._open:
-            self._open[utterance].encoded = True
+        caption = self._of(utterance)
+        if caption is not None:
+            caption.encoded = True
 
     def failed(self, utterance: int | None, message: str) -> list[ServerEvent]:
         """The worker will not say any more about this utterance; None: about all that are open."""
-        return self._fail([number for number in self._open if utterance in (None, number)], message)
+        failed = [caption for caption in self._open.values() if utterance in (None, caption.item.utterance)]
+        return self._fail(failed, message)
 
     def worker_lost(self) -> list[ServerEvent]:
         """The next worker hears again what this one had not; of what was to be written down later only the newest,
         for it has no room to hear many at once."""
-        late = [number for number, caption in list(self._open.items())[:-1] if caption.encoded]
+        late = [caption for caption in list(self._open.values())[:-1] if caption.encoded]
         return self._fail(late, "The worker was lost before it wrote this down.")
 
-    def _fail(self, utterances: list[int], message: str) -> list[ServerEvent]:
+    def _of(self, utterance: int) -> _Caption | None:
+        return next((caption for caption in self._open.values() if caption.item.utterance == utterance), None)
+
+    def _fail(self, failed: list[_Caption], message: str) -> list[ServerEvent]:
         error: dict[str, object] = {"type": "server_error", "code": "transcription_failed", "message": message}
-        failed = [self._open.pop(number) for number in utterances]
+        for caption in failed:
+            del self._open[caption.item.id]
         return [
             events.TranscriptionFailed(item_id=caption.item.id, error=error) for caption in failed if caption.wanted
         ]
@@ -82,9 +92,8 @@ class Captions:
     def unfinished(self) -> list[UserMessage]:
         return [caption.item for caption in self._open.values()]
 
-    def drop(self, utterance: int | None) -> None:
-        if utterance is not None:
-            self._open.pop(utterance, None)
+    def drop(self, item: UserMessage) -> None:
+        self._open.pop(item.id, None)
 
 
 def rest_of(text: str, begun: Sequence[str]) -> str:

@@ -102,18 +102,21 @@ class ItemRequests:
         self._stop_if_active(item)
         self._conversation.remove(item)
         if isinstance(item, UserMessage):
-            self._captions.drop(item.utterance)
+            self._captions.drop(item)
             self._briefing.drop_utterance(item.utterance)
             self._sever(item)
         self._outbox.send(events.ItemDeleted(item_id=item.id))
 
     def _sever(self, gone: UserMessage) -> None:
-        """What went on with an item that is deleted is heard again without it."""
+        """What went on with an item that is deleted is heard again without it, and at once where its words are still to
+        come."""
         for item in self._conversation.items:
             if isinstance(item, UserMessage) and gone.id in item.continues:
                 item.continues = tuple(identity for identity in item.continues if identity != gone.id)
                 self._briefing.drop_utterance(item.utterance)
                 item.utterance = None
+                if item in self._captions.unfinished():
+                    self._briefing.hand_over(item)
 
     def _is_ours(self, item_id: str) -> bool:
         """An id that the server has not given yet, or to an item that the conversation does not hold yet."""

@@ -167,7 +167,7 @@ class Turns:
         source = self._settings().audio.input
         begun_items = self._conversation.beginning_of(item)
         wanted = source.transcription is not None
-        self._captions.committed(utterance.number, item, wanted=wanted, begun=begun_items)
+        self._captions.committed(item, wanted=wanted, begun=begun_items)
         for event in self._captions.heard(utterance.number, utterance.transcript, final=False):
             self._outbox.send(event)
         if utterance.lost:
@@ -192,7 +192,7 @@ class Turns:
     def _absorbed(self, earlier: UserMessage) -> tuple[str, ...]:
         """Takes out the item that the turn being committed began with, and what was shown of the answer to that; the
         ids that the new one stands for."""
-        self._captions.drop(earlier.utterance)
+        self._captions.drop(earlier)
         self._briefing.drop_utterance(earlier.utterance)
         orphans = [later for later in self._conversation.after(earlier) if _is_withdrawn(later)]
         for item in (earlier, *orphans):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from agent import wire
 from agent.dialogue.speaking import WorkerSlot
+from tests.agent.test_turns import paused
 from tests.support.conformance import check
 from tests.support.session_driver import READY, SessionDriver
 
@@ -116,4 +118,34 @@ def test_next_worker_hears_the_newest_again_and_writes_it_down() -> None:
     driver.turn()
     said = [text for role, text in driver.context() if role == "user"]
     assert said == ["", "And a tea.", ""]
+    check(driver.events)
+
+
+def test_sound_that_came_with_a_response_alone_is_answered_but_not_written_down_for_anybody() -> None:
+    driver = SessionDriver(reply="Sure.", transcript="a latte")
+    sound = base64.b64encode(b"\x00\x20" * 24_000).decode()
+    item = {"type": "message", "role": "user", "content": [{"type": "input_audio", "audio": sound}]}
+    driver.send(type="response.create", response={"conversation": "none", "input": [item]})
+    driver.advance(3.0)
+    assert driver.last("response.done")["response"]["status"] == "completed"
+    (ask,) = driver.asked(wire.Respond)
+    assert ask.context[-1].utterance is not None
+    assert not [event for event in driver.events if "input_audio_transcription" in event["type"]]
+    check(driver.events)
+
+
+def test_a_half_whose_words_are_still_to_come_is_written_down_without_the_one_that_was_deleted() -> None:
+    driver = paused(SessionDriver(reply=None, transcript="a latte"))
+    first = driver.last("conversation.item.added")["item"]["id"]
+    driver.transcript = None
+    driver.speak(0.8)
+    driver.hush(0.6)
+    second = driver.last("conversation.item.added")["item"]["id"]
+    assert second != first
+    driver.transcript = "with milk"
+    driver.send(type="conversation.item.delete", item_id=first)
+    driver.advance(0.1)
+    told = driver.of("conversation.item.input_audio_transcription.completed")
+    assert [(e["item_id"], e["transcript"]) for e in told][1:] == [(second, "with milk")]
+    assert not driver.session.needs_worker or driver.session.answering
     check(driver.events)
