@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 from benchmarks.attacks.suite import Watchers, p99
 from benchmarks.attacks.watch import Seen
@@ -44,10 +45,13 @@ async def _all_gone(server: ServiceProcess) -> None:
         await asyncio.sleep(0.5)
 
 
-async def test_attacks_over_http_and_websocket_are_nobody_elses_problem() -> None:
+async def test_attacks_over_http_and_websocket_are_nobody_elses_problem(tmp_path: Path) -> None:
     server_logs.add_keys(KEY)
+    config = tmp_path / "agogic.toml"
+    config.write_text("[session]\nresume_s = 5.0\n")  # so long what was lost is kept, and all of it must be gone then
     with ServiceProcess(
         fake_worker_command("--slots", "16", "--pace", "0.3", "--reply", f"'{LONG_ANSWER}'"),
+        config=config,
         env={"AGOGIC_API_KEY": KEY},
     ) as server:
         await _watch(server)
