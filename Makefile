@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 INSTALL := $(BIN)/python -m pip install --progress-bar on -c constraints.txt
 # Programs that the tests drive; Debian's package has the program's name unless it is said here.
-TEST_PROGRAMS := chromium espeak-ng flite festival node npm baresip sipp turnserver
+TEST_PROGRAMS := chromium espeak-ng flite festival nginx node npm baresip sipp turnserver
+PACKAGE_OF_nginx := nginx-light
 PACKAGE_OF_node := nodejs
 PACKAGE_OF_baresip := baresip-core
 PACKAGE_OF_sipp := sip-tester

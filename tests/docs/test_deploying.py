@@ -1,0 +1,124 @@
+"""What the guide says about deploying, done: its proxy in front of its configuration, its container's lines."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.docs.test_docs import BLOCKS, ROOT, check_command
+from tests.support.service_process import ServiceProcess, fake_worker_command
+from tests.support.ws_client import WsClient
+
+NAME = "talk.example.org"
+PACKAGES = ("agent", "benchmarks", "clients/python", "kernels", "models", "streaming", "training", "worker")
+
+
+def block(kind: str, holding: str = "") -> str:
+    (found,) = (code for page, of, code in BLOCKS if page.name == "deploy.md" and of == kind and holding in code)
+    return found
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Of the guide's name, signed by itself: the certificate and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, NAME)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now, now.replace(year=now.year + 1, day=1)
+    )
+    signed = made.sign(key, hashes.SHA256())
+    paths = folder / "chain.pem", folder / "key.pem"
+    paths[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    unlocked = serialization.NoEncryption()
+    pkcs8 = serialization.PrivateFormat.PKCS8
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, pkcs8, unlocked))
+    return paths
+
+
+@pytest.fixture
+def proxied(tmp_path: Path) -> Iterator[int]:
+    """The guide's nginx in front of the guide's configuration; the port of the proxy."""
+    if shutil.which("nginx") is None:
+        pytest.fail("nginx is needed for this test: apt-get install nginx-light, or run `make test`")
+    config = tmp_path / "agogic.toml"
+    config.write_text(block("toml", "allowed_hosts"))
+    with ServiceProcess(fake_worker_command(), config=config) as service:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        chain, key = certificate(tmp_path)
+        served = block("nginx").replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl")
+        served = served.replace("http://127.0.0.1:8790", service.base_url)
+        served = re.sub(r"(ssl_certificate\s+)\S+;", rf"\g<1>{chain};", served)
+        served = re.sub(r"(ssl_certificate_key\s+)\S+;", rf"\g<1>{key};", served)
+        whole = tmp_path / "nginx.conf"
+        top = "daemon off; pid nginx.pid; error_log errors.log;" + (" user root;" if os.getuid() == 0 else "")
+        whole.write_text(f"{top} events {{}} http {{ access_log off; {served} }}")
+        proxy = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(whole)])
+        try:
+            deadline_s = time.monotonic() + 20
+            while proxy.poll() is None and time.monotonic() < deadline_s:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.05)
+            assert proxy.poll() is None, (tmp_path / "errors.log").read_text()
+            yield port
+        finally:
+            proxy.terminate()
+            proxy.wait(10)
+
+
+async def test_a_conversation_goes_through_the_proxy_under_its_name(proxied: int) -> None:
+    (key,) = re.findall(r'api_keys = \["([^"]+)"\]', block("toml", "allowed_hosts"))
+    address = f"https://127.0.0.1:{proxied}/v1/realtime?model=agogic"
+    headers = {"Host": NAME, "Authorization": f"Bearer {key}", "Origin": f"https://{NAME}"}
+    async with aiohttp.ClientSession() as http:
+        async with http.ws_connect(address, headers=headers, ssl=False, max_msg_size=0) as connection:
+            client = WsClient(connection)
+            await client.until("session.created")
+            assert (await client.ask())["status"] == "completed"
+        async with http.get(f"https://127.0.0.1:{proxied}/", headers={"Host": "evil.example"}, ssl=False) as refused:
+            assert refused.status >= 400
+
+
+def test_the_containers_lines_install_what_serves(tmp_path: Path) -> None:
+    lines = [line.split(maxsplit=1) for line in block("dockerfile").strip().splitlines()]
+    said = {word: rest for word, rest in lines}
+    assert re.fullmatch(r"python:3\.(11|12|13)-slim", said["FROM"])
+    command = [word.strip('",[]') for word in said["CMD"].split()]
+    check_command(command)
+    install = shlex.split(said["RUN"])
+    assert (
+        install[:2] == ["pip", "install"] and install[-1] == "." and (ROOT / install[install.index("-c") + 1]).exists()
+    )
+    source, target = tmp_path / "source", tmp_path / "installed"
+    left_out = shutil.ignore_patterns("__pycache__", "node_modules", "*.egg-info")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, source / package, ignore=left_out)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(target)]
+    subprocess.run([*pip, str(source)], check=True, capture_output=True, timeout=120)
+    looked = [sys.executable, "-m", "agent.cli.main", "doctor"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        looked, cwd=target, env=environment | {"COLUMNS": "200"}, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(target / "models") in done.stdout
