@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import json
 import secrets
 import struct
@@ -29,6 +30,7 @@ from agent.telephony.sound.outgoing import Frame
 
 FRAME_S = 0.02
 SPEECH_HZ = 16_000
+_SIOCGSTAMPNS, _STAMP = 0x8907, struct.Struct("@ll")  # linux/sockios.h: struct timespec
 _SOUND = 500  # the agent speaks at about -20 dBFS
 
 
@@ -171,7 +173,8 @@ class _Line(SipLine):
         self._caller = caller
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self._caller.arrivals_s.append(time.monotonic())
+        assert self._transport is not None
+        self._caller.arrivals_s.append(_arrived_s(self._transport.get_extra_info("socket").fileno()))
         super().datagram_received(data, addr)
 
     def hear(self, samples: np.ndarray, line_hz: int) -> None:
@@ -179,6 +182,17 @@ class _Line(SipLine):
 
     def next_frame(self, line_hz: int) -> Frame:
         return Frame(self._caller._next(), None, silent=False)
+
+
+def _arrived_s(socket: int) -> float:
+    """When the kernel got the datagram that was read last: what this process does meanwhile is not the sender's."""
+    stamp = bytearray(_STAMP.size)
+    try:
+        fcntl.ioctl(socket, _SIOCGSTAMPNS, stamp)
+    except OSError:  # the first asks the kernel to keep them
+        return time.time()
+    seconds, nanoseconds = _STAMP.unpack(stamp)
+    return float(seconds + nanoseconds / 1e9)
 
 
 class SipCaller(Caller):
