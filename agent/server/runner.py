@@ -469,10 +469,10 @@ class SessionRunner:
         self._timer = None
         if self._over.is_set():
             return
-        if self._due_s() > self._clock.now_s():
-            self._schedule()
-            return
         with self._guard():
+            if self._due_s() > self._clock.now_s():
+                self._schedule()
+                return
             if self._asked_s is not None and self._clock.now_s() - self._asked_s >= self._pool.stuck_after_s:
                 self._give_up_worker()
             self._do(self.session.tick())
