@@ -20,6 +20,7 @@ from agent.dialogue.playout import Playout, Slice
 from agent.dialogue.response import Clocked, FinalStatus, Response, ResponsePlan
 from agent.dialogue.sent import Mark
 from agent.dialogue.speculation import Speculation
+from agent.echo.loop import EchoLoop
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.wire import AudioOut, Cancel, Ready, Respond, ResponseDone, ResponseStats, TextDelta, ToolCall
@@ -62,6 +63,7 @@ class Speaking:
         clock: Clock,
         conversation: Conversation,
         config: PlayoutConfig,
+        echo: EchoLoop,
         ask: Callable[[Response, WorkerSlot], Respond],
         *,
         server_plays: bool,
@@ -75,6 +77,7 @@ class Speaking:
         self._clock = clock
         self._conversation = conversation
         self._config = config
+        self._echo = echo
         self._ask = ask
         self._server_plays = server_plays
         self._reports_every_s = reports_every_s
@@ -302,6 +305,7 @@ class Speaking:
     def hold(self) -> None:
         """Nobody is there to hear: nothing leaves until `go_on`."""
         self._held = True
+        self._echo.cut()
 
     def go_on(self, mark: Mark, *, server_plays: bool, replayed: bool) -> None:
         """Somebody is there who has the sound up to `mark`. `replayed`: he gets what he missed as it was sent;
@@ -408,6 +412,7 @@ class Speaking:
             if self._reports_every_s is not None:
                 self._outbox.clear_playback()
         response.playout.clear()
+        self._echo.cut()
 
     def _after_close(self, response: Response, *, cut: bool) -> None:
         """Where the server plays, it also tells what became of the sound."""
@@ -438,6 +443,7 @@ class Speaking:
     def _release(self, response: Response, piece: Slice, now_s: float) -> None:
         if response.clocked.first_audio_out_s is None:
             response.clocked.first_audio_out_s = now_s
+        self._echo.said(piece.samples, response.playout.sample_rate_hz)
         self._open(response)
         # Who has a word but not the sound that comes with it is to hear that sound.
         self._outbox.mark = Mark(response.item, piece.first_sample)

@@ -46,6 +46,7 @@ GOOD_SETTINGS = st.one_of(
     st.booleans().map(lambda joined: {"x_agogic": {"joined_turns": joined}}),
     st.sampled_from([[], TOOLS]).map(lambda tools: {"tools": tools}),
     st.sampled_from([4.0, 12.5, "auto", {"min": 4, "max": 8}]).map(lambda hz: {"x_agogic": {"output_frame_rate": hz}}),
+    st.sampled_from(["on", "off"]).map(lambda wish: {"x_agogic": {"echo_cancellation": wish}}),
     st.just({"x_agogic": {"events": ["input_transcript", "input_tokens"]}}),
     st.sampled_from([None, {"model": "whisper-1"}]).map(lambda model: {"audio": {"input": {"transcription": model}}}),
     st.text(max_size=5).map(lambda text: {"instructions": text}),

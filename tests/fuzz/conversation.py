@@ -42,9 +42,12 @@ def taken(counted: Counter[str]) -> int:
 class Conversation(RuleBasedStateMachine):
     """One session from its first event to its rest."""
 
-    @initialize(transport=st.sampled_from(["websocket", "websocket", "webrtc", "telephone"]))
-    def begin(self, transport: Transport) -> None:
+    @initialize(
+        transport=st.sampled_from(["websocket", "websocket", "webrtc", "telephone"]), late=st.sampled_from([0, 2, 12])
+    )
+    def begin(self, transport: Transport, late: int) -> None:
         self.caller = Caller(transport, counts)
+        self.caller.late = late
 
     # --- when ---
 
@@ -281,13 +284,13 @@ class Conversation(RuleBasedStateMachine):
         return event
 
 
-def profile(examples: int, *, quiet: bool = True) -> settings:
+def profile(examples: int, *, quiet: bool = True, shrink: bool = True) -> settings:
     return settings(
         max_examples=examples,
         stateful_step_count=STEPS,
         deadline=None,
         database=None,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet if quiet else Verbosity.normal,
         print_blob=True,
