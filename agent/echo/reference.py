@@ -58,14 +58,19 @@ class Reference:
         end = first + count
         while self._pieces and self._pieces[0][0] + self._pieces[0][1].size < end - _KEPT_SAMPLES:
             self._pieces.popleft()
-        lately = (at + piece.size for at, piece in self._pieces if at < end)
-        if end - max(lately, default=end - HANGOVER_SAMPLES) >= HANGOVER_SAMPLES:
-            return None
-        found = np.zeros(count, np.int16)
-        for at, piece in self._pieces:
-            a, b = max(at, first), min(at + piece.size, end)
-            if a < b:
-                found[a - first : b - first] = piece[a - at : b - at]
+        found: Samples | None = None
+        for at, piece in reversed(self._pieces):
+            if at >= end:
+                continue
+            over = at + piece.size
+            if found is None:
+                if end - over >= HANGOVER_SAMPLES:
+                    return None
+                found = np.zeros(count, np.int16)
+            if over <= first:
+                break
+            a, b = max(at, first), min(over, end)
+            found[a - first : b - first] = piece[a - at : b - at]
         return found
 
     def _finish(self) -> None:
