@@ -267,7 +267,7 @@ class Speaking:
                 self._release(response, piece, now_s)
         if response.done is not None and (response.playout.is_over(now_s) or response.plan.modality == "text"):
             self._finish(response)
-        elif not self._asked and now_s - self._waiting_since_s >= WORKER_WAIT_S:
+        elif not self._asked and now_s >= self._waiting_since_s + WORKER_WAIT_S:
             self.fail("no_worker", f"No worker had a place for this within {WORKER_WAIT_S:g} s.")
 
     def pull(self, count: int) -> Slice | None:

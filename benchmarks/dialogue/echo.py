@@ -53,9 +53,9 @@ ECHO_DB = (-6.0, -12.0, -20.0)
 NOISE_DB = -62.0
 """Of the room itself, to full scale."""
 BARGE_IN_S = (0.8, 2.5)
-"""So long into an answer a caller begins to speak; by half a second after his first sound the answer is to be over."""
-IN_TIME_S, EARLY_S = 0.7, 0.35
-"""A turn's start is told with the padding before it, so it may seem to begin before the voice."""
+"""So long into an answer a caller begins to speak."""
+IN_TIME_S, EARLY_S = 1.5, 0.1
+"""So long after his first sound the answer is over, or he is not heard; what ends it sooner than so much before was not he."""
 LONGEST_S = 30.0
 OPINIONS_OF = 10
 """Conversations that AECMOS hears, where speechmos is installed."""
@@ -257,12 +257,13 @@ def _call(model: SpeechModel, clips: Sequence[Clip], number: int, told: Told) ->
     cut = caller.session.answering and not started
     if cut:
         caller.speak(voice)
-        caller.until(lambda: caller.clock.now_s() > speaks_s + IN_TIME_S)
-        first = next(iter(caller.of("input_audio_buffer.speech_started")[before:]), None)
+        caller.until(lambda: len(caller.of("response.done")) == 2)
+        ended = caller.of("response.done")[1]
+        late_s = ended["at_s"] - speaks_s
         told.barge_ins += 1
-        if first is not None and speaks_s - EARLY_S <= first["at_s"]:
+        if ended["response"]["status"] == "cancelled" and -EARLY_S <= late_s <= IN_TIME_S:
             told.stopped += 1
-            told.late_ms.append((first["at_s"] - speaks_s) * 1000)
+            told.late_ms.append(late_s * 1000)
         caller.until(lambda: caller.quiet)
         said = [_text(event) for event in caller.of("response.done")]
         told.understood += parse_order(said[-1]) == parse_order(confirm(clip.slots)) if said else 0
