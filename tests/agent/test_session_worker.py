@@ -229,7 +229,7 @@ def test_what_was_lost_is_written_down_though_nobody_wants_an_answer() -> None:
     check(driver.events)
 
 
-@pytest.mark.parametrize("asked_s", [0.1, 0.3, 7.000000000000001, 1234.567, 86_399.9])
+@pytest.mark.parametrize("asked_s", [510.138, 56.695, 50.892])
 def test_the_moment_at_which_no_worker_is_waited_for_any_more_is_the_one_that_was_told(asked_s: float) -> None:
     driver = SessionDriver(worker=False)
     driver.clock.advance(asked_s)
