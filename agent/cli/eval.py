@@ -93,7 +93,9 @@ def echo(
     clips: Annotated[Path, typer.Option(help="folder of recorded orders, spoken over answers")] = SPEECH,
     labels: Annotated[Path, typer.Option(help="their labels.json")] = SPEECH / "labels.json",
     answers: Annotated[int, typer.Option(min=2, help="at each strength of the echo")] = 50,
-    db: Annotated[list[float] | None, typer.Option(help="the echo beside what is played; default: -6, -12, -20")] = None,
+    db: Annotated[
+        list[float] | None, typer.Option(help="the echo beside what is played; default: -6, -12, -20")
+    ] = None,
     model: Model = "embedded",
     threads: Threads = 1,
     json: Json = False,

@@ -36,7 +36,7 @@ from agent.turn.silero import SAMPLE_RATE_HZ, WINDOW_SAMPLES, SileroVad
 from agent.wire import CloseSession, OpenSession
 from benchmarks.dialogue.barista import Clip
 from benchmarks.dialogue.rooms import Room, Sound
-from models.orders import Order, parse_order
+from models.orders import parse_order
 from training.world import confirm, sample_order, say_order
 from worker.audio_files import read_question
 from worker.device import Cpu
@@ -55,7 +55,7 @@ NOISE_DB = -62.0
 BARGE_IN_S = (0.8, 2.5)
 """So long into an answer a caller begins to speak."""
 IN_TIME_S, EARLY_S = 1.5, 0.1
-"""So long after his first sound the answer is over, or he is not heard; what ends it sooner than so much before was not he."""
+"""So long after his first sound the answer is over, or he is not heard; what ends it before that was not he."""
 LONGEST_S = 30.0
 OPINIONS_OF = 10
 """Conversations that AECMOS hears, where speechmos is installed."""
@@ -285,7 +285,8 @@ def _voice(clip: Clip) -> tuple[Sound, int]:
     vad = SileroVad()
     pcm = np.clip(samples * 32767, -32768, 32767).astype(np.int16)
     voiced = [
-        vad.probability(pcm[at : at + WINDOW_SAMPLES]) >= 0.5 for at in range(0, pcm.size - WINDOW_SAMPLES, WINDOW_SAMPLES)
+        vad.probability(pcm[at : at + WINDOW_SAMPLES]) >= 0.5
+        for at in range(0, pcm.size - WINDOW_SAMPLES, WINDOW_SAMPLES)
     ]
     onset = next((at for at in range(len(voiced) - 1) if voiced[at] and voiced[at + 1]), 0) * WINDOW_SAMPLES
     sound = soxr.resample(samples.astype(np.float64), SAMPLE_RATE_HZ, RATE_HZ)
@@ -298,7 +299,7 @@ def _text(event: dict[str, Any]) -> str:
 
 
 def _opinions(caller: Caller) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """AECMOS of the first answer as the microphone heard it, and as the canceller left it; nothing without speechmos."""
+    """AECMOS of the first answer as the microphone heard it and as the canceller left it; [] without speechmos."""
     if importlib.util.find_spec("speechmos") is None:
         return []
     from speechmos import aecmos  # type: ignore[import-not-found]

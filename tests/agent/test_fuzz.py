@@ -1,4 +1,4 @@
-"""Sound that is cut in any way is the same to the worker; whole conversations at random are `tests/fuzz/conversation.py`."""
+"""Sound that is cut in any way is the same to the worker; `tests/fuzz/conversation.py` has whole conversations."""
 
 from __future__ import annotations
 
