@@ -2,7 +2,7 @@
 
     asleep ──(something is played)──► awake ──(nothing has been played for `HANGOVER_SAMPLES`)──► asleep
 
-Asleep, sound passes as it came and costs nothing. Awake, it comes in whole frames and `DELAY_SAMPLES` later than it was,
+Asleep, sound passes as it came, for nothing. Awake, it comes in whole frames and `DELAY_SAMPLES` later than it was,
 which is the canceller's own delay; where one state follows the other, 10 ms are faded.
 
 The library finds the delay between what was played and its echo by itself, up to about half a second.
