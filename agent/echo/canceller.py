@@ -1,6 +1,7 @@
 """Takes one sound out of another: WebRTC's AEC3 (package pywebrtc-audio), frame by frame of 10 ms at 16 kHz.
 
     asleep ──(something is played)──► awake ──(nothing has been played for `HANGOVER_SAMPLES`)──► asleep
+                                        └──(it does not come back: `agent.echo.presence`)──► asleep
 
 Asleep, sound passes as it came, for nothing. Awake, it comes in whole frames and `DELAY_SAMPLES` later than it was,
 which is the canceller's own delay; where one state follows the other, 10 ms are faded.
@@ -19,6 +20,7 @@ from typing import Protocol, cast
 import numpy as np
 
 from agent.audio import Samples
+from agent.echo.presence import Presence
 
 _LIBRARY = "pywebrtc_audio"
 MISSING = "echo cancellation needs pywebrtc-audio: pip install pywebrtc-audio"
@@ -57,11 +59,13 @@ class Canceller:
     """Of one caller. `far(first, count)` gives the samples [first, first + count) that are being played while the
     microphone's samples of these numbers are taken, None where nothing has been for `HANGOVER_SAMPLES`.
 
-    However the microphone's sound is cut into pieces, what comes out is the same, if `far` says the same.
+    `always`: even where nothing comes back. However the microphone's sound is cut into pieces, what comes out is the same, if `far` says the same.
     """
 
-    def __init__(self, far: Callable[[int, int], Samples | None]) -> None:
+    def __init__(self, far: Callable[[int, int], Samples | None], *, always: bool = False) -> None:
         self.position = 0
+        self.always = always
+        self._presence = Presence()
         self._far = far
         self._make = library()
         self._aec: _Aec3 | None = None
@@ -105,6 +109,12 @@ class Canceller:
         if near.size < FRAME_SAMPLES:  # its beginning was given back by `rest`
             return near
         playing = self._playing
+        if playing is not None:
+            self._presence.hear(near, playing)
+            if not (self.always or self._presence.present):
+                playing = None
+                if self._passes:
+                    return near
         if self._aec is None:
             self._aec = self._make()
         clean = self._aec.process(near, playing if playing is not None else np.zeros(FRAME_SAMPLES, np.int16))

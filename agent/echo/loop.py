@@ -69,6 +69,8 @@ class EchoLoop:
         if self.active and self._canceller is None:
             self._canceller = Canceller(self._playing)
             self._canceller.skip_to(self._passed_samples)
+        if self._canceller is not None:
+            self._canceller.always = wish == "on"
 
     # --- our voice ---
 

@@ -17,6 +17,7 @@ from agent.echo import canceller as echo_canceller
 from agent.echo.canceller import DELAY_SAMPLES, FRAME_SAMPLES, HANGOVER_SAMPLES, Canceller
 from agent.echo.loop import EchoLoop, MicrophoneTime
 from agent.echo.own_words import are_own_words, said_between
+from agent.echo.presence import Presence
 from agent.echo.reference import Reference
 from tests.support.session_driver import SessionDriver
 from tests.support.speech import SPOKEN_S, order
@@ -65,6 +66,39 @@ def test_an_echo_is_gone_and_a_voice_over_it_is_not(delay_ms: int) -> None:
     alone, both = slice(HZ, 2 * HZ), slice(2 * HZ, 2 * HZ + spoken.size)
     assert level_db(clean[alone]) < level_db(heard[alone]) - 20
     assert level_db(clean[both]) > level_db(theirs[both]) - 6
+
+
+@needs_library
+@pytest.mark.parametrize("onset_s", [0.4, 2.0])
+def test_over_headphones_a_voice_over_ours_passes_as_it_came(onset_s: float) -> None:
+    """Whether it is known by the silence before or only by whose voice it is."""
+    played, theirs = voice(5.0), np.zeros(5 * HZ, np.int16)
+    spoken, onset = order(HZ)[: int(SPOKEN_S * HZ)], int(onset_s * HZ)
+    theirs[onset : onset + spoken.size] = spoken
+    clean = Canceller(of(played)).push(theirs)
+    known = slice(onset + 9600, onset + spoken.size)
+    assert (clean[known] == theirs[known]).all()
+    always = Canceller(of(played), always=True).push(theirs)
+    assert (always[known] != theirs[known]).any()
+
+
+@needs_library
+def test_who_changes_from_headphones_to_a_loudspeaker_is_noticed() -> None:
+    played = voice(6.0)
+    heard = echo_of(played, 3200, -6.0)
+    heard[: 3 * HZ] = 0
+    clean = Canceller(of(played)).push(heard)
+    assert level_db(clean[4 * HZ :]) < level_db(heard[4 * HZ :]) - 20
+
+
+@pytest.mark.parametrize("db", [-6.0, -20.0])
+@pytest.mark.parametrize("delay_ms", [20, 200, 400])
+def test_an_echo_is_known_for_one(delay_ms: int, db: float) -> None:
+    played, presence = voice(3.0), Presence()
+    heard = echo_of(played, delay_ms * HZ // 1000, db)
+    for at in range(0, played.size, FRAME_SAMPLES):
+        presence.hear(heard[at : at + FRAME_SAMPLES], played[at : at + FRAME_SAMPLES])
+        assert presence.present
 
 
 @needs_library
