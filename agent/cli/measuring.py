@@ -7,6 +7,7 @@ as in `agent.wire.STAGES`; and what did not happen is absent, neither null nor 0
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -36,6 +37,11 @@ def measuring(command: str, threads: int) -> Iterator[None]:
         yield
     except (AudioFileError, ModelError) as error:
         fail(command, error)
+
+
+def usable_cores() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fail(command: str, error: Exception) -> NoReturn:
