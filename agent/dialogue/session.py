@@ -36,6 +36,7 @@ from agent.dialogue.sent import SentEvents
 from agent.dialogue.speaking import Speaking, Speech, WorkerSlot
 from agent.dialogue.turns import Turns
 from agent.ids import Ids
+from agent.json_object import JsonObject
 from agent.protocol import client_events as client
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
@@ -58,7 +59,6 @@ from agent.wire import (
     WorkerLoad,
 )
 
-JsonObject = dict[str, object]
 Transport = Literal["websocket", "webrtc", "telephone"]
 
 

@@ -14,13 +14,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from agent.config import Rate, ServerConfig
+from agent.json_object import JsonObject
 from agent.protocol.client_events import Text
 from agent.protocol.dialects import known_settings, whole_numbers
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.protocol.formats import AudioFormat, PcmFormat
 from agent.protocol.tools import NamedFunction, Tool, ToolChoice, Tools, check_choice, functions
 
-JsonObject = dict[str, object]
 TRANSCRIPTION_MODEL = "agogic-ctc"
 # As JSON: instructions at their longest and dozens of functions.
 MAX_SESSION_BYTES = 512 * 1024

@@ -25,6 +25,7 @@ from agent.clock import Clock
 from agent.dialogue.effects import ClearPlayback, Close, Effect, SendEvent, SendLarge, ToWorker
 from agent.dialogue.session import Session
 from agent.dialogue.speaking import Speech, WorkerSlot
+from agent.json_object import JsonObject
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.server.budget import Account
@@ -50,7 +51,6 @@ from agent.wire import (
     WorkerLoad,
 )
 
-JsonObject = dict[str, object]
 IDLE_AFTER_S = 1.0
 ENGAGED_S = 30.0
 # A close code of our own: no client that was taken over needs to do anything.
@@ -63,7 +63,7 @@ LONG_MESSAGE_BYTES = 64 * 1024
 
 
 class SessionRunner:
-    """All methods belong to the event loop's thread. Implements the link's `LeaseHolder` and the timer's `Timed`."""
+    """All methods belong to the event loop's thread. A `LeaseHolder` for the link, a `HasDeadline` for the timer."""
 
     def __init__(
         self,

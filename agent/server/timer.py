@@ -9,7 +9,7 @@ from agent.clock import Clock
 from agent.server.guard import Failing, Guard
 
 
-class Timed(Failing, Protocol):
+class HasDeadline(Failing, Protocol):
     def due_s(self) -> float:
         """The deadline, on the timer's clock."""
         ...
@@ -23,9 +23,9 @@ class DeadlineTimer:
     A deadline that moved away, as it does with every piece of sound, is found when the timer fires; it costs none.
     """
 
-    def __init__(self, clock: Clock, session: Timed) -> None:
+    def __init__(self, clock: Clock, session: HasDeadline) -> None:
         self._clock = clock
-        self._session: Timed | None = session
+        self._session: HasDeadline | None = session
         self._handle: asyncio.TimerHandle | None = None
         self._set_for_s = 0.0
 
