@@ -1,6 +1,6 @@
 """Keys and values of many sequences in pages of one pool, with tables and lengths where the networks are.
 
-The host plans: it gives pages to a sequence (`reserve`), cuts it (`truncate`), shares it (`fork`, `adopt`). The device
+The host plans: it gives pages to a sequence (`reserve`), cuts it (`truncate`), shares it (`publish`, `adopt`). The device
 steps: `decode` finds the places of one new position of each row from tables and lengths alone, so that a recorded step
 can be played again for other rows. `prefill` plans further positions of some sequences, which the host knows.
 """
@@ -130,17 +130,6 @@ class PagedCache:
             self.pool.release(pages.pop())
         self.held[sequence] = length
         self.lengths[sequence] = length
-
-    def fork(self, source: int, target: int) -> None:
-        """Makes the empty sequence `target` hold what `source` holds; they share pages until one of them writes."""
-        assert not self.held[target] and source != target
-        self.truncate(target, 0)
-        for page in self._pages[source][: -(-self.held[source] // self.page)]:
-            self.pool.share(page)
-            self._pages[target].append(page)
-        self.held[target] = self.held[source]
-        self.lengths[target] = self.held[source]
-        self._tell(target)
 
     def publish(self, sequence: int, names: Sequence[bytes]) -> None:
         """Says what the sequence's first pages hold, as far as they are full (`page_names`)."""

@@ -109,10 +109,6 @@ class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include: list[str] | None = None
     x_agogic: Extensions = Extensions()
 
-    @property
-    def wants_audio(self) -> bool:
-        return "audio" in self.output_modalities
-
 
 _SAID = {"notes"}
 _NULLABLE = {

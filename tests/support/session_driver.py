@@ -116,7 +116,7 @@ class SessionDriver:
 
     def send_raw(self, data: str | bytes) -> list[dict[str, Any]]:
         before = len(self.events)
-        self.do(self.session.client_message(data))
+        self.do(self.session.take(self.session.read(data)))
         while self.session.has_pending_audio:
             self.do(self.session.process_audio())
         return self.events[before:]
