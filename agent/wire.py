@@ -9,13 +9,18 @@ Audio towards the worker is s16le mono at 16 kHz; audio from it is s16le mono at
 from __future__ import annotations
 
 import struct
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import msgspec
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 WIRE_VERSION = 5
 INPUT_SAMPLE_RATE = 16_000
+CODEC_FRAME_RATE_HZ = 12.5
+"""Frames of speech tokens, whose durations count them."""
 COARSEST_HZ = 4.0
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 

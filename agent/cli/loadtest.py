@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, fail, print_report, ticking
+from agent.cli.measuring import CHECKOUT, Json, fail, print_report, ticking
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 Rate = Annotated[str, typer.Option(help="Hz from 4 to 12.5, 'auto', or a range such as 4-8; default: the server's")]
 
 
