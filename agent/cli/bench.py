@@ -85,8 +85,8 @@ def transport(
     json: Json = False,
 ) -> None:
     """What a telephone call costs the service, by transport, with a model that costs nothing."""
+    from benchmarks.attacks.server import ServerError
     from benchmarks.telephony import transport as benchmark
-    from benchmarks.telephony.server import ServerError
     from benchmarks.telephony.speech import question
 
     try:

@@ -37,8 +37,8 @@ def loadtest(
 
     The callers live in this process, the server in others; how late this one was itself is in the report, and what it
     spoilt is not counted as the server's."""
+    from benchmarks.attacks.server import ServerError
     from benchmarks.load.run import LoadSettings, run
-    from benchmarks.load.server import ServerError
     from worker.audio_files import AudioFileError
 
     rates = {"input_frame_rate": input_rate, "output_frame_rate": output_rate}

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from benchmarks.golden.files import COMMITTED, Golden
 from benchmarks.golden.speech import TINY_FLOW
-from benchmarks.streams.costs import INFILL_FRAMES, infill, infill_subject
+from benchmarks.streams.costs import INFILL_FRAMES, WHOLE_FRAMES, infill, infill_subject
 from streaming.speaking.flow import Voicebox
 from streaming.speaking.infill import InfillDecoder, InfillDials, PromptVoice
 
 EVERY = (1, 2, 3, 5)
-WHOLE_FRAMES = 100_000
 REUSE = [(every, keep) for keep in (False, True) for every in EVERY]
 """`prefix_every` and `keep_prompt`; the first is the official computation."""
 
