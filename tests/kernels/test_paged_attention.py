@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels import paged_attention
 from kernels.attention import attend_reference
+from kernels.block_pool import page_names
 from kernels.paged_attention import (
     BackendError,
     FlashAttention,
@@ -25,7 +26,7 @@ from kernels.paged_attention import (
     TorchVarlen,
     attention_named,
 )
-from kernels.paged_cache import PagedCache, page_names
+from kernels.paged_cache import PagedCache
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
