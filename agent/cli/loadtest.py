@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, fail, print_report, ticking, usable_cores
+from agent.cli.measuring import CHECKOUT, Json, fail, print_report, ticking, usable_cores
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 FEW = 8
 """Callers for whom a second worker is not worth its memory."""
 Rate = Annotated[str, typer.Option(help="Hz from 4 to 12.5, 'auto', or a range such as 4-8; default: the server's")]
@@ -43,8 +42,8 @@ def loadtest(
 
     The callers live in this process, the server in others; how late this one was itself is in the report, and what it
     spoilt is not counted as the server's."""
+    from benchmarks.attacks.server import ServerError
     from benchmarks.load.run import LoadSettings, run
-    from benchmarks.load.server import ServerError
     from worker.audio_files import AudioFileError
 
     rates = {"input_frame_rate": input_rate, "output_frame_rate": output_rate}

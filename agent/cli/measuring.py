@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import msgspec
 import typer
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 Model = Annotated[str, typer.Option(help="'embedded' or a checkpoint directory")]
 Threads = Annotated[int, typer.Option(min=1, help="torch threads")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
