@@ -10,9 +10,8 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress, quiet
+from agent.cli.measuring import CHECKOUT, Json, Model, Threads, fail, measuring, print_report, progress, quiet
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 SPEECH = CHECKOUT / "tests" / "speech"
 
 
