@@ -15,7 +15,7 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 T = TypeVar("T")
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 INPUT_SAMPLE_RATE = 16_000
 COARSEST_HZ = 4.0
 MAX_FRAME_BYTES = 4 * 1024 * 1024
@@ -216,6 +216,11 @@ class Refused(Message, frozen=True):
     message: str
 
 
+class Draining(Message, frozen=True):
+    """The worker was told to go: it opens no more sessions, goes on with those it has, and ends when they are closed,
+    or when it may wait no longer. A connection that is made later hears it behind `Ready`."""
+
+
 class WorkerLoad(Message, frozen=True):
     """How busy the worker is; sent to every connection, about twice a second while something changes.
 
@@ -328,6 +333,7 @@ FromWorker = (
     Ready
     | SessionOpened
     | Refused
+    | Draining
     | WorkerLoad
     | Transcript
     | EndJudged

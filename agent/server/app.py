@@ -7,7 +7,7 @@ import logging
 from aiohttp import hdrs, web, web_response
 from aiohttp.http_exceptions import HttpProcessingError
 
-from agent.server import http, middlewares, paths
+from agent.server import admin, http, middlewares, paths
 from agent.server.app_keys import service_key
 from agent.server.boundary import Boundary
 from agent.server.door import Door, door_key, through_the_door
@@ -71,5 +71,6 @@ def create_app(service: Service) -> web.Application:
     webrtc.register(app)
     whip.register(app)
     telephony.register(app)
+    admin.register(app)
     http.register(app)
     return app

@@ -55,7 +55,7 @@ class Peer:
 @asynccontextmanager
 async def serving(address: str, model: SpeechModel | None = None, slots: int = 2) -> AsyncIterator[Engine]:
     engine, stop = Engine(model or ScriptedModel(), slots), asyncio.Event()
-    task = asyncio.create_task(Server(engine, address).run(stop))
+    task = asyncio.create_task(Server(engine, address).run(stop, asyncio.Event(), 0.0))
     try:
         yield engine
     finally:
@@ -186,7 +186,7 @@ async def test_a_server_whose_engine_failed_ends(tmp_path: Path) -> None:
     engine = Engine(ScriptedModel(), 1)
     engine.iterate = lambda: 1 / 0  # type: ignore[assignment,return-value]
     async with asyncio.timeout(10):
-        assert await Server(engine, str(tmp_path / "w")).run(asyncio.Event()) is False
+        assert await Server(engine, str(tmp_path / "w")).run(asyncio.Event(), asyncio.Event(), 0.0) is False
 
 
 async def test_socket_left_by_a_killed_worker_is_replaced(tmp_path: Path) -> None:
