@@ -13,13 +13,16 @@ from pathlib import Path
 from agent.wire import (
     AudioOut,
     Cancel,
+    CloseSession,
     ContextItem,
+    Draining,
     FromWorker,
     Message,
     OpenSession,
     Ping,
     Pong,
     Ready,
+    Refused,
     Respond,
     ResponseDone,
     SessionOpened,
@@ -88,6 +91,36 @@ async def test_session_and_answer_over_a_socket(tmp_path: Path) -> None:
         peer.send(OpenSession(1))
         assert await peer.next() == SessionOpened(1)
         assert (await answer(peer, 1)).reason == "completed"
+
+
+async def test_a_worker_told_to_go_says_so_opens_no_more_sessions_and_ends_with_the_last(tmp_path: Path) -> None:
+    engine, drain, address = Engine(ScriptedModel(), 2), asyncio.Event(), str(tmp_path / "w")
+    running = asyncio.create_task(Server(engine, address).run(asyncio.Event(), drain, 60.0))
+    peer = await connect(address)
+    peer.send(OpenSession(1))
+    await peer.until(SessionOpened)
+    drain.set()
+    assert isinstance(await peer.next(), Draining)
+    peer.send(OpenSession(2))
+    refused = await peer.next()
+    assert isinstance(refused, Refused) and refused.code == "draining"
+    late = await connect(address)
+    assert isinstance(await late.next(), Draining)
+    assert (await answer(peer, 1)).reason == "completed" and not running.done()
+    peer.send(CloseSession(1))
+    async with asyncio.timeout(30):
+        assert await running
+
+
+async def test_a_worker_told_to_go_waits_no_longer_than_it_may(tmp_path: Path) -> None:
+    engine, drain, address = Engine(ScriptedModel(), 2), asyncio.Event(), str(tmp_path / "w")
+    running = asyncio.create_task(Server(engine, address).run(asyncio.Event(), drain, 0.1))
+    peer = await connect(address)
+    peer.send(OpenSession(1))
+    await peer.until(SessionOpened)
+    drain.set()
+    async with asyncio.timeout(30):
+        assert await running
 
 
 async def test_rubbish_in_a_frame_is_answered_and_nobody_else_notices(tmp_path: Path) -> None:
