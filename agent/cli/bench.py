@@ -228,6 +228,9 @@ def rolling(
     call: Annotated[float, typer.Option(min=5.0, help="seconds after which a caller makes room for another")] = 40.0,
     clips: Clips = CHECKOUT / "tests" / "speech",
     labels: Annotated[Path, typer.Option(help="what they say")] = CHECKOUT / "tests" / "speech" / "labels.json",
+    tones: Annotated[
+        bool, typer.Option("--tones", help="a worker that answers with tones, instead of a model")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Callers in real time while all workers are replaced again and again: refusals, answers cut off, gaps."""
@@ -235,7 +238,9 @@ def rolling(
     from benchmarks.load.server import ServerError
     from worker.audio_files import AudioFileError
 
-    settings = benchmark.RollingSettings(sessions, minutes * 60, every, call, clips, labels)
+    slots = 2 * sessions
+    worker = f"{sys.executable} -m tests.support.fake_worker --slots {slots} --pace 0.5" if tones else ""
+    settings = benchmark.RollingSettings(sessions, minutes * 60, every, call, clips, labels, worker)
     try:
         with ticking(minutes * 60, json):
             report = benchmark.run(settings)
