@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.config import ModelConfig
 from agent.server.worker_process import WorkerUnusable
@@ -33,13 +33,14 @@ class Variant:
 @dataclass(eq=False)
 class ServedModel:
     """A model with its workers. drawn: sessions that were meant for it because they named none; heir: who has its
-    sessions since it is not served any more."""
+    sessions since it is not served any more (`gone`)."""
 
     name: str
     share: float
     pool: WorkerPool
     drawn: int = 0
     heir: ServedModel | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def shown(self) -> str:
@@ -202,6 +203,7 @@ class Models:
     async def _end(self, model: ServedModel, heir: ServedModel) -> None:
         self._served.remove(model)
         model.heir = heir
+        model.gone.set()
         await model.pool.empty(lambda: heir.pool.has_room)
         self._tasks.pop(model).cancel()
 

@@ -420,10 +420,12 @@ class SessionRunner:
             self._wanted.set()
 
     async def _find_a_place(self) -> None:
-        """Stands in line as long as the session lives and its client is there."""
-        finding = asyncio.ensure_future(self.model.pool.lease_when_possible(self))
+        """Stands in line as long as the session lives, its client is there, and the model is served."""
+        model = self.model
+        finding = asyncio.ensure_future(model.pool.lease_when_possible(self))
         try:
-            await either(asyncio.shield(finding), self._over.wait(), self._client_changed.wait())
+            waits = (self._over.wait(), self._client_changed.wait(), model.gone.wait())
+            await either(asyncio.shield(finding), *waits)
             if finding.done() and (lease := finding.result()).alive:
                 self._wanted.clear()
                 self._take(lease)

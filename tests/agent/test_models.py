@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -13,9 +14,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from agent.config import ConfigError, check_models, parse_config
+from agent.config import ConfigError, ServerConfig, check_models, parse_config
 from agent.server.models import Models, ServedModel
+from agent.server.service import Service
 from agent.server.workers import WorkerPool
+from agent.transports.websocket import WebSocketTransport
+from tests.agent.test_places import Keeper, running
 from tests.agent.test_worker_faults import until
 from tests.support.service_process import ServiceProcess, fake_worker_command
 from tests.support.ws_client import WsClient
@@ -103,6 +107,27 @@ async def test_models_are_listed_asked_for_counted_and_one_may_go(tmp_path: Path
             assert not [event for event in asked.events if event["type"] == "error"]
             for socket, client, _ in drawn:
                 assert not socket.closed and not [event for event in client.events if event["type"] == "error"]
+
+
+async def test_who_stands_in_line_for_a_model_that_goes_gets_a_place_with_the_next() -> None:
+    async with running(slots=1) as full, running(slots=2) as free:
+        models = Models([ServedModel("next", 1.0, free), ServedModel("gone", 0.0, full)])
+        [going] = models.choose("gone")
+        await full.lease(Keeper())
+        service = Service(ServerConfig(), models)
+        transport = WebSocketTransport(None)
+        runner = service.open_session(transport, grant=service.auth.grant(None), model="gone")
+        service.host(runner)
+        runner.start()
+        await runner.feed_event(json.dumps({"type": "response.create"}), transport)
+        await asyncio.sleep(0.1)
+        assert (full.leased, free.leased) == (1, 0)
+        models._tasks[going] = asyncio.create_task(asyncio.sleep(60.0))
+        ending = asyncio.create_task(models._end(going, heir=models.default))
+        await until(lambda: free.leased == 1)
+        assert runner.model.name == "next"
+        ending.cancel()
+        await service.end_all()
 
 
 async def test_a_full_model_is_no_reason_to_refuse_who_asked_for_none(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 from dataclasses import dataclass, field
@@ -97,7 +98,8 @@ class FakeWorker:
         connection = _Connection(self, writer)
         self._connections.add(connection)
         try:
-            await connection.run(reader)
+            with contextlib.suppress(ConnectionError):
+                await connection.run(reader)
         finally:
             self._connections.discard(connection)
             connection.abort()
