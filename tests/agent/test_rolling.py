@@ -205,7 +205,11 @@ async def test_what_is_being_said_when_the_time_is_up_is_heard_again_by_the_next
     with rolling_service(config=config) as process:
         async with aiohttp.ClientSession() as http, http.ws_connect(url(process)) as socket:
             client = WsClient(socket)
-            manual = {"type": "realtime", "audio": {"input": {"turn_detection": None, "transcription": {"model": "x"}}}}
+            manual = {
+                "type": "realtime",
+                "audio": {"input": {"turn_detection": None, "transcription": {"model": "x"}}},
+                "x_agogic": {"events": ["input_tokens"]},
+            }
             await client.send(type="session.update", session=manual)
             sound = order(24_000).tobytes()
             half = len(sound) // 4 * 2
@@ -218,6 +222,9 @@ async def test_what_is_being_said_when_the_time_is_up_is_heard_again_by_the_next
             heard = await client.until("conversation.item.input_audio_transcription.completed")
             assert heard["transcript"] == TRANSCRIPT
             assert (await client.until("response.done"))["response"]["status"] == "completed"
+            [tokens] = [event for event in client.events if event["type"] == "x_agogic.input_tokens"]
+            heard_ms, said_ms = sum(tokens["durations_ms"]), len(sound) / 48
+            assert said_ms - 160 <= heard_ms <= said_ms, "the new worker heard all of it, and nothing twice"
             assert not [event for event in client.events if event["type"] == "error"]
 
 
