@@ -45,7 +45,7 @@ async def _end_sessions(app: web.Application) -> None:
 
 
 def create_app(service: Service) -> web.Application:
-    """Routes only; whoever runs the application also runs `service.pool`, and puts `DoorSite` before it."""
+    """Routes only; whoever runs the application also runs `service.models`, and puts `DoorSite` before it."""
     config = service.config.http
     app = web.Application(
         middlewares=[
