@@ -243,8 +243,8 @@ def rolling(
     json: Json = False,
 ) -> None:
     """Callers in real time while all workers are replaced again and again: refusals, answers cut off, gaps."""
+    from benchmarks.attacks.server import ServerError
     from benchmarks.load import rolling as benchmark
-    from benchmarks.load.server import ServerError
     from worker.audio_files import AudioFileError
 
     slots = 2 * sessions
