@@ -79,10 +79,12 @@ def serve(
     except (ConfigError, CannotListen) as error:
         typer.echo(f"agogic serve: {error}", err=True)
         raise typer.Exit(2) from error
-    log.configure(log_level.upper(), secrets_of(loaded))
+    log_format = loaded.telemetry.log_format
+    log.configure(log_level.upper(), secrets_of(loaded), log_format=log_format)
     from agent.server.workers import worker_command as command_of
 
-    command = shlex.split(worker_command) if worker_command is not None else command_of(loaded.model, log_level)
+    asked = shlex.split(worker_command) if worker_command is not None else None
+    command = asked or command_of(loaded.model, log_level, log_format)
     try:
         status = _run(_serve(loaded, listening, command, started_s))
     except ConfigError as error:
@@ -215,6 +217,8 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     if http.keys_file:
         watchers.append(Watcher((http.keys_file,), service.keys.read))
     watching = [asyncio.create_task(watcher.run()) for watcher in watchers]
+    if service.telemetry is not None:
+        watching.append(asyncio.create_task(service.telemetry.run(service.read_gauges)))
     working = asyncio.create_task(pool.run())
     announcing = asyncio.create_task(_announce(pool, started_s))
     stopping = asyncio.create_task(stop.wait())
@@ -237,6 +241,8 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
         except WorkerUnusable as error:
             typer.echo(f"agogic serve: {error}", err=True)
             status = 2
+    if service.telemetry is not None:
+        await service.telemetry.close()
     for number in (signal.SIGTERM, signal.SIGINT):
         # We are leaving already: another signal must not turn that into a violent end.
         loop.remove_signal_handler(number)

@@ -142,12 +142,7 @@ async def metrics(request: web.Request) -> web.Response:
             raise Unauthorized("An ephemeral key cannot read the metrics; use an API key.")
     except Unauthorized as error:
         return unauthorized(error)
-    service.metrics.kept.set(service.keeper.count)
-    service.metrics.held.set(service.held_bytes)
-    service.metrics.worker_restarts.set(service.pool.restarts)
-    service.metrics.worker_slots.set(service.pool.slots)
-    service.metrics.worker_busy.set(service.pool.busy)
-    service.metrics.capacity.set(service.pool.capacity)
+    service.read_gauges()
     return web.Response(body=service.metrics.render(), headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4"})
 
 

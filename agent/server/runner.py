@@ -35,6 +35,7 @@ from agent.server.keeper import Keeper
 from agent.server.link import Lease
 from agent.server.metrics import Metrics
 from agent.server.workers import WorkerPool
+from agent.telemetry.moments import TurnMoments, TurnTrace
 from agent.transports.base import RemotePlayer, Transport
 from agent.wire import (
     AudioOut,
@@ -80,8 +81,10 @@ class SessionRunner:
         key_name: str = "",
         address: str = "",
         recorded: str | None = None,
+        on_turn: Callable[[TurnTrace], None] | None = None,
     ) -> None:
-        """`recorded`: how, in the words in which the client is told; None: not at all."""
+        """`recorded`: how, in the words in which the client is told; None: not at all. `on_turn` gets every turn's
+        trace when its answer is closed."""
         self.session = session
         self.account = account
         self.owner = owner
@@ -99,6 +102,8 @@ class SessionRunner:
         self._pool = pool
         self._clock = clock
         self._metrics = metrics
+        self._on_turn = on_turn
+        self._moments = TurnMoments(session.id) if on_turn is not None else None
         self._share = share
         self._place = share.place()
         self._lease: Lease | None = None
@@ -348,6 +353,8 @@ class SessionRunner:
                 self._do(self.session.worker_message(message))
             return
         self._used_s = now_s
+        if self._moments is not None:
+            self._moments.came(message, now_s)
         if isinstance(message, ResponseDone | WorkerError):
             self._asked_s = None
         elif isinstance(message, TextDelta | AudioOut | UtteranceEncoded) and self._asked_s is not None:
@@ -421,6 +428,8 @@ class SessionRunner:
         if self._lease is None:
             return
         self._used_s = self._clock.now_s()
+        if self._moments is not None:
+            self._moments.told(message, self._used_s)
         if isinstance(message, Respond):
             self._asked_s = self._used_s
         elif isinstance(message, Cancel):
@@ -445,6 +454,8 @@ class SessionRunner:
                 self._tell_worker(effect.message)
         for response in self.session.take_finished():
             self._metrics.response(response)
+            if self._moments is not None and self._on_turn is not None:
+                self._on_turn(self._moments.finished(response, self._clock.now_s()))
         self._schedule()
 
     def _schedule(self) -> None:

@@ -31,6 +31,7 @@ from agent.server.metrics import Metrics
 from agent.server.runner import SessionRunner
 from agent.server.usage import Usage, Visit
 from agent.server.workers import WorkerPool
+from agent.telemetry import start as start_telemetry
 from agent.transports.base import RemotePlayer, Transport
 from agent.turn.silero import SileroVad
 
@@ -48,7 +49,7 @@ class NoCapacity(Exception):
 
 class Service:
     def __init__(self, config: ServerConfig, pool: WorkerPool, clock: Clock | None = None) -> None:
-        """Raises `ConfigError` where sessions are to be recorded and cannot be."""
+        """Raises `ConfigError` where sessions are to be recorded, or telemetry to be sent, and cannot be."""
         self.config = config
         self.pool = pool
         self.clock = clock or SystemClock()
@@ -56,6 +57,7 @@ class Service:
         self.auth = Authenticator(self.keys, self.clock)
         self._usage = Usage()
         self.metrics = Metrics()
+        self.telemetry = start_telemetry(config.telemetry, self.metrics.registry, self.clock.now_s)
         self.share = LoopShare()
         self.recorder = Recorder(config.recording, secrets_of(config)) if config.recording.folder else None
         self.calls: dict[str, SessionRunner] = {}
@@ -138,6 +140,7 @@ class Service:
             key_name=grant.name,
             address=source,
             recorded=self.recorder.kind if self.recorder is not None else None,
+            on_turn=self.telemetry.turn if self.telemetry is not None else None,
         )
         self._runners.add(runner)
         self._usage.began(Visit(session.id, grant.name, transport.kind, self.pool.model, self.clock.now_s()))
@@ -230,6 +233,19 @@ class Service:
             if last or all(runner.closed for runner in self._runners):
                 return
             await asyncio.sleep(_DRAIN_POLL_S)
+
+    def read_gauges(self) -> None:
+        """Brings the metrics up to date that nobody counts as they happen."""
+        pool, metrics = self.pool, self.metrics
+        metrics.kept.set(self.keeper.count)
+        metrics.held.set(self.held_bytes)
+        metrics.ready.set(pool.ready and not self.draining)
+        metrics.workers.set(pool.workers)
+        metrics.worker_restarts.set(pool.restarts)
+        metrics.worker_slots.set(pool.slots)
+        metrics.worker_leased.set(pool.leased)
+        metrics.worker_busy.set(pool.busy)
+        metrics.capacity.set(pool.capacity)
 
     def session_snapshot(self, settings: SessionSettings) -> JsonObject:
         """A session object that no session has yet, for `client_secrets`."""

@@ -42,9 +42,11 @@ class NoWorker(Exception):
     """No live worker has a free slot; the message says why."""
 
 
-def worker_command(model: ModelConfig, log_level: str) -> list[str]:
+def worker_command(model: ModelConfig, log_level: str, log_format: str = "text") -> list[str]:
     """The command that starts a worker, without its socket."""
     command = [sys.executable, "-m", "worker", "--model", model.spec, "--log-level", log_level, "--exit-with-parent"]
+    if log_format != "text":
+        command += ["--log-format", log_format]
     if model.voice:
         command += ["--voice", model.voice]
     if model.slots:
@@ -101,6 +103,11 @@ class WorkerPool:
     @property
     def abilities(self) -> Abilities:
         return next((link.ready.abilities for link in self._links.values()), Abilities())
+
+    @property
+    def workers(self) -> int:
+        """How many answer."""
+        return sum(link.responsive for link in self._links.values())
 
     @property
     def slots(self) -> int:
