@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 INSTALL := $(BIN)/python -m pip install --progress-bar on -c constraints.txt
 # Programs that the tests drive; Debian's package has the program's name unless it is said here.
-TEST_PROGRAMS := chromium espeak-ng flite festival nginx node npm baresip sipp turnserver
+TEST_PROGRAMS := chromium espeak-ng flite festival nginx node npm baresip sipp turnserver promtool
 PACKAGE_OF_nginx := nginx-light
 PACKAGE_OF_node := nodejs
 PACKAGE_OF_baresip := baresip-core
 PACKAGE_OF_sipp := sip-tester
 PACKAGE_OF_turnserver := coturn
+PACKAGE_OF_promtool := prometheus
 MISSING_PACKAGES = $(foreach program,$(TEST_PROGRAMS),$(if $(shell command -v $(program)),,$(or $(PACKAGE_OF_$(program)),$(program))))
 
 .PHONY: setup serve test newcomer chaos fuzz lint docs web test-programs clean

@@ -55,8 +55,8 @@ class RedactingFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """A line is an object: `time` (RFC 3339, UTC), `level`, `logger`, `process` and `message`; `session` where it is about
-    one, `exception` with its traceback where there is one. Redacted like any other line."""
+    """A line is an object: `time` (RFC 3339, UTC), `level`, `logger`, `process` and `message`; `session` where it is
+    about one, `exception` with its traceback where there is one. Redacted like any other line."""
 
     def __init__(self, process: str, redact: Redactor) -> None:
         super().__init__()

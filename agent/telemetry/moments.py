@@ -3,14 +3,14 @@
     turn     ├───────────────────────────────────────────────────────────┤
     hearing  ├─────────┤                       somebody speaks, the worker listens
     likely end         ├─────┤                 silence, until it is decided that the turn has ended
-    prefill              ├─────┤               until the first text; begins before the end where the answer is speculated
+    prefill              ├─────┤               until the first text; it may begin before the end
     think                      ├───────┤       the Thinker writes
     talk                       ├───────┤       the Talker makes tokens; event: the first one
     flow                         ├─────┤       tokens become sound; event: the first sound
     out                            ├─────────┤ it leaves, as it is heard; event: the first of it
 
-A span begins when what it works on is there, and its event says when it gave its first piece. Thinker, Talker and flow run
-side by side until the worker is done: how long each of them worked stands in `agogic.work_ms`, as the worker counted it.
+A span begins when what it works on is there, and its event says when it gave its first piece. Thinker, Talker and flow
+take turns until the worker is done: how long each of them worked stands in `agogic.work_ms`, as the worker counted it.
 No clock is read here: every moment is given.
 """
 
@@ -76,7 +76,7 @@ class _Made:
     first_text_s: float | None = None
     first_audio_s: float | None = None
     done_s: float | None = None
-    stats: ResponseStats = ResponseStats()
+    stats: ResponseStats = field(default_factory=ResponseStats)
 
 
 class TurnMoments:
@@ -159,7 +159,10 @@ class TurnMoments:
         if stats.prompt_positions:
             found["agogic.prompt_positions"] = stats.prompt_positions
         if stats.speech_tokens:
-            found |= {"agogic.speech_tokens": stats.speech_tokens, "agogic.realised_output_hz": stats.realised_output_hz}
+            found |= {
+                "agogic.speech_tokens": stats.speech_tokens,
+                "agogic.realised_output_hz": stats.realised_output_hz,
+            }
         return found
 
 

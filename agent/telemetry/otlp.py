@@ -1,8 +1,8 @@
 """Traces and metrics to a collector by OTLP over HTTP, through OpenTelemetry's SDK.
 
-The loop only puts finished values into bounded queues; threads of the exporters encode and send them. Where the collector
-is slow or gone, what does not fit is dropped. Everything else (headers, time-outs, sampling, names) is set by the
-standard OTEL_* variables, which the SDK reads.
+The loop only puts finished values into bounded queues; threads of the exporters encode and send them. Where the
+collector is slow or gone, what does not fit is dropped. Everything else (headers, time-outs, sampling, names) is set by
+the standard OTEL_* variables, which the SDK reads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from agent.config import TelemetryConfig
 from agent.telemetry.families import metrics_of
-from agent.telemetry.moments import Span, TurnTrace
+from agent.telemetry.moments import TurnTrace
 
 _SCOPE = "agogic"
 _INTERVAL_MS = 60_000
@@ -117,7 +117,7 @@ class Telemetry:
         for thread in threads:
             thread.start()
         deadline_s = time.monotonic() + _LAST_WORDS_S
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline_s:
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline_s:  # noqa: ASYNC110 threads
             await asyncio.sleep(0.02)
 
     def _metrics(self) -> MetricsData:
