@@ -15,7 +15,7 @@ PACKAGE_OF_turnserver := coturn
 PACKAGE_OF_promtool := prometheus
 MISSING_PACKAGES = $(foreach program,$(TEST_PROGRAMS),$(if $(shell command -v $(program)),,$(or $(PACKAGE_OF_$(program)),$(program))))
 
-.PHONY: setup serve test newcomer chaos fuzz lint docs web test-programs clean
+.PHONY: setup serve test newcomer chaos fuzz lint docs web sbom deploy-check test-programs clean
 .DEFAULT_GOAL := serve
 
 setup: $(STAMPS)/base
@@ -89,6 +89,21 @@ lint: $(STAMPS)/dev
 docs: $(STAMPS)/dev
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python -m mkdocs build --strict
+
+# What is installed to serve, as a software bill of materials (CycloneDX).
+sbom: $(STAMPS)/base $(STAMPS)/deploy
+	build/deploy-venv/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
+		--output-file build/sbom.json $(BIN)/python
+
+# Images, chart and units before linters and schemas, which are too large for everybody who runs the tests.
+deploy-check: $(STAMPS)/dev $(STAMPS)/deploy test-programs
+	AGOGIC_DEPLOY_CHECK=1 $(BIN)/python -m pytest tests/deploy $(ARGS)
+
+$(STAMPS)/deploy: deploy/requirements.txt
+	@echo "== agogic: installing what looks at deploy/ into build/deploy-venv (200 MB) =="
+	$(PYTHON) -m venv build/deploy-venv
+	build/deploy-venv/bin/python -m pip install -q -r deploy/requirements.txt
+	@mkdir -p $(STAMPS) && touch $@
 
 web: test-programs $(STAMPS)/web
 	cd clients/web && npm run build
