@@ -32,6 +32,7 @@ from agent.server.runner import SessionRunner
 from agent.server.usage import Usage, Visit
 from agent.server.workers import WorkerPool
 from agent.telemetry import start as start_telemetry
+from agent.telemetry.moments import TurnMoments
 from agent.transports.base import RemotePlayer, Transport
 from agent.turn.silero import SileroVad
 
@@ -140,7 +141,7 @@ class Service:
             key_name=grant.name,
             address=source,
             recorded=self.recorder.kind if self.recorder is not None else None,
-            on_turn=self.telemetry.turn if self.telemetry is not None else None,
+            moments=TurnMoments(session.id, self.telemetry.turn if self.telemetry is not None else None),
         )
         self._runners.add(runner)
         self._usage.began(Visit(session.id, grant.name, transport.kind, self.pool.model, self.clock.now_s()))

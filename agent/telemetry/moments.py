@@ -17,7 +17,7 @@ No clock is read here: every moment is given.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -80,15 +80,21 @@ class _Made:
 
 
 class TurnMoments:
-    """Of one session. Keeps numbers and moments, never a word or a sample."""
+    """Of one session. Keeps numbers and moments, never a word or a sample.
 
-    def __init__(self, session_id: str) -> None:
+    `on_turn` gets each turn's trace; None: nobody wants it, and nothing is kept.
+    """
+
+    def __init__(self, session_id: str, on_turn: Callable[[TurnTrace], None] | None) -> None:
         self._session_id = session_id
+        self._on_turn = on_turn
         self._heard: OrderedDict[int, _Heard] = OrderedDict()
         self._made: OrderedDict[int, _Made] = OrderedDict()
 
     def told(self, message: Message, now_s: float) -> None:
         """The worker is sent this now."""
+        if self._on_turn is None:
+            return
         match message:
             case AudioIn():
                 if (heard := self._heard.get(message.utterance)) is not None:
@@ -111,7 +117,7 @@ class TurnMoments:
 
     def came(self, message: FromWorker, now_s: float) -> None:
         """The worker has sent this."""
-        if not isinstance(message, TextDelta | AudioOut | ResponseDone):
+        if self._on_turn is None or not isinstance(message, TextDelta | AudioOut | ResponseDone):
             return
         made = self._made.get(message.generation)
         if made is None:
@@ -124,11 +130,13 @@ class TurnMoments:
         else:
             made.done_s, made.stats = now_s, message.stats
 
-    def finished(self, response: Response, now_s: float) -> TurnTrace:
-        """The turn that this response was, which was closed just now: `now_s` is its end.
+    def finished(self, response: Response, now_s: float) -> None:
+        """This response was closed just now."""
+        if self._on_turn is not None:
+            self._on_turn(self._trace(response, now_s))
 
-        The session may count from another beginning than the moments given here, so only its differences are used.
-        """
+    def _trace(self, response: Response, now_s: float) -> TurnTrace:
+        """The session may count from another beginning than the moments given here: only its differences are used."""
         clocked = response.clocked
         shift_s = now_s - (clocked.ended_s if clocked.ended_s is not None else clocked.decided_s)
         decided_s = clocked.decided_s + shift_s

@@ -42,8 +42,8 @@ class Traced(SessionDriver):
     """`traces` of the turns whose answer was closed; `took_s`: when each kind of message to the worker passed first."""
 
     def __init__(self, **options: Any) -> None:
-        self.moments = TurnMoments("sess_1")
         self.traces: list[TurnTrace] = []
+        self.moments = TurnMoments("sess_1", self.traces.append)
         self.took_s: dict[type, float] = {}
         super().__init__(**options)
 
@@ -57,7 +57,7 @@ class Traced(SessionDriver):
             # The session of a recorded conversation counts from its own beginning.
             for name, at_s in vars(response.clocked).items():
                 setattr(response.clocked, name, at_s - 1000 if at_s is not None else None)
-            self.traces.append(self.moments.finished(response, self.clock.now_s()))
+            self.moments.finished(response, self.clock.now_s())
 
     def worker(self, *messages: wire.Message) -> None:
         for message in messages:
@@ -182,12 +182,13 @@ def test_a_written_answer_to_a_written_question_is_prefill_and_thought() -> None
     assert list(spans(trace)) == ["prefill", "think"]
 
 
-def test_nothing_but_the_newest_moments_is_kept() -> None:
-    moments = TurnMoments("sess_1")
+@pytest.mark.parametrize(("on_turn", "kept"), [(print, 16), (None, 0)])
+def test_nothing_but_the_newest_moments_is_kept(on_turn: Any, kept: int) -> None:
+    moments = TurnMoments("sess_1", on_turn)
     for number in range(1000):
         moments.told(wire.StartUtterance(1, number, 12.5, []), float(number))
         moments.told(wire.Respond(1, number, [], 12.5), float(number))
-    assert len(moments._heard) == len(moments._made) == 16
+    assert len(moments._heard) == len(moments._made) == kept
 
 
 # --- from a real service to a real collector ---
