@@ -170,6 +170,19 @@ class RecordingConfig(Section, frozen=True):
     max_folder_bytes: Annotated[int, Meta(ge=65_536)] = 8 * 1024 * 1024 * 1024
 
 
+class TelemetryConfig(Section, frozen=True):
+    """`endpoint` "" = what the OTEL_* variables say; `log_format` is that of service and workers."""
+
+    traces: bool = False
+    metrics: bool = False
+    endpoint: str = ""
+    log_format: Literal["text", "json"] = "text"
+
+    def __post_init__(self) -> None:
+        if self.endpoint and not re.match(r"https?://[^/\s@]+", self.endpoint):
+            raise ValueError(f"`endpoint` is no address such as http://127.0.0.1:4318, but {self.endpoint!r}")
+
+
 class TwilioConfig(Section, frozen=True):
     auth_token: str = ""
 
@@ -242,6 +255,7 @@ class ServerConfig(Section, frozen=True):
     webrtc: WebRtcConfig = WebRtcConfig()
     limits: LimitsConfig = LimitsConfig()
     recording: RecordingConfig = RecordingConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     telephony: TelephonyConfig = TelephonyConfig()
 
 
