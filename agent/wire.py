@@ -15,7 +15,7 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 T = TypeVar("T")
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 INPUT_SAMPLE_RATE = 16_000
 COARSEST_HZ = 4.0
 MAX_FRAME_BYTES = 4 * 1024 * 1024
@@ -242,12 +242,14 @@ class Transcript(Message, frozen=True):
 
 class EndJudged(Message, frozen=True):
     """How finished the utterance sounds where it has probably ended, after so many samples: `certainty` is the share of
-    pauses inside turns that sound less finished."""
+    pauses inside turns that sound less finished; `backchannel` the share of short interruptions that sound less like
+    "mm-hm", None where the model cannot tell."""
 
     session: int
     utterance: int
     samples: int
     certainty: float
+    backchannel: float | None = None
 
 
 class UtteranceEncoded(Message, frozen=True):
