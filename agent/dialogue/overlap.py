@@ -2,7 +2,7 @@
 
     voice ─► the answer is ducked, nobody is told ─┬─ STOP ──► `speech_started`, the answer is cancelled: a turn
                                                    └─ GO_ON ─► the answer goes on; voice again: in doubt again
-    silence: what never wanted the word is no turn. Close to the answer's end it is one: somebody replies a little early.
+    silence: what never wanted the word is no turn. Close to the answer's end any word is one: an early reply.
 
 Stock clients stop playing as soon as `speech_started` comes, so it comes when it is true.
 """
@@ -65,7 +65,7 @@ class Overlap:
         """Whether what has ended undecided was a turn after all; if not, the agent goes on."""
         utterance = turn.utterance
         evidence = self._evidence(utterance, max(turn.end - utterance.voiced_end, UNJUDGED_MS * 16))
-        if turn.by_client or weigh(evidence) is Verdict.STOP or (self._replies and bool(utterance.transcript)):
+        if turn.by_client or weigh(evidence) is Verdict.STOP:
             return True
         self.over()
         return False
@@ -89,4 +89,5 @@ class Overlap:
             words=utterance.transcript,
             rank=utterance.rank,
             said=answer.item.text[-_SAID_CHARACTERS:] if answer is not None else "",
+            replies=self._replies,
         )

@@ -126,6 +126,7 @@ class Turns:
         """What was in doubt is a turn."""
         utterance.told = True
         self._speech_started(utterance)
+        self._speaking.cancel("turn_detected")
         self._show_transcript(utterance)
 
     def understood(self, utterance: Utterance) -> None:

@@ -30,9 +30,10 @@ BACKCHANNEL_FROM = 0.9
 SENTENCE_WORDS = 3
 
 BACKCHANNELS = frozenset(
-    "ah aha alright cool great ha haha he hehe hm hmm huh i mhm mm mmhm mmm nice oh ok okay right see sure uh uhuh um "
-    "wow yeah yep yes yup got it good".split()
+    "ah aha alright cool good great ha haha he hehe hm hmm huh mhm mm mmhm mmm nice oh ok okay right sure uh uhuh um "
+    "wow yeah yep yes yup".split()
 )
+_PHRASES = re.compile(r"\b(?:i see|got it|all right|of course)\b")
 _WORD = re.compile(r"[a-z']+")
 
 
@@ -48,7 +49,8 @@ class Evidence:
 
     `voiced_ms`: how long it has lasted since its onset or its last pause, `in_all_ms` since it was heard first, pauses
     left out; `paused_ms`: since when it pauses, None while it sounds; `words`: what was understood so far; `rank`: how
-    much like a backchannel it sounds, None as long as nobody has told; `said`: what the agent said last.
+    much like a backchannel it sounds, None as long as nobody has told; `said`: what the agent said last; `replies`: it
+    began so close to the end of the answer that any word is a reply.
     """
 
     voiced_ms: int
@@ -57,6 +59,7 @@ class Evidence:
     words: str = ""
     rank: float | None = None
     said: str = ""
+    replies: bool = False
 
 
 def weigh(evidence: Evidence) -> Verdict:
@@ -68,6 +71,8 @@ def weigh(evidence: Evidence) -> Verdict:
         return Verdict.STOP
     if evidence.paused_ms is None:
         return Verdict.UNDECIDED
+    if words and evidence.replies:
+        return Verdict.STOP
     if words and (not wanting or (len(words) > 1 and _repeats(words, evidence.said))):
         return Verdict.GO_ON
     if evidence.rank is not None:
@@ -78,8 +83,8 @@ def weigh(evidence: Evidence) -> Verdict:
 
 
 def words_of(text: str) -> list[str]:
-    """In small letters, without signs: "Mm-hm." is "mmhm"."""
-    return _WORD.findall(text.lower().replace("-", ""))
+    """In small letters, without signs: "Mm-hm." is "mmhm"; phrases that let others go on are one word."""
+    return _WORD.findall(_PHRASES.sub("right", text.lower().replace("-", "")))
 
 
 def _repeats(words: list[str], said: str) -> bool:
