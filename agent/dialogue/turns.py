@@ -175,7 +175,9 @@ class Turns:
         answer = self._speaking.active
         if detection is None or not detection.interrupt_response or answer is None or answer.plan.answers is None:
             return None
-        if answer.overlapped or answer.item.opened and (answer.plan.modality == "text" or self._speaking.heard_ms(answer) > REACTION_MS):
+        if answer.overlapped or (
+            answer.item.opened and (answer.plan.modality == "text" or self._speaking.heard_ms(answer) > REACTION_MS)
+        ):
             return None
         item = self._conversation.find(answer.plan.answers)
         if not isinstance(item, UserMessage) or any(

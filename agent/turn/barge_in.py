@@ -29,10 +29,10 @@ BACKCHANNEL_FROM = 0.9
 # So many words that are no backchannels are a sentence, however it sounds.
 SENTENCE_WORDS = 3
 
-BACKCHANNELS = frozenset(
-    "ah aha alright cool good great ha haha he hehe hm hmm huh mhm mm mmhm mmm nice oh ok okay right sure uh uhuh um "
-    "wow yeah yep yes yup".split()
-)
+BACKCHANNELS = frozenset((
+    "ah", "aha", "alright", "cool", "good", "great", "ha", "haha", "he", "hehe", "hm", "hmm", "huh", "mhm", "mm", "mmhm",
+    "mmm", "nice", "oh", "ok", "okay", "right", "sure", "uh", "uhuh", "um", "wow", "yeah", "yep", "yes", "yup",
+))  # fmt: skip
 _PHRASES = re.compile(r"\b(?:i see|got it|all right|of course)\b")
 _WORD = re.compile(r"[a-z']+")
 

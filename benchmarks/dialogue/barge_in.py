@@ -40,8 +40,8 @@ Progress = Callable[[int, int], None]
 STEP_S = 0.02
 FLOOR = 0.0003
 """Of the microphone where nobody speaks: -70 dBFS."""
-FIRST_S, LAST_S = 0.6, 1.2
-"""Nothing is mixed in before so much of an answer was heard, nor within so much of its end."""
+FIRST_S, LAST_S = 0.6, 2.6
+"""When something is mixed in, of an answer of six seconds or more: who speaks as it ends replies to it."""
 WATCHED_S = 2.0
 """So long is looked at what the agent does after a sound has ended."""
 ANSWERS = (
@@ -165,7 +165,7 @@ def over_an_answer(model: SpeechModel, interjection: Interjection, seed: int) ->
     caller = Caller(model, seed)
     say = {"x_agogic": {"say": ANSWERS[seed % len(ANSWERS)]}}
     caller.say({"type": "response.create", "response": say})
-    begin_s, heard_s = rng.uniform(FIRST_S, FIRST_S + 2.0), 0.0
+    begin_s, heard_s = rng.uniform(FIRST_S, LAST_S), 0.0
     while heard_s < begin_s:
         heard_s += STEP_S * (caller.step() is not None)
     course, size = Course(), int(SAMPLE_RATE_HZ * STEP_S)

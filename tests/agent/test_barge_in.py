@@ -87,7 +87,11 @@ def test_a_backchannel_leaves_no_trace_but_a_pause(transport: Transport) -> None
     assert driver.last("response.done")["response"]["status"] == "completed"
     assert text_of(driver) == REPLY
     kinds = set(driver.types())
-    assert not kinds & {"input_audio_buffer.speech_started", "input_audio_buffer.committed", "conversation.item.truncated"}
+    assert not kinds & {
+        "input_audio_buffer.speech_started",
+        "input_audio_buffer.committed",
+        "conversation.item.truncated",
+    }
     assert len(driver.asked(wire.Respond)) == 1
     assert [message.utterance for message in driver.asked(wire.DropUtterance)] == [1]
     check(driver.events)
@@ -213,7 +217,9 @@ def test_transcripts_of_what_the_client_does_not_know_of_are_not_shown() -> None
 
 
 def test_without_interrupt_response_a_voice_is_told_at_once_and_ducks_nothing() -> None:
-    driver = answering(settings={"audio": {"input": {"turn_detection": {"type": "server_vad", "interrupt_response": False}}}})
+    driver = answering(
+        settings={"audio": {"input": {"turn_detection": {"type": "server_vad", "interrupt_response": False}}}}
+    )
     before = driver.heard_samples
     driver.speak(0.3)
     assert driver.of("input_audio_buffer.speech_started")

@@ -1,7 +1,7 @@
 """The ear of the embedded weights: samples in, merged embeddings out as the user speaks.
 
     BlockEar   16 kHz ─► log-mel ─► block-causal encoder (25 Hz) ─► CTC head ─► live transcript
-                                                  ├─► end-of-turn head: how finished it sounds where it pauses, and whether it wants the word
+                                                  ├─► heads: how finished it sounds, whether it wants the word
                                                   └─► causal merger at the requested Hz ─► embeddings [groups, H]
 
 It runs in blocks of 320 ms as they fill, those of several callers together, and what it gave out never changes but for
@@ -41,8 +41,8 @@ Spelling = Callable[[list[int]], str]
 
 class BlockEar:
     """exact_at_end: groups by top-k over the whole utterance, as offline, instead of as they come; the encoder and the
-    transcript go on in blocks. backchannel: reads the means that `turn_end` keeps. telephone: the encoder that goes on, in the state of the other, where `narrow_band`
-    hears a telephone; None: always the same one.
+    transcript go on in blocks. backchannel: reads the means that `turn_end` keeps. telephone: the encoder that goes on,
+    in the state of the other, where `narrow_band` hears a telephone; None: always the same one.
     """
 
     def __init__(
