@@ -56,15 +56,15 @@ class BackchannelTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     labels: str
     model: str
     weights: str
-    espeak_clips: int = 500
-    flite_clips: int = 250
-    festival_clips: int = 100
-    hibari_clips: int = 400
-    noises: int = 500
-    people_clips: int = 600
-    starts: int = 2
-    rounds: int = 3
-    steps: int = 3000
+    espeak_clips: int = 150
+    flite_clips: int = 50
+    festival_clips: int = 0
+    hibari_clips: int = 800
+    noises: int = 200
+    people_clips: int = 450
+    starts: int = 1
+    rounds: int = 1
+    steps: int = 2000
     seed: int = 31
 
 
@@ -130,7 +130,7 @@ def main(config_path: Path) -> None:
     encoder = load_encoder(model, model / "encoder.safetensors")
     shorts = [Short(clip_of(sound), lets_go_on=True) for sound in spoken(BACKCHANNELS, config, rng)]
     shorts += [Short(clip_of(sound), lets_go_on=True) for sound in noises(config.noises, config.seed)]
-    shorts += [Short(clip_of(sound), lets_go_on=False) for sound in spoken(interruptions(300, rng), config, rng)]
+    shorts += [Short(clip_of(sound), lets_go_on=False) for sound in spoken(interruptions(150, rng), config, rng)]
     people = recorded_people(Path(config.people), config.people_clips, rng)
     orders = [Short(clip, lets_go_on=False) for clip, _ in load_recordings(Path(config.clips), Path(config.labels))]
     known = [order for order in orders if not held_out(order.clip.name) and not is_aside(order)]
@@ -144,12 +144,13 @@ def main(config_path: Path) -> None:
         moment_of(order, rng, augment, rng.randint(*START_FRAMES)) for order in known for _ in range(config.starts)
     ]
     settings = TurnEndTraining("", config.clips, config.labels, config.model, config.weights, steps=config.steps)
-    head = train(encode(encoder, examples), settings)
+    known_moments = encode(encoder, examples)
+    head = train(known_moments, settings)
     mild = Disguise(bank, random.Random(1))
     kept = encode(encoder, [moment_of(short, rng, mild, rng.randint(*START_FRAMES)) for short in aside])
     head = calibrated(head, kept)
     save_network(head, head.config, Path(config.weights))
-    report(head, encode(encoder, examples), kept)
+    report(head, known_moments, kept)
 
 
 @torch.inference_mode()

@@ -30,8 +30,8 @@ BACKCHANNEL_FROM = 0.9
 SENTENCE_WORDS = 3
 
 BACKCHANNELS = frozenset((
-    "ah", "aha", "alright", "cool", "good", "great", "ha", "haha", "he", "hehe", "hm", "hmm", "huh", "mhm", "mm", "mmhm",
-    "mmm", "nice", "oh", "ok", "okay", "right", "sure", "uh", "uhuh", "um", "wow", "yeah", "yep", "yes", "yup",
+    "ah", "aha", "alright", "cool", "good", "great", "ha", "haha", "he", "hehe", "hm", "hmm", "huh", "mhm", "mm",
+    "mmhm", "mmm", "nice", "oh", "ok", "okay", "right", "sure", "uh", "uhuh", "um", "wow", "yeah", "yep", "yes", "yup",
 ))  # fmt: skip
 _PHRASES = re.compile(r"\b(?:i see|got it|all right|of course)\b")
 _WORD = re.compile(r"[a-z']+")
