@@ -37,6 +37,7 @@ class RateRange(Section, frozen=True):
 
 
 Rate = Literal["auto"] | Hz | RateRange
+EchoCancellation = Literal["auto", "on", "off"]
 
 
 class HttpConfig(Section, frozen=True):
@@ -83,6 +84,7 @@ class SessionConfig(Section, frozen=True):
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] = 600
     input_frame_rate: Rate = "auto"
     output_frame_rate: Rate = "auto"
+    echo_cancellation: EchoCancellation = "auto"
     opening: Annotated[str, Meta(min_length=1)] = "hi"
     max_utterance_s: Positive = 60.0
     max_idle_s: Positive = 1800.0
