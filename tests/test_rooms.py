@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": set(),
     "streaming": {"kernels"},
     "models": {"streaming", "kernels"},
-    "worker": {"models", "streaming", "kernels", "agent.wire", "agent.memory"},
+    "worker": {"models", "streaming", "kernels", "agent.wire", "agent.memory", "agent.log"},
     "agent": set(),
     "training": {"models", "streaming", "kernels"},
 }
@@ -54,6 +54,7 @@ DOORS: dict[str, set[str]] = {
         "agent.protocol",
         "agent.turn",
     },
+    "agent.telemetry": {"agent.config", "agent.wire", "agent.dialogue.response"},
     "agent.dialogue": {
         *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "json_object", "wire")),
         "agent.echo",

@@ -64,6 +64,32 @@ def barista(
 
 
 @app.command()
+def bargein(
+    clips: Annotated[Path, typer.Option(help="folder of recorded orders")],
+    labels: Annotated[Path, typer.Option(help="their labels.json")],
+    interjections: Annotated[
+        Path, typer.Option(help="recordings of backchannels and interruptions, with an index.json")
+    ] = CHECKOUT / "tests" / "speech" / "interjections",
+    orders: Annotated[int, typer.Option(min=0, help="held-out ones that interrupt, at most")] = 50,
+    model: Model = "embedded",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Whether "mm-hm", coughs and laughs over an answer stop it, and whether interruptions do."""
+    with measuring("eval", threads):
+        from benchmarks.dialogue import barge_in as benchmark
+        from benchmarks.dialogue.barista import LabelsError, read_clips
+        from worker.loading import load_model
+
+        try:
+            spoken = [clip.path for clip in read_clips(clips, labels, True)][:orders]
+            found = benchmark.read_interjections(interjections, spoken)
+        except (LabelsError, benchmark.InterjectionsError) as error:
+            fail("eval", error)
+        print_report(benchmark.run(load_model(model), found, progress(json, "sounds")), json)
+
+
+@app.command()
 def conversation(
     per_kind: Annotated[int, typer.Option(min=1, help="turns of each kind: orders, changes, prices, ...")] = 25,
     spoken: Annotated[bool, typer.Option("--spoken", help="spoken by espeak-ng instead of written")] = False,

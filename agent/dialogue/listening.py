@@ -34,6 +34,7 @@ from agent.ids import Ids
 from agent.protocol.errors import ProtocolError
 from agent.protocol.session_object import SemanticVad, ServerVad, TurnDetection, silence_ms
 from agent.turn.detector import (
+    ONSET_SAMPLES,
     LikelyStopped,
     Phase,
     Resumed,
@@ -74,7 +75,9 @@ class Utterance:
     of the turn that goes on in this utterance, with whose sound it then begins: `continued` samples. `likely_end` is
     where it has probably ended: the worker gets nothing from there on unless that proves wrong. `lost`: the worker
     failed to hear it.
-    `spoken`: somebody was heard to speak in it; only a commit can end one in which nobody was.
+    `spoken`: somebody was heard to speak in it; only a commit can end one in which nobody was. `told`: the client knows
+    of it; not yet of one that may be no turn (`agent.dialogue.overlap`), for which `onset`, `voiced_end` and
+    `voiced_samples` count the voice since its last pause and in all, and `rank` is what was judged of it there.
     """
 
     number: int
@@ -89,6 +92,11 @@ class Utterance:
     continues: str | None = None
     continued: int = 0
     spoken: bool = False
+    told: bool = True
+    onset: int = 0
+    voiced_end: int = 0
+    voiced_samples: int = 0
+    rank: float | None = None
     level: Level = field(default_factory=Level)
 
 
@@ -265,6 +273,9 @@ class Listening:
                 self._forward(detector.position)
             self.open.level.hear(window, voiced=probability >= detector.timing.threshold)
         event = detector.push(probability)
+        if self.open is not None and probability >= detector.timing.threshold:
+            self.open.voiced_end = detector.position
+            self.open.voiced_samples += window.size
         if self.open is not None and self.open.level.gain is None:
             self._forward(detector.position, at_once=False)
         return event
@@ -318,7 +329,8 @@ class Listening:
             self._send_likely_end()
         elif isinstance(event, SpeechStarted | Resumed):
             self.open.spoken = True
-            self.open.likely_end = None
+            self.open.likely_end = self.open.rank = None
+            self.open.onset = position - WINDOW_SAMPLES
 
     def judged(self, message: EndJudged) -> Iterator[Happening]:
         """How finished the open utterance sounds, if it still pauses where the worker was asked."""
@@ -327,12 +339,20 @@ class Listening:
             return
         if (utterance.number, utterance.likely_end - utterance.start) != (message.utterance, message.samples):
             return
+        utterance.rank = message.backchannel
         if message.certainty >= SPECULATE_FROM:
             yield EndLikely(utterance)
         ended = self._detector.judged(message.certainty)
         if isinstance(ended, SpeechStopped):
             utterance.spoken_end = ended.speech_end_sample
             yield self._end(ended.end_sample, by_client=False)
+
+    @property
+    def paused_samples(self) -> int | None:
+        """For how long the open utterance pauses, None while somebody speaks in it."""
+        if self.open is None or self.open.likely_end is None:
+            return None
+        return self._detector.position - self.open.voiced_end
 
     @property
     def awaits_silence(self) -> bool:
@@ -444,6 +464,10 @@ class Listening:
         first = max(first, self._buffer.start)
         number, item_id = self.next_number(), self._ids.new("item")
         self.open = Utterance(number, item_id, detected, first, sent=first, spoken_end=first, spoken=spoken)
+        if spoken:
+            self.open.voiced_samples = ONSET_SAMPLES
+            self.open.voiced_end = self._detector.position
+            self.open.onset = self._detector.position - ONSET_SAMPLES
         return self.open
 
     def _end(self, end: int, *, by_client: bool) -> TurnEnded:

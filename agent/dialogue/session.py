@@ -4,7 +4,7 @@
     quiet ───────────────────────────────────► hearing ─────────────────────► answered
       ▲                                           │                              │ response.create, or by itself
       │            barge-in: speech_started first, then the response is closed   ▼
-      └──────────────────────────────────────────────────────────────────── speaking
+      └──────────────────────────────────────────────────────────────────── speaking ◄─► in doubt (somebody speaks)
 
 `Listening` holds the left half (buffer, detector, utterances), `Speaking` the right half (responses, playout), `Turns`
 how they meet; this class answers the client's events. Every call returns the effects it caused, in order.
@@ -249,6 +249,7 @@ class Session:
         self._turns.sound_came()
         for happening in self._listening.process():
             self._turns.take(happening)
+        self._turns.weigh()
         return self._outbox.take()
 
     def pull_audio(self, count: int) -> tuple[audio.Samples | None, list[Effect]]:
@@ -323,6 +324,7 @@ class Session:
             case EndJudged():
                 for happening in self._listening.judged(message):
                     self._turns.take(happening)
+                self._turns.weigh()
             case Transcript():
                 self._heard(message)
             case UtteranceEncoded():
@@ -346,6 +348,17 @@ class Session:
     def making_answer(self) -> bool:
         """Whether a worker is at one."""
         return self._speaking.making
+
+    @property
+    def hearing(self) -> bool:
+        """Whether somebody speaks, or did and the turn has not ended."""
+        utterance = self._listening.open
+        return utterance is not None and utterance.spoken
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no worker hears, answers or writes down anything of ours now."""
+        return self._listening.open is None and not self.making_answer and not self._captions.unfinished()
 
     @property
     def needs_worker(self) -> bool:
@@ -434,8 +447,7 @@ class Session:
         self._half_sample = b""
         dropped = self._listening.clear()
         if dropped is not None:
-            self._speaking.speculation.roll_back()
-            self._briefing.drop_utterance(dropped.number)
+            self._turns.cleared(dropped)
         self._outbox.send(events.InputCleared())
 
     def _clear_output(self) -> None:
@@ -451,10 +463,9 @@ class Session:
     def _heard(self, message: Transcript) -> None:
         utterance = self._listening.open
         if utterance is not None and utterance.number == message.utterance:
-            revised, utterance.transcript = utterance.transcript != message.text, message.text
-            if revised and "input_transcript" in self.settings.x_agogic.events:
-                own = self._turns.own_words(utterance, message.text)
-                self._outbox.send(events.InputTranscript(item_id=utterance.item_id, transcript=own))
+            if message.text != utterance.transcript:
+                utterance.transcript = message.text
+                self._turns.understood(utterance)
             return
         for event in self._captions.heard(message.utterance, message.text, final=message.final):
             self._outbox.send(event)

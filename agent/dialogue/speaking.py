@@ -15,6 +15,7 @@ from agent import audio
 from agent.clock import Clock
 from agent.config import PlayoutConfig
 from agent.dialogue.conversation import AssistantMessage, Conversation, FunctionCall
+from agent.dialogue.ducking import Ducking
 from agent.dialogue.effects import Outbox
 from agent.dialogue.playout import Playout, Slice
 from agent.dialogue.response import Clocked, FinalStatus, Response, ResponsePlan
@@ -86,6 +87,7 @@ class Speaking:
         self._asked = False
         self._asked_again = False
         self._held = False
+        self._ducking = Ducking()
         self._waiting_since_s = 0.0
         self._generation = 0
         self._finished: deque[Response] = deque(maxlen=MAX_WAITING)
@@ -263,8 +265,10 @@ class Speaking:
             return
         now_s = self._clock.now_s()
         if not self._server_plays:
-            for piece in response.playout.due(now_s):
+            for piece in response.playout.due(now_s, self._ducking.until):
                 self._release(response, piece, now_s)
+        if self._ducking.until is not None:
+            return
         if response.done is not None and (response.playout.is_over(now_s) or response.plan.modality == "text"):
             self._finish(response)
         elif not self._asked and now_s >= self._waiting_since_s + WORKER_WAIT_S:
@@ -275,10 +279,11 @@ class Speaking:
         response = self.active
         if response is None or self._held:
             return None
-        now_s = self._clock.now_s()
-        piece = response.playout.pull(count, now_s)
+        now_s, room = self._clock.now_s(), self._ducking.room(response, count)
+        piece = response.playout.pull(room, now_s) if room else None
         if piece is not None:
             self._release(response, piece, now_s)
+            piece = self._ducking.shaped(response, piece)
         if response.done is not None:
             self.on_tick()
         return piece
@@ -296,9 +301,29 @@ class Speaking:
             return None
         if not self._asked:
             return self._waiting_since_s + WORKER_WAIT_S
+        if self._ducking.until is not None and not self._ducking.room(response, 1):
+            return None
         if self._reports_every_s is not None:
             return response.playout.over_at_s(self._clock.now_s())
         return None if self._server_plays else response.playout.next_due_s(self._clock.now_s())
+
+    # --- somebody speaks over it ---
+
+    def duck(self) -> None:
+        """It is silent until `let_go_on`, or until it is cancelled."""
+        response = self.active
+        if response is None or self._ducking.until is not None:
+            return
+        response.overlapped = True
+        self._ducking.begin(response, self._clock.now_s(), rewinds=self._server_plays and not self._reports_every_s)
+        self.on_tick()
+
+    def let_go_on(self) -> None:
+        """Nobody wanted anything: it goes on with the word at which it fell silent."""
+        if self.active is None or self._ducking.until is None:
+            return
+        self._ducking.end(self.active, self._clock.now_s())
+        self.on_tick()
 
     # --- a listener who is gone for a while ---
 
@@ -389,6 +414,7 @@ class Speaking:
         if response.plan.in_conversation:
             self.quiet_since_s = now_s + response.playout.unheard_s(now_s)
         self.active = None
+        self._ducking.forget()
         self._finished.append(response)
         self._after_close(response, cut=cut)
         self._outbox.send(events.RateLimitsUpdated(rate_limits=[]))

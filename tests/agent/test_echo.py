@@ -202,7 +202,12 @@ def test_our_voice_is_taken_out_of_what_comes_back_however_it_travels() -> None:
 
 def talk_over_an_echo(wish: str) -> SessionDriver:
     """A client whose loudspeaker is heard by its microphone at -6 dB and 100 ms later; nobody speaks."""
-    driver = SessionDriver(reply=None, settings={"x_agogic": {"echo_cancellation": wish}})
+    # So that every voice is told at once, and not only one that wants the word.
+    detection = {"type": "server_vad", "interrupt_response": False}
+    driver = SessionDriver(
+        reply=None,
+        settings={"audio": {"input": {"turn_detection": detection}}, "x_agogic": {"echo_cancellation": wish}},
+    )
     content = [{"type": "input_text", "text": "Count."}]
     driver.send(type="conversation.item.create", item={"type": "message", "role": "user", "content": content})
     driver.send(type="response.create")
