@@ -34,6 +34,7 @@ BESIDE = {
             "clients/test_python_client.py",
             "clients/test_sdk_package.py",
             "clients/test_web_build.py",
+            "deploy",
             "docs",
             "test_rooms.py",
         ),
