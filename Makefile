@@ -71,9 +71,12 @@ chaos: $(STAMPS)/dev
 newcomer: $(STAMPS)/dev test-programs $(STAMPS)/web
 	$(BIN)/python -m tests.newcomer --python $(PYTHON) $(ARGS)
 
-# Inputs that find new paths through what reads other people's bytes; SECONDS for each of the fuzzers.
+# EVENTS of conversations in any order, an hour on one core that is shared; then inputs that find new paths through what reads
+# other people's bytes, SECONDS for each of the fuzzers.
+EVENTS ?= 1000000
 SECONDS ?= 900
 fuzz: $(STAMPS)/fuzz
+	$(BIN)/python -m tests.fuzz.conversation --events $(EVENTS)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 $(STAMPS)/fuzz: $(STAMPS)/dev

@@ -37,6 +37,7 @@ DOORS: dict[str, set[str]] = {
     "worker.calls": {"worker.parts"},
     "agent.protocol": {"agent.config", "agent.json_object"},
     "agent.turn": {"agent.audio"},
+    "agent.echo": {"agent.audio", "agent.clock", "agent.wire"},
     "agent.rtc": set(),
     "agent.telephony.sound": {"agent.audio", "agent.rtc.opus"},
     "agent.telephony.streams": {"agent.audio", "agent.telephony.sound"},
@@ -56,6 +57,7 @@ DOORS: dict[str, set[str]] = {
     "agent.telemetry": {"agent.config", "agent.wire", "agent.dialogue.response"},
     "agent.dialogue": {
         *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "json_object", "wire")),
+        "agent.echo",
         "agent.protocol",
         "agent.turn",
     },
