@@ -42,11 +42,11 @@ async def test_pipecats_client_holds_a_spoken_turn_and_writes(
     fake_server: Server, microphone: Path, node_modules: Path, tmp_path: Path
 ) -> None:
     async with client(fake_server, microphone, node_modules, tmp_path) as page:
-        await page.evaluate("window.connectPipecat('start')")
+        await page.evaluate("window.connectPipecat()")
         await page.wait_for_function("document.querySelector('audio').srcObject !== null")
         await page.evaluate(LISTEN)
-        await page.wait_for_function("window.report.events.includes('botStoppedSpeaking')", timeout=40_000)
-        report = await page.evaluate("window.report")
+        await page.wait_for_function("window.rtviReport.events.includes('botStoppedSpeaking')", timeout=40_000)
+        report = await page.evaluate("window.rtviReport")
         assert report["ready"]["version"] == "2.1.0" and report["ready"]["about"]["library"] == "agogic"
         assert report["heard"] == [TRANSCRIPT]
         assert "".join(report["words"]).split() == REPLY.split()
@@ -59,23 +59,11 @@ async def test_pipecats_client_holds_a_spoken_turn_and_writes(
         assert await page.evaluate("window.loudest") > 0.02
 
         await page.evaluate("window.writePipecat('A latte.', false)")
-        await page.wait_for_function("window.report.said.length === 2")
+        await page.wait_for_function("window.rtviReport.said.length === 2")
         refused = await page.evaluate("window.requestPipecat()")
         assert "client-message" in refused["error"]
         await page.evaluate("window.leavePipecat()")
-        report = await page.evaluate("window.report")
+        report = await page.evaluate("window.rtviReport")
         assert report["said"] == [REPLY, REPLY] and report["errors"] == []
         assert report["events"].count("botStartedSpeaking") == 1
         assert report["events"][-1] == "disconnected"
-
-
-async def test_a_client_that_offers_at_once_sets_its_session_up_with_the_offer(
-    fake_server: Server, microphone: Path, node_modules: Path, tmp_path: Path
-) -> None:
-    settings = {"type": "realtime", "output_modalities": ["text"]}
-    async with client(fake_server, microphone, node_modules, tmp_path) as page:
-        await page.evaluate("settings => window.connectPipecat('offer', settings)", settings)
-        await page.wait_for_function("window.report.said.length > 0", timeout=40_000)
-        report = await page.evaluate("window.report")
-        assert report["heard"] == [TRANSCRIPT] and report["said"][0] == REPLY
-        assert "botStartedSpeaking" not in report["events"] and report["errors"] == []

@@ -207,7 +207,6 @@ _WORDS = {
     "interruption": "Sure, one large medium roast house coffee. Anything else?",
     "tool": "Your order number is seven.",
     "given": "Please wait a moment.",
-    "reconnect": _RESTATED,
 }
 _ORDERED = {"coffeeDrink": "house coffee", "size": "large", "roast": "medium roast"}
 
@@ -216,6 +215,10 @@ def _judge_words(acted: Acted, verdict: Verdict) -> None:
     said = acted.said()
     if acted.step == "greeting":
         verdict.demand(bool(said) and parse_basket(said) is None, f"nobody has ordered, and it says {said!r}")
+        return
+    if acted.step == "reconnect":
+        # A client that tells its history again may have the model mix orders; the drink is what was said last.
+        verdict.demand("light roast americano" in said, f"the order after the loss was answered by {said!r}")
         return
     wanted = _WORDS[acted.step]
     verdict.demand(said.startswith(wanted), f"the client knows {said!r} as said last, not {wanted!r}")

@@ -92,7 +92,13 @@ class Tap:
                 request.transport.abort()
         return web.Response(text=str(len(requests)))
 
-    async def _relay(self, request: web.Request) -> web.WebSocketResponse:
+    async def _relay(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return await self._relayed(request)
+        except aiohttp.WSServerHandshakeError as error:
+            return web.Response(status=error.status, text=error.message)
+
+    async def _relayed(self, request: web.Request) -> web.WebSocketResponse:
         number, self.connections = self.connections, self.connections + 1
         headers = {name: value for name, value in request.headers.items() if not _is_of_one_hop(name)}
         offered = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if name]

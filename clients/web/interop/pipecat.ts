@@ -13,8 +13,8 @@ interface Report {
 
 declare global {
   interface Window {
-    report: Report;
-    connectPipecat: (how: "start" | "offer", settings?: object) => Promise<void>;
+    rtviReport: Report;
+    connectPipecat: () => Promise<void>;
     writePipecat: (text: string, audio: boolean) => Promise<void>;
     requestPipecat: () => Promise<unknown>;
     leavePipecat: () => Promise<void>;
@@ -22,7 +22,7 @@ declare global {
 }
 
 const report: Report = { ready: null, events: [], heard: [], said: [], words: [], errors: [] };
-window.report = report;
+window.rtviReport = report;
 const player = document.createElement("audio");
 player.autoplay = true;
 player.dataset.role = "voice";
@@ -56,16 +56,8 @@ client.on(RTVIEvent.TrackStarted, (track, participant) => {
   if (track.kind === "audio" && !participant?.local) player.srcObject = new MediaStream([track]);
 });
 
-window.connectPipecat = async (how, settings) => {
-  report.ready =
-    how === "start"
-      ? await client.startBotAndConnect({ endpoint: `${location.origin}/start`, requestData: {} })
-      : await client.connect({
-          webrtcRequestParams: {
-            endpoint: `${location.origin}/api/offer`,
-            requestData: settings ? { session: settings as never } : {},
-          },
-        });
+window.connectPipecat = async () => {
+  report.ready = await client.startBotAndConnect({ endpoint: `${location.origin}/start`, requestData: {} });
 };
 window.writePipecat = (text, audio) => client.sendText(text, { audio_response: audio });
 window.requestPipecat = () => client.sendClientRequest("weather", {}).catch((refused: { data: unknown }) => refused.data);

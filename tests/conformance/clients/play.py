@@ -158,8 +158,9 @@ class Play:
                 with suppress(asyncio.CancelledError):
                     await talking
             await self._tap("step?name=close")
-            with suppress(TimeoutError):
-                await _patiently(self.client.close(), "it did not close")
+            if talking is not None:
+                with suppress(TimeoutError):
+                    await _patiently(self.client.close(), "it did not close")
 
     def _counted(self) -> dict[str, int]:
         client = self.client
