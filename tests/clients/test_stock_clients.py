@@ -23,7 +23,6 @@ async def all_at_once(server: Server, names: list[str], steps: tuple[str, ...]) 
 async def test_the_sdks_converse_are_interrupted_call_and_come_back(server: Server, node_modules: object) -> None:
     outcomes = await all_at_once(server, ["openai", "agents-realtime"], SHORT)
     assert not [sentence for outcome in outcomes for sentence in outcome.sentences()]
-    assert all(outcome.holds for outcome in outcomes)
 
 
 @pytest.mark.slow
@@ -33,4 +32,3 @@ async def test_the_frameworks_converse_are_interrupted_call_and_come_back(server
     names = [client.name for client in CLIENTS.values() if client.is_framework]
     outcomes = await all_at_once(server, names, STEPS)
     assert not [sentence for outcome in outcomes for sentence in outcome.sentences()]
-    assert all(outcome.holds for outcome in outcomes)

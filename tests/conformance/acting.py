@@ -75,6 +75,7 @@ class Outcome:
     """`out_of_order`: server events that the protocol does not allow where they came, or not in their shape."""
 
     client: str
+    steps: tuple[str, ...]
     verdicts: list[Verdict] = field(default_factory=list)
     out_of_order: list[str] = field(default_factory=list)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -82,17 +83,19 @@ class Outcome:
 
     @property
     def holds(self) -> bool:
-        whole = [one.step for one in self.verdicts if not one.found_wrong]
-        return not self.error and not self.out_of_order and len(whole) == len(self.verdicts) > 0
+        return not self.sentences()
 
     def sentences(self) -> list[str]:
+        """What is wrong, one by one."""
         wrong = [f"{one.step}: {what}" for one in self.verdicts for what in one.found_wrong]
+        done = [one.step for one in self.verdicts]
+        wrong += [f"{step}: the client did not get that far" for step in self.steps if step not in done]
         return [f"{self.client}: {what}" for what in (*wrong, *self.out_of_order, *filter(None, [self.error]))]
 
 
 async def act(client: Client, url: str, steps: tuple[str, ...] = STEPS, api_key: str = "") -> tuple[Outcome, Tap]:
     """One play, in real time. `url`: http://HOST:PORT of a server of the Realtime protocol."""
-    outcome = Outcome(client.name)
+    outcome = Outcome(client.name, steps)
     model = _model_of(url)
     with tempfile.TemporaryDirectory(prefix="conformance-") as name:
         folder = Path(name)

@@ -179,4 +179,7 @@ async function main(): Promise<void> {
   process.exit(0);
 }
 
-void main();
+main().catch((error: Error) => {
+  console.error(error);
+  process.exit(1);
+});
