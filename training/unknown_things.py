@@ -6,12 +6,10 @@ do not; some are no words at all.
 
 from __future__ import annotations
 
-import functools
 import random
 import re
 
 from training.phrases import CARRIERS, fill
-from training.sentences import collect_sentences
 from training.world import sample_order, say_order
 
 _THINGS = """
@@ -108,14 +106,9 @@ def unknown_order(rng: random.Random) -> str:
     return _filled(rng.choice(_ASKING), rng)
 
 
-@functools.cache
-def _sentences() -> tuple[str, ...]:
-    return tuple(collect_sentences())
-
-
 def remark(rng: random.Random) -> str:
     """Anything that has nothing to do with coffee."""
-    return rng.choice(_sentences()) if rng.random() < 0.2 else _filled(rng.choice(_REMARKS), rng)
+    return _filled(rng.choice(_REMARKS), rng)
 
 
 def broken_off(rng: random.Random) -> str:

@@ -89,8 +89,8 @@ _MORE_SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
 )  # fmt: skip
 _CHANGES_OF_NOTHING = (
     "actually no milk", "no milk please", "without sugar", "no sugar", "hold the milk", "actually make it a large",
-    "make it a small", "make it two", "change it to a mocha", "leave out the sugar", "make that a double shot",
-    "actually no sugar please", "make it dark roast", "can you make it a medium", "make it a latte instead",
+    "make it a small", "make it two", "leave out the sugar", "make that a double shot",
+    "actually no sugar please", "make it dark roast", "can you make it a medium", "make it a bit bigger",
 )  # fmt: skip
 _READINGS = ("what did i order", "what is my order", "read that back to me", "can you read it back",
              "what do you have so far")  # fmt: skip

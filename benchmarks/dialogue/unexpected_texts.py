@@ -236,7 +236,7 @@ what if i
 and for her
 excuse me
 sorry i
-you know the
+you know those
 wait is that
 that one
 this
@@ -258,7 +258,7 @@ anything
 surprise me
 the big one
 the first one
-with
+with it
 without
 """.strip().splitlines()
 
