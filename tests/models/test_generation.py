@@ -269,6 +269,16 @@ def test_three_exchanges_hold_what_both_said() -> None:
     ), "an answer that was interrupted stands behind the whole question"
 
 
+def test_an_answer_does_not_begin_with_what_it_must_not(model: FlexiSLM, runner: Runner) -> None:
+    runner.extend(0, prompt(model))
+    likeliest = finish(runner, 0, options())
+    never = (likeliest[0].text_token,)
+    other = finish(runner, 0, options(never_first=never))
+    assert other[0].text_token not in never
+    forced = finish(runner, 0, options(forced_text=(other[0].text_token,)))
+    assert tokens(other) == tokens(forced), "and goes on as it would from there"
+
+
 def test_text_that_turns_in_circles_is_ended(model: FlexiSLM, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     word = TOKENIZER.encode(" small")[0]
 

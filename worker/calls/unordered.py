@@ -1,0 +1,57 @@
+"""Whether there is an order that an answer could be about: the embedded model restates one where none was given.
+
+It was taught a counter where nearly everybody orders, and takes what it does not know for an order. An answer that
+restates, changes or prices an order is only about one if a drink was named, now or before, as far as a recogniser can
+be trusted with it; where none was, the answer may not begin as those do, and is the likeliest of the others.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import SequenceMatcher
+from itertools import pairwise
+
+from agent.wire import ContextItem
+from models.orders import DRINKS
+
+OF_ORDERS = ("Okay", "Sure", "Great", "That")
+"""How answers about an order begin; no other answer of the model's does."""
+
+_DRINKS = tuple(dict.fromkeys(drink.split()[-1] for drink in DRINKS))
+_TYPED, _HEARD = 0.75, 0.6
+"""From this share of common letters on a word is a drink's, misspelt or misheard."""
+_LEAST_LETTERS = 4
+_LEAST_HEARD = 3
+"""A transcript of fewer words may have missed the drink."""
+_WITHOUT_ORDER = ("We have coffee", "I recommend", "You are welcome")
+"""Answers that name drinks, but order none."""
+_CANCELLED = "No problem, I cancelled"
+
+
+def drink_named(words: str, *, heard: bool = False) -> bool:
+    """Whether one of the words, or two of them together, is or sounds like a drink of the menu; of what was heard, also
+    where too little was understood to tell."""
+    said = re.findall(r"[a-z]+", words.lower().replace("'", ""))
+    if heard and len(said) < _LEAST_HEARD:
+        return True
+    pieces = [*said, *(first + second for first, second in pairwise(said))]
+    least = _HEARD if heard else _TYPED
+    return any(_likeness(piece, drink) >= least for piece in pieces for drink in _DRINKS)
+
+
+def _likeness(piece: str, drink: str) -> float:
+    if len(piece) < _LEAST_LETTERS:
+        return 0.0
+    return SequenceMatcher(None, piece.removesuffix("s"), drink, autojunk=False).ratio()
+
+
+def order_possible(items: tuple[ContextItem, ...]) -> bool:
+    """Whether an answer to the last of the items may be about an order: a drink was named in it or before, by whomever,
+    and was not taken back since."""
+    for item in reversed(items):
+        if item.role == "assistant" and item.text.startswith(_CANCELLED):
+            return False
+        orders = item.role == "user" or (item.role == "assistant" and not item.text.startswith(_WITHOUT_ORDER))
+        if orders and drink_named(item.text, heard=item.utterance is not None):
+            return True
+    return False
