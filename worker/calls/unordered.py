@@ -21,8 +21,14 @@ _DRINKS = tuple(dict.fromkeys(drink.split()[-1] for drink in DRINKS))
 _TYPED, _HEARD = 0.75, 0.6
 """From this share of common letters on a word is a drink's, misspelt or misheard."""
 _LEAST_LETTERS = 4
-_LEAST_HEARD = 3
-"""A transcript of fewer words may have missed the drink."""
+_BEGINNINGS = {
+    "a", "an", "and", "brew", "can", "could", "get", "give", "have", "i", "id", "ill", "like", "make", "may", "me",
+    "need", "of", "one", "order", "please", "some", "take", "the", "to", "want", "will", "would", "you",
+}  # fmt: skip
+"""A transcript of nothing else may have missed the drink."""
+_PARTS = {"roast", "shot", "ounce", "sugar", "sweetener", "milk", "cream"}
+_LEAVES_OUT = {"no", "without", "hold", "leave", "what", "which"}
+"""Who was heard to say one of the first and none of the second was ordering."""
 _WITHOUT_ORDER = ("We have coffee", "I recommend", "You are welcome")
 """Answers that name drinks, but order none."""
 _CANCELLED = "No problem, I cancelled"
@@ -30,9 +36,9 @@ _CANCELLED = "No problem, I cancelled"
 
 def drink_named(words: str, *, heard: bool = False) -> bool:
     """Whether one of the words, or two of them together, is or sounds like a drink of the menu; of what was heard, also
-    where too little was understood to tell."""
+    where an order was begun, or parts of one understood, so that the drink may have been missed."""
     said = re.findall(r"[a-z]+", words.lower().replace("'", ""))
-    if heard and len(said) < _LEAST_HEARD:
+    if heard and (_BEGINNINGS.issuperset(said) or (_PARTS & {*said} and not _LEAVES_OUT & {*said})):
         return True
     pieces = [*said, *(first + second for first, second in pairwise(said))]
     least = _HEARD if heard else _TYPED
