@@ -125,13 +125,13 @@ class Pipeline:
         asked = question.conversation
         earlier, last, results = _parted(asked.items)
         utterance = question.heard.get(last.utterance) if last.utterance is not None else None
-        calling, never = None, tuple[str, ...]()
+        calling, begins = None, tuple[str, ...]()
         if not question.transcribe:
             words = utterance.transcript if utterance is not None else last.text
             now = results[-1] if results else ContextItem("user", words, last.utterance)
             calling = self.caller.calling((*earlier, *results[:-1], now), asked.tools)
             if not self._repeats(words):
-                never = self.caller.never_begins((*earlier, now))
+                begins = self.caller.beginnings((*earlier, now))
         if calling is not None and calling.say:
             return self._saying(calling.say, question)
         spoken = isinstance(utterance, PipelineListener) and utterance.groups > 0
@@ -150,8 +150,8 @@ class Pipeline:
         heard = utterance if isinstance(utterance, PipelineListener) and spoken else None
         prefill = heard.prefill if heard is not None else self.new_prefill(question.output_hz)
         options = self._options(question, speech=speech, calling=calling)
-        first = tuple(self.networks.tokenizer.encode(word)[0] for word in never)
-        return PipelineSpeaker(self, prefill, prompt, heard, replace(options, never_first=first), calling)
+        first = tuple(self.networks.tokenizer.encode(word)[0] for word in begins)
+        return PipelineSpeaker(self, prefill, prompt, heard, replace(options, first_among=first), calling)
 
     def _repeats(self, words: str) -> bool:
         """Whether it is asked to say a sentence after somebody."""

@@ -173,11 +173,14 @@ class JointStep:
             speech = torch.where(own[:, DRAWS] != 0, drawn, speech)
         state.numbers[:, SPEECH:FOCUS].index_copy_(0, rows, torch.stack((speech, length, number), 1))
 
-    def choose_text(self, rows: Tensor, hidden: Tensor, never: tuple[int, ...] = ()) -> None:
-        """The first text token, from the Thinker's hidden states [rows, H] at the prompt's end; none of `never`."""
+    def choose_text(self, rows: Tensor, hidden: Tensor, among: tuple[int, ...] = ()) -> None:
+        """The first text token, from the Thinker's hidden states [rows, H] at the prompt's end; one of
+        `among`, where there are some."""
         self.state.thinker.index_copy_(0, rows, hidden)
         logits = self.model.thinker.text_logits(hidden)
-        if never:
-            logits[:, list(never)] = float("-inf")
-        written = logits.argmax(-1)
+        if among:
+            allowed = torch.tensor(among, device=logits.device)
+            written = allowed[logits[:, allowed].argmax(-1)]
+        else:
+            written = logits.argmax(-1)
         self.state.numbers[:, TEXT].index_copy_(0, rows, written)

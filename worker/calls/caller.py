@@ -39,8 +39,8 @@ class Caller(Protocol):
     def remembered(self, items: tuple[ContextItem, ...]) -> tuple[ContextItem, ...]:
         """What came before, as the model is to remember it."""
 
-    def never_begins(self, items: tuple[ContextItem, ...]) -> tuple[str, ...]:
-        """Words that the answer to the last of the items must not begin with."""
+    def beginnings(self, items: tuple[ContextItem, ...]) -> tuple[str, ...]:
+        """Words of which the answer to the last of the items begins with one; () for any."""
 
     def calling(self, items: tuple[ContextItem, ...], tools: ToolUse) -> Calling | None:
         """For the answer to the last of the items, whose text is what was understood. None where it calls nothing and

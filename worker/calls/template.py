@@ -56,7 +56,7 @@ class TemplateCaller:
     def remembered(self, items: tuple[ContextItem, ...]) -> tuple[ContextItem, ...]:
         return items
 
-    def never_begins(self, items: tuple[ContextItem, ...]) -> tuple[str, ...]:
+    def beginnings(self, items: tuple[ContextItem, ...]) -> tuple[str, ...]:
         return ()
 
     def calling(self, items: tuple[ContextItem, ...], tools: ToolUse) -> Calling | None:

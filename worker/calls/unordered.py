@@ -2,7 +2,7 @@
 
 It was taught a counter where nearly everybody orders, and takes what it does not know for an order. An answer that
 restates, changes or prices an order is only about one if a drink was named, now or before, as far as a recogniser can
-be trusted with it; where none was, the answer may not begin as those do, and is the likeliest of the others.
+be trusted with it; where none was, the answer begins as those do that are about none, whichever is likeliest.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from itertools import pairwise
 from agent.wire import ContextItem
 from models.orders import DRINKS
 
-OF_ORDERS = ("Okay", "Sure", "Great", "That")
-"""How answers about an order begin; no other answer of the model's does."""
+OF_NO_ORDER = ("Hello", "I", "We", "You", "Goodbye", "Sorry", "No", "Yes", "What", "Take")
+"""How answers begin that are about no order; those about one begin with Okay, Sure, Great or That."""
 
 _DRINKS = tuple(dict.fromkeys(drink.split()[-1] for drink in DRINKS))
 _TYPED, _HEARD = 0.75, 0.6
@@ -54,6 +54,8 @@ def _likeness(piece: str, drink: str) -> float:
 def order_possible(items: tuple[ContextItem, ...]) -> bool:
     """Whether an answer to the last of the items may be about an order: a drink was named in it or before, by whomever,
     and was not taken back since."""
+    if items and items[-1].utterance is not None and not items[-1].text.strip():
+        items = items[:-1]  # where nothing was understood, nobody spoke
     for item in reversed(items):
         if item.role == "assistant" and item.text.startswith(_CANCELLED):
             return False
