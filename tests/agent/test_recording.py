@@ -464,7 +464,7 @@ def test_whatever_can_be_done_to_a_session_is_recorded() -> None:
     """Who adds a way into the session adds it to the recording, or to those that only look."""
     only_looks = {
         *("worth_keeping", "can_resume", "has_pending_audio", "answering", "making_answer", "needs_worker"),
-        *("held_bytes", "take_finished", "coarsest_hz"),
+        *("held_bytes", "take_finished", "coarsest_hz", "hearing", "at_rest"),
     }
     made_of_others = {"snapshot", "read"}
     public = {name for name in vars(Session) if not name.startswith("_")} - only_looks - made_of_others
