@@ -83,8 +83,8 @@ $(STAMPS)/fuzz: $(STAMPS)/dev
 	$(INSTALL) -e '.[dev,fuzz]'
 	@touch $@
 
-# Stock clients in conversation with a server: the SDKs, and the frameworks from an environment of their own (0.9 GB, two
-# minutes). ARGS="--url http://HOST:PORT" tries another server, ARGS="--client pipecat" one client alone.
+# Stock clients in conversation with a server: the SDKs, and the frameworks from an environment of their own (0.8 GB).
+# ARGS="--url http://HOST:PORT" tries another server, ARGS="--client pipecat" one client alone.
 conformance: $(STAMPS)/stock test-programs $(STAMPS)/web
 	$(BIN)/python -m tests.conformance $(ARGS)
 
