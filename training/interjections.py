@@ -18,13 +18,13 @@ BACKCHANNELS = (
 INTERRUPTIONS = (
     "no", "no", "no", "no", "no", "wait", "wait", "wait", "wait", "stop", "stop", "stop", "stop", "what", "what",
     "no wait", "no no no", "hey", "hold on", "stop please", "no", "no", "stop", "stop it", "wait", "wait a minute",
-    "what", "hold on", "excuse me", "sorry", "no wait",
-    "wait wait", "actually", "actually no", "cancel", "cancel that", "no milk", "one more thing", "that's wrong",
-    "not that", "large", "make it large", "decaf", "two shots", "how much", "hello", "hey", "please stop", "but",
-    "can i", "i want", "i said small", "never mind", "hang on", "one moment", "no no", "no sugar", "a latte", "and",
-    "question", "pardon", "listen", "help", "come again", "say that again", "who", "when", "why", "change it", "also",
-    "and a cappuccino", "instead", "what is that", "quiet", "enough", "i need", "could you", "let me", "do you",
-    "is there", "where", "which", "with milk", "small", "medium", "three", "hot", "iced", "that is not", "forget it",
+    "what", "hold on", "excuse me", "sorry", "no wait", "wait wait", "actually", "actually no", "cancel",
+    "cancel that", "no milk", "one more thing", "that's wrong", "not that", "large", "make it large", "decaf",
+    "two shots", "how much", "hello", "hey", "please stop", "but", "can i", "i want", "i said small", "never mind",
+    "hang on", "one moment", "no no", "no sugar", "a latte", "and", "question", "pardon", "listen", "help",
+    "come again", "say that again", "who", "when", "why", "change it", "also", "and a cappuccino", "instead",
+    "what is that", "quiet", "enough", "i need", "could you", "let me", "do you", "is there", "where", "which",
+    "with milk", "small", "medium", "three", "hot", "iced", "that is not", "forget it",
 )  # fmt: skip
 
 

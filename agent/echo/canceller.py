@@ -30,6 +30,8 @@ DELAY_SAMPLES = 128
 # The longest way from a sound's being played to the last of its echo: half a second of delay, and a large room.
 HANGOVER_SAMPLES = 3 * SAMPLE_RATE_HZ // 2
 
+_LEFT_OF_ECHO, _CLOSED = 10 ** (-18 / 10), 0.05
+_GATE_SPEED = 0.3  # of a frame: 30 ms
 _FADE_IN = np.linspace(0.0, 1.0, FRAME_SAMPLES, dtype=np.float32)
 
 
@@ -59,8 +61,9 @@ class Canceller:
     """Of one caller. `far(first, count)` gives the samples [first, first + count) that are being played while the
     microphone's samples of these numbers are taken, None where nothing has been for `HANGOVER_SAMPLES`.
 
-    `always`: even where nothing comes back. However the microphone's sound is cut into pieces, what comes out is the
-    same, if `far` says the same.
+    `always`: even where nothing comes back.
+
+    However the microphone's sound is cut into pieces, what comes out is the same, if `far` says the same.
     """
 
     def __init__(self, far: Callable[[int, int], Samples | None], *, always: bool = False) -> None:
@@ -69,6 +72,7 @@ class Canceller:
         self._presence = Presence()
         self._far = far
         self._make = library()
+        self._gate = _Gate()
         self._aec: _Aec3 | None = None
         self._begun: list[Samples] = []
         self._begun_samples = 0
@@ -119,10 +123,32 @@ class Canceller:
         if self._aec is None:
             self._aec = self._make()
         clean = self._aec.process(near, playing if playing is not None else np.zeros(FRAME_SAMPLES, np.int16))
+        clean = self._gate.applied(near, clean)
         passed, self._passes = self._passes, playing is None
         if passed:
             return _faded(near, clean)
         return _faded(clean, near) if self._passes else clean
+
+
+class _Gate:
+    """Closes on what the canceller leaves of an echo: a whisper, but one that sounds like speech to who listens for it.
+
+    Where next to nothing is left of what was heard, nobody spoke over it.
+    """
+
+    def __init__(self) -> None:
+        self._near = self._clean = 0.0
+        self._gain = 1.0
+
+    def applied(self, near: Samples, clean: Samples) -> Samples:
+        """[n] before and after the canceller."""
+        self._near += _GATE_SPEED * (float(np.dot(near.astype(np.float32), near)) - self._near)
+        self._clean += _GATE_SPEED * (float(np.dot(clean.astype(np.float32), clean)) - self._clean)
+        before, self._gain = self._gain, _CLOSED if self._clean < self._near * _LEFT_OF_ECHO else 1.0
+        if before == self._gain == 1.0:
+            return clean
+        gated: Samples = np.rint(clean * (before + (self._gain - before) * _FADE_IN)).astype(np.int16)
+        return gated
 
 
 def _faded(before: Samples, after: Samples) -> Samples:

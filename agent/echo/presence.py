@@ -5,8 +5,8 @@ callers with headphones it is left out.
        └──────(we speak, and it is silent or not ours)──► absent ──(it is ours, late)──► present
 
 Unknown counts as present. Ours is what has a peak in its phase-weighted cross-correlation (GCC-PHAT; Knapp and Carter,
-IEEE Trans. ASSP 24, 1976) with what was played in the half second before: echoes have one of 10 to 40 standard
-deviations, other voices of at most 6.
+IEEE Trans. ASSP 24, 1976) with what was played in the half second before: echoes mostly have one of 10 to 20
+standard deviations, other voices of at most 6.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ _DELAY_BLOCKS = 5
 _NEAR_SAMPLES = 4096
 _LONGEST_DELAY = 8192
 _FFT = 16_384
-_PEAK = 9.0
-_NO_PEAK = 7.0
+_WHITENING = 0.6  # partly: in whole, tones have peaks too
+_PEAK = 8.5
+_NO_PEAK = 6.5
 # So many blocks in a row say that there is none.
 _SILENT_BLOCKS, _OTHER_BLOCKS = 5, 3
 # An echo that is so much weaker than what is played wakes no detector.
@@ -81,7 +82,7 @@ class Presence:
     def _peak(self) -> float:
         """Of the correlation, in standard deviations."""
         cross = np.fft.rfft(self._near * _WINDOW, _FFT) * np.conj(np.fft.rfft(self._far, _FFT))
-        cross /= np.abs(cross) + 1e-9
+        cross /= (np.abs(cross) + 1e-9) ** _WHITENING
         cross[:_LOWEST_BIN] = cross[_HIGHEST_BIN:] = 0
         # What came at once lies `_LONGEST_DELAY` from the beginning of what was played, what came latest at 0.
         lags = np.fft.irfft(cross, _FFT)[-_LONGEST_DELAY:]

@@ -28,6 +28,7 @@ from agent.ids import Ids
 from agent.protocol.session_object import default_settings
 from agent.turn.silero import SAMPLE_RATE_HZ, SileroVad
 from agent.wire import AudioOut, FromWorker, Message, OpenSession, Respond, ResponseDone, TextDelta, ToEngine
+from benchmarks.progress import Progress
 from worker.audio_files import read_question
 from worker.device import EMBEDDED_ON_CPU
 from worker.engine import Engine
@@ -37,7 +38,6 @@ from worker.step_times import Cost, Kind, UnitSize
 Given = TypeVar("Given")
 Sound = np.ndarray
 """float32 [N] at 16 kHz, in -1 to 1"""
-Progress = Callable[[int, int], None]
 
 STEP_S = 0.02
 FLOOR = 0.0003

@@ -16,13 +16,14 @@ import os
 import random
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from benchmarks.attacks.server import attacked
+from benchmarks.progress import Progress
 
 SAMPLE_RATE_HZ = 16_000
 SAYING = (
@@ -37,7 +38,6 @@ _FLAGS = (
     "--allow-loopback-in-peer-connection",
 )
 _ROUND_S = 30.0
-Progress = Callable[[int, int], None]
 
 
 class BrowserError(Exception):
