@@ -36,6 +36,7 @@ BESIDE = {
             "clients/test_sdk_package.py",
             "clients/test_stock_clients.py",
             "clients/test_web_build.py",
+            "deploy",
             "docs",
             "test_rooms.py",
         ),

@@ -35,6 +35,7 @@ from models.orders import (
 )
 from worker.calls.caller import Calling
 from worker.calls.template import defined_name
+from worker.calls.unordered import OF_NO_ORDER, order_possible
 from worker.parts import Called, RequestError
 
 SUBMIT, CANCEL = "submit_order", "cancel_order"
@@ -169,6 +170,9 @@ class CounterCaller:
 
     def remembered(self, items: tuple[ContextItem, ...]) -> tuple[ContextItem, ...]:
         return items if self.remembers_words else recalled(items)
+
+    def beginnings(self, items: tuple[ContextItem, ...]) -> tuple[str, ...]:
+        return () if order_possible(items) else OF_NO_ORDER
 
     def calling(self, items: tuple[ContextItem, ...], tools: ToolUse) -> Calling | None:
         if items and items[-1].role == "result":
