@@ -220,6 +220,11 @@ class Refused(Message, frozen=True):
     message: str
 
 
+class Draining(Message, frozen=True):
+    """The worker was told to go: it opens no more sessions, goes on with those it has, and ends when they are closed,
+    or when it may wait no longer. A connection that is made later hears it behind `Ready`."""
+
+
 class WorkerLoad(Message, frozen=True):
     """How busy the worker is; sent to every connection, about twice a second while something changes.
 
@@ -334,6 +339,7 @@ FromWorker = (
     Ready
     | SessionOpened
     | Refused
+    | Draining
     | WorkerLoad
     | Transcript
     | EndJudged

@@ -29,6 +29,7 @@ from agent import audio
 from agent.dialogue.effects import Outbox
 from agent.dialogue.input_buffer import InputBuffer
 from agent.dialogue.level import Level, amplified
+from agent.echo.loop import EchoLoop
 from agent.ids import Ids
 from agent.protocol.errors import ProtocolError
 from agent.protocol.session_object import SemanticVad, ServerVad, TurnDetection, silence_ms
@@ -71,8 +72,9 @@ class Utterance:
     """A stretch of the user's speech. Positions are samples at 16 kHz since the session began.
 
     `detected` is False in push-to-talk, where the client knows of it and no event tells it. `continues` names the item
-    of the turn that goes on in this utterance, whose sound it then begins with. `likely_end` is where it has probably
-    ended: the worker gets nothing from there on unless that proves wrong. `lost`: the worker failed to hear it.
+    of the turn that goes on in this utterance, with whose sound it then begins: `continued` samples. `likely_end` is
+    where it has probably ended: the worker gets nothing from there on unless that proves wrong. `lost`: the worker
+    failed to hear it.
     `spoken`: somebody was heard to speak in it; only a commit can end one in which nobody was. `told`: the client knows
     of it; not yet of one that may be no turn (`agent.dialogue.overlap`), for which `onset`, `voiced_end` and
     `voiced_samples` count the voice since its last pause and in all, and `rank` is what was judged of it there.
@@ -88,6 +90,7 @@ class Utterance:
     lost: bool = False
     transcript: str = ""
     continues: str | None = None
+    continued: int = 0
     spoken: bool = False
     told: bool = True
     onset: int = 0
@@ -155,6 +158,7 @@ class Listening:
         outbox: Outbox,
         ids: Ids,
         vad: VoiceActivity,
+        echo: EchoLoop,
         input_hz: int,
         *,
         max_utterance_s: float,
@@ -166,6 +170,7 @@ class Listening:
         self._outbox = outbox
         self._ids = ids
         self._vad = vad
+        self._echo = echo
         self._max_utterance_samples = int(max_utterance_s * SAMPLE_RATE_HZ)
         self._open_line = open_line
         self._buffer = InputBuffer()
@@ -186,7 +191,7 @@ class Listening:
         if open_line is not None:
             self._open_line = open_line
         if input_hz != self._resampler.from_hz:
-            self._buffer.append(self._resampler.flush())
+            self._buffer.append(self._echo.cleaned(self._resampler.flush()))
             self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
         self._detection = detection
         self._detector.timing = self._timing(detection)
@@ -232,6 +237,7 @@ class Listening:
             )
         if samples.size:
             self._pending.append(samples)
+            self._echo.arrived(samples.size, self._resampler.from_hz)
 
     def process(self) -> Iterator[Happening]:
         """Works off a little of the queued sound, so that one client's flood does not hold up the others."""
@@ -242,7 +248,7 @@ class Listening:
         if head.size > size:
             self._pending.appendleft(head[size:])
             head = head[:size]
-        self._buffer.append(self._resampler.push(head))
+        self._buffer.append(self._echo.cleaned(self._resampler.push(head)))
         if self._is_pressed:
             yield from self._while_pressed(self._detector)
         elif self._detection is None:
@@ -380,7 +386,7 @@ class Listening:
             return False
         self._buffer.prepend(pcm)
         self.open.start = self.open.sent = first
-        self.open.continues = item_id
+        self.open.continues, self.open.continued = item_id, pcm.size
         self.open.level.hear(pcm, voiced=True)
         return True
 
@@ -399,7 +405,7 @@ class Listening:
 
     def commit(self) -> Iterator[Happening]:
         """Ends the utterance here. Raises `ProtocolError` if there are less than 100 ms to commit."""
-        self._buffer.append(self._resampler.flush())
+        self._buffer.append(self._echo.cleaned(self._resampler.flush(), last=True))
         end = self._buffer.end
         start = self.open.start if self.open is not None else self._uncommitted_from
         if self._open_line and self._detection is None:
@@ -424,6 +430,7 @@ class Listening:
         """Forgets what was not committed; returns the utterance that ends thereby, if one was open."""
         self._pending.clear()
         self._resampler.flush()
+        self._echo.skipped()
         dropped, self.open = self.open, None
         self._uncommitted_from = self._buffer.end
         self._buffer.trim(self._buffer.end)

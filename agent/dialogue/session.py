@@ -35,6 +35,7 @@ from agent.dialogue.returning import Returning
 from agent.dialogue.sent import SentEvents
 from agent.dialogue.speaking import Speaking, Speech, WorkerSlot
 from agent.dialogue.turns import Turns
+from agent.echo.loop import EchoLoop
 from agent.ids import Ids
 from agent.json_object import JsonObject
 from agent.protocol import client_events as client
@@ -108,10 +109,12 @@ class Session:
         self._outbox = Outbox(ids, self._sent if transport != "telephone" else None)
         self._conversation = Conversation(ids.new("conv"))
         self._captions = Captions()
+        self._echo = EchoLoop(clock)
         self._listening = Listening(
             self._outbox,
             ids,
             vad,
+            self._echo,
             self._microphone_hz(),
             max_utterance_s=config.session.max_utterance_s,
             open_line=transport != "websocket",
@@ -131,6 +134,7 @@ class Session:
             clock,
             self._conversation,
             config.playout,
+            self._echo,
             self._briefing.question,
             server_plays=transport != "websocket",
             reports_every_s=reports_every_s,
@@ -150,6 +154,7 @@ class Session:
         self._items = ItemRequests(
             self._outbox, ids, self._conversation, self._captions, self._listening, self._briefing, self._speaking
         )
+        self._echo.choose(settings.x_agogic.echo_cancellation, transport)
         self._listening.configure(settings.audio.input.turn_detection, self._microphone_hz())
 
     # --- what a shell calls ---
@@ -183,6 +188,7 @@ class Session:
         self._left, self._transport, self._input_hz = False, transport, input_hz
         self._active_s = self._clock.now_s()
         self._half_sample = b""
+        self._echo.choose(self.settings.x_agogic.echo_cancellation, self._transport)
         detection = self.settings.audio.input.turn_detection
         self._listening.configure(detection, self._microphone_hz(), open_line=transport != "websocket")
         resumed = events.SessionResumed(
@@ -344,6 +350,17 @@ class Session:
         return self._speaking.making
 
     @property
+    def hearing(self) -> bool:
+        """Whether somebody speaks, or did and the turn has not ended."""
+        utterance = self._listening.open
+        return utterance is not None and utterance.spoken
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no worker hears, answers or writes down anything of ours now."""
+        return self._listening.open is None and not self.making_answer and not self._captions.unfinished()
+
+    @property
     def needs_worker(self) -> bool:
         """Whether there is something for a worker to hear, to answer or to write down."""
         return self._listening.open is not None or self.answering or bool(self._captions.unfinished())
@@ -420,6 +437,7 @@ class Session:
         before, self.settings = self.settings, updated(self.settings, event.session, self._config.session.voice)
         if self.settings.audio.input.format != before.audio.input.format:
             self._half_sample = b""
+        self._echo.choose(self.settings.x_agogic.echo_cancellation, self._transport)
         self._turns.configured(before)
         self._speaking.speculation.roll_back()
         self._listening.configure(self.settings.audio.input.turn_detection, self._microphone_hz())

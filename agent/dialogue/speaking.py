@@ -21,6 +21,7 @@ from agent.dialogue.playout import Playout, Slice
 from agent.dialogue.response import Clocked, FinalStatus, Response, ResponsePlan
 from agent.dialogue.sent import Mark
 from agent.dialogue.speculation import Speculation
+from agent.echo.loop import EchoLoop
 from agent.json_object import JsonObject
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
@@ -63,6 +64,7 @@ class Speaking:
         clock: Clock,
         conversation: Conversation,
         config: PlayoutConfig,
+        echo: EchoLoop,
         ask: Callable[[Response, WorkerSlot], Respond],
         *,
         server_plays: bool,
@@ -76,6 +78,7 @@ class Speaking:
         self._clock = clock
         self._conversation = conversation
         self._config = config
+        self._echo = echo
         self._ask = ask
         self._server_plays = server_plays
         self._reports_every_s = reports_every_s
@@ -268,7 +271,7 @@ class Speaking:
             return
         if response.done is not None and (response.playout.is_over(now_s) or response.plan.modality == "text"):
             self._finish(response)
-        elif not self._asked and now_s - self._waiting_since_s >= WORKER_WAIT_S:
+        elif not self._asked and now_s >= self._waiting_since_s + WORKER_WAIT_S:
             self.fail("no_worker", f"No worker had a place for this within {WORKER_WAIT_S:g} s.")
 
     def pull(self, count: int) -> Slice | None:
@@ -327,6 +330,7 @@ class Speaking:
     def hold(self) -> None:
         """Nobody is there to hear: nothing leaves until `go_on`."""
         self._held = True
+        self._echo.cut()
 
     def go_on(self, mark: Mark, *, server_plays: bool, replayed: bool) -> None:
         """Somebody is there who has the sound up to `mark`. `replayed`: he gets what he missed as it was sent;
@@ -434,6 +438,7 @@ class Speaking:
             if self._reports_every_s is not None:
                 self._outbox.clear_playback()
         response.playout.clear()
+        self._echo.cut()
 
     def _after_close(self, response: Response, *, cut: bool) -> None:
         """Where the server plays, it also tells what became of the sound."""
@@ -464,6 +469,7 @@ class Speaking:
     def _release(self, response: Response, piece: Slice, now_s: float) -> None:
         if response.clocked.first_audio_out_s is None:
             response.clocked.first_audio_out_s = now_s
+        self._echo.said(piece.samples, response.playout.sample_rate_hz)
         self._open(response)
         # Who has a word but not the sound that comes with it is to hear that sound.
         self._outbox.mark = Mark(response.item, piece.first_sample)

@@ -202,7 +202,7 @@ class Turns:
             if self._settings().x_agogic.joined_turns:
                 item.parts = self._absorbed(begun)
             else:
-                item.pcm = turn.pcm[self._conversation.sound_of(begun).size :]
+                item.pcm = turn.pcm[utterance.continued :]
                 item.continues = (*begun.continues, begun.id)
         if not utterance.spoken:
             self._committed_silence(item)
