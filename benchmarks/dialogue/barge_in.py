@@ -50,11 +50,9 @@ WATCHED_S = 1.5
 """So long is looked at what the agent does after a sound has ended."""
 ANSWERS = (
     "Okay, one double shot light roast espresso with a lot of soy milk and a little bit of sweetener. Anything else?",
-    "Okay, one twelve ounce single shot light roast house coffee with lots of skim milk and sweetener. Anything else?",
-    "Okay, one twelve ounce double shot medium roast iced coffee with soy milk and a bit of brown sugar. "
-    "Anything else?",
-    "Okay, one eight ounce medium roast house coffee with lots of soy milk and a little bit of sweetener. "
-    "Anything else?",
+    "Okay, one twelve ounce single shot light roast house coffee with lots of skim milk and sweetener.",
+    "Okay, one twelve ounce double shot medium roast iced coffee with soy milk and brown sugar. Anything else?",
+    "Okay, one eight ounce medium roast house coffee with lots of soy milk and a bit of sweetener. Anything else?",
 )
 
 
