@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from agent.wire import Message, Ping, Pong, WireError, WorkerError, encode, read_frame, to_worker_decoder
+from worker.door import WorkerDoor
 from worker.engine import Engine
 
 log = logging.getLogger("agogic.worker")
@@ -40,11 +41,13 @@ class Connection:
 
 
 class Server:
-    """Serves one engine on a Unix socket, or on TCP loopback where `address` is `host:port`."""
+    """Serves one engine on a Unix socket, or on TCP loopback where `address` is `host:port`; and where there is a
+    `door`, services on other machines that it lets in."""
 
-    def __init__(self, engine: Engine, address: str) -> None:
+    def __init__(self, engine: Engine, address: str, door: WorkerDoor | None = None) -> None:
         self._engine = engine
         self._address = address
+        self._door = door
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Accepts connections until `stop` is set or the engine fails: False in that case, for nothing can be answered
@@ -61,6 +64,7 @@ class Server:
 
         thread = threading.Thread(target=work, name="engine", daemon=True)
         thread.start()
+        door = await self._door.open(self._serve) if self._door is not None else None
         server = await self._listen()
         log.info("listening on %s", self._address)
         waits = [asyncio.create_task(event.wait()) for event in (stop, failed)]
@@ -68,6 +72,8 @@ class Server:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
+        if door is not None:
+            door.close()
         self._engine.stop()
         await asyncio.to_thread(thread.join, 5.0)
         return not failed.is_set()
