@@ -23,6 +23,7 @@ from agent import log
 from agent.config import ConfigError, ServerConfig, check_exposure, check_keys, load_config, secrets_of
 
 if TYPE_CHECKING:
+    from agent.cluster.edge import Edge
     from agent.server.workers import WorkerPool
 
 KEY_VARIABLE = "AGOGIC_API_KEY"
@@ -56,6 +57,7 @@ def serve(
     record_without_sound: Annotated[
         bool, typer.Option("--record-without-sound", help="lengths in place of sound")
     ] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="workers and sessions shared through Ray")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="of service and workers")] = LogLevel.WARNING,
     worker_command: Annotated[str | None, typer.Option(hidden=True, help="starts a worker; --socket is added")] = None,
 ) -> None:
@@ -72,6 +74,7 @@ def serve(
             threads=threads,
             record=record,
             record_without_sound=record_without_sound,
+            cluster=cluster,
         )
         check_keys(loaded)
         check_exposure(loaded)
@@ -83,13 +86,25 @@ def serve(
     from agent.server.workers import worker_command as command_of
 
     command = shlex.split(worker_command) if worker_command is not None else command_of(loaded.model, log_level)
+    edge = _joined(loaded, command) if loaded.cluster.enabled else None
     try:
-        status = _run(_serve(loaded, listening, command, started_s))
+        status = _run(_serve(loaded, listening, command, started_s, edge))
     except ConfigError as error:
         typer.echo(f"agogic serve: {error}", err=True)
         raise typer.Exit(2) from error
     if status:
         raise typer.Exit(status)
+
+
+def _joined(config: ServerConfig, command: list[str]) -> Edge:
+    from agent.cluster.edge import Edge
+    from agent.cluster.messages import ControlError
+
+    try:
+        return Edge.join(config, command)
+    except ControlError as error:
+        typer.echo(f"agogic serve: {error}", err=True)
+        raise typer.Exit(2) from error
 
 
 def overridden(
@@ -103,6 +118,7 @@ def overridden(
     threads: int | None = None,
     record: Path | None = None,
     record_without_sound: bool = False,
+    cluster: bool = False,
 ) -> ServerConfig:
     """Command line over environment over file. Raises `ConfigError`."""
     http, chosen, recording = config.http, config.model, config.recording
@@ -127,7 +143,8 @@ def overridden(
     )
     if record_without_sound and not recording.folder:
         raise ConfigError("--record-without-sound records nothing by itself; add --record DIR")
-    return replace(config, http=http, model=chosen, recording=recording)
+    shared = replace(config.cluster, enabled=config.cluster.enabled or cluster)
+    return replace(config, http=http, model=chosen, recording=recording, cluster=shared)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -152,7 +169,9 @@ def _run(main: Coroutine[None, None, int]) -> int:
     return uvloop.run(main)
 
 
-async def _serve(config: ServerConfig, listening: socket.socket, command: list[str], started_s: float) -> int:
+async def _serve(
+    config: ServerConfig, listening: socket.socket, command: list[str], started_s: float, edge: Edge | None
+) -> int:
     from aiohttp import web
 
     from agent.memory import give_back_large_blocks, set_apart_what_stays
@@ -172,8 +191,12 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     give_back_large_blocks()
     model, http = config.model, config.http
     certificate = server_context(http)
-    pool = WorkerPool(command, model.workers, model.start_timeout_s, stuck_after_s=model.stuck_after_s)
-    service = Service(config, pool)
+    pool = (
+        edge.pool
+        if edge is not None
+        else WorkerPool(command, model.workers, model.start_timeout_s, stuck_after_s=model.stuck_after_s)
+    )
+    service = Service(config, pool, store=edge.control if edge is not None else None)
     raise_descriptor_limit()
     # What is loaded once would else hold up whoever is there when the first caller needs it.
     SileroVad()
@@ -215,6 +238,8 @@ async def _serve(config: ServerConfig, listening: socket.socket, command: list[s
     if http.keys_file:
         watchers.append(Watcher((http.keys_file,), service.keys.read))
     watching = [asyncio.create_task(watcher.run()) for watcher in watchers]
+    if service.neighbours is not None:
+        watching.append(asyncio.create_task(service.neighbours.run()))
     working = asyncio.create_task(pool.run())
     announcing = asyncio.create_task(_announce(pool, started_s))
     stopping = asyncio.create_task(stop.wait())

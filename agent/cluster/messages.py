@@ -8,6 +8,10 @@ import msgspec
 from agent.handshake import Ticket
 
 
+class ControlError(Exception):
+    """The cluster cannot be reached or does not answer; the message says what to do, or what was asked."""
+
+
 class WorkerOrder(msgspec.Struct, frozen=True):
     """How a worker is started: the command without its sockets. `host`: the address its door listens at, "" = that of
     the machine it is placed on."""

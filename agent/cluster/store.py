@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from agent.dialogue.copying import Changes
+from agent.server.auth import Grant
 
 MAX_SESSION_BYTES = 64 * 1024 * 1024
 
@@ -29,6 +30,10 @@ class Owner(msgspec.Struct, frozen=True):
     owner: str
     key_name: str = ""
     key_sha256: str = ""
+
+    @classmethod
+    def of(cls, grant: Grant) -> Owner:
+        return cls(grant.owner, grant.name, grant.key.sha256 if grant.key is not None else "")
 
 
 class Update(msgspec.Struct, frozen=True):

@@ -48,6 +48,8 @@ VERSION = 1
 MAX_EVENTS_PART_BYTES = 3 * 1024 * 1024
 IDS_AHEAD = 4096
 """Ids that the process before may have used after its last copy: none of them is made again."""
+_NEWEST, _WHOLE_EVERY = 8, 50
+"""So many items are looked at every time, all of them every so many times."""
 _KINDS: dict[str, type[Item]] = {
     "system": SystemMessage,
     "user": UserMessage,
@@ -160,6 +162,8 @@ class Copier:
         self._settings: SessionSettings | None = None
         self._open: tuple[int, int] | None = None
         self._copied_until = 0
+        self._ids: list[str] = []
+        self._calls = 0
         self._newest_event: Sent | None = None
         self._events_edits = -1
         self._events_size = 0
@@ -168,19 +172,25 @@ class Copier:
         """Since the last call; all of it at the first."""
         put: dict[str, bytes] = {}
         extend: dict[str, bytes] = {}
-        parts = {"head": _encode(_head(self._session))}
-        if self._settings is not self._session.settings:
-            self._settings = self._session.settings
+        parts = {"head": _encode(_head(session := self._session))}
+        if self._settings is not session.settings:
+            self._settings = session.settings
             parts["settings"] = msgspec.msgpack.encode(self._settings)
-        items = self._session._conversation.items
-        for item in items:
-            parts[f"item/{item.id}"] = _encode(_item(item))
+        items = session._conversation.items
+        ids = [item.id for item in items]
+        # It is the newest that change; an earlier one may too, and is then copied a little later.
+        self._calls += 1
+        is_whole = ids != self._ids or self._calls % _WHOLE_EVERY == 0
+        parts |= {f"item/{item.id}": _encode(_item(item)) for item in (items if is_whole else items[-_NEWEST:])}
+        self._ids = ids
         for name, data in parts.items():
             if self._put.get(name) != data:
                 put[name] = self._put[name] = data
-        sounds = {f"sound/{item.id}": item.pcm for item in items if isinstance(item, UserMessage) and item.pcm is not None}
+        sounds = {
+            f"sound/{item.id}": item.pcm for item in items if isinstance(item, UserMessage) and item.pcm is not None
+        }
         put |= {name: pcm.tobytes() for name, pcm in sounds.items() if name not in self._sounds}
-        names = {f"item/{item.id}" for item in items}
+        names = {f"item/{identity}" for identity in ids}
         drop = [name for name in self._put if name.startswith("item/") and name not in names]
         for name in drop:
             del self._put[name]

@@ -80,14 +80,18 @@ class SessionRunner:
         key_name: str = "",
         address: str = "",
         recorded: str | None = None,
+        changed: Callable[[SessionRunner], None] | None = None,
     ) -> None:
-        """`recorded`: how, in the words in which the client is told; None: not at all."""
+        """`recorded`: how, in the words in which the client is told; None: not at all. `changed` is called after
+        everything that happens in the session."""
         self.session = session
         self.account = account
         self.owner = owner
         self.key_name = key_name
         self.address = address
         self._recorded = recorded
+        self._changed = changed
+        self._rebuilt = False
         self.transport_kind = transport.kind
         self._on_end = on_end
         self._keeper = keeper
@@ -200,6 +204,17 @@ class SessionRunner:
         self.account.recount(self.session.held_bytes())
         self._keeper.keep(self)
 
+    def adopt(self) -> None:
+        """The session is the copy of one that was another server's; it waits here for its client."""
+        self._started = self._rebuilt = True
+        self._set_client(None)
+        self.account.recount(self.session.held_bytes())
+        self._keeper.keep(self)
+
+    def moved(self) -> None:
+        """Another server has the session: nothing of it is said here any more."""
+        self.close(CODE_TAKEN_OVER, "the session goes on at another server")
+
     def can_resume(self, after: str) -> bool:
         return self.session.can_resume(after)
 
@@ -216,6 +231,9 @@ class SessionRunner:
                 raise ValueError("a telephone has no token")
             extras = self._extras()
             self._do(self.session.resume(transport.kind, after, extras, input_hz=transport.input_rate_hz), transport)
+            if self._rebuilt:
+                self._rebuilt = False
+                self._do(self.session.worker_lost())
             self._ask_for_a_place()
 
     def serves(self, transport: Transport) -> bool:
@@ -445,6 +463,8 @@ class SessionRunner:
                 self._tell_worker(effect.message)
         for response in self.session.take_finished():
             self._metrics.response(response)
+        if self._changed is not None:
+            self._changed(self)
         self._schedule()
 
     def _schedule(self) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import msgspec
 
 from agent.clock import Clock, SystemClock
+from agent.cluster.neighbours import Neighbours, Owner, Store
 from agent.config import ServerConfig, secrets_of
 from agent.dialogue.session import Session
 from agent.ids import Ids
@@ -47,8 +48,11 @@ class NoCapacity(Exception):
 
 
 class Service:
-    def __init__(self, config: ServerConfig, pool: WorkerPool, clock: Clock | None = None) -> None:
-        """Raises `ConfigError` where sessions are to be recorded and cannot be."""
+    def __init__(
+        self, config: ServerConfig, pool: WorkerPool, clock: Clock | None = None, store: Store | None = None
+    ) -> None:
+        """`store`: where other services find our sessions, and we theirs. Raises `ConfigError` where sessions are to be
+        recorded and cannot be."""
         self.config = config
         self.pool = pool
         self.clock = clock or SystemClock()
@@ -61,6 +65,8 @@ class Service:
         self.calls: dict[str, SessionRunner] = {}
         self.draining = False
         self.keeper: Keeper[SessionRunner] = Keeper(config.session.resume_s, config.session.max_kept)
+        self.neighbours = Neighbours(self, store) if store is not None and self.recorder is None else None
+        self.auth.has_neighbours = self.neighbours is not None
         self._budget = Budget(
             config.limits, lambda key: self.keeper.make_room(lambda kept: key is None or kept.owner == key)
         )
@@ -124,25 +130,34 @@ class Service:
         )
         if self.recorder is not None and isinstance(session, RecordedSession):
             session.record(self.recorder)
+        runner = self.runner_of(session, transport, Owner.of(grant), source)
+        log.info("%s: opened over %s", session.id, transport.kind)
+        return runner
+
+    def runner_of(self, session: Session, transport: Transport, owner: Owner, address: str) -> SessionRunner:
+        """What runs a session that was just made."""
+        neighbours = self.neighbours if transport.kind != "telephone" else None
         runner = SessionRunner(
             session,
             transport,
             self.pool,
             self.clock,
             self.metrics,
-            self._budget.open(owner),
+            self._budget.open(owner.owner),
             self.share,
             self._ended,
             self.keeper,
-            owner=owner,
-            key_name=grant.name,
-            address=source,
+            owner=owner.owner,
+            key_name=owner.key_name,
+            address=address,
             recorded=self.recorder.kind if self.recorder is not None else None,
+            changed=neighbours.changed if neighbours is not None else None,
         )
         self._runners.add(runner)
-        self._usage.began(Visit(session.id, grant.name, transport.kind, self.pool.model, self.clock.now_s()))
+        self._usage.began(Visit(session.id, owner.key_name, transport.kind, self.pool.model, self.clock.now_s()))
         self.metrics.sessions.labels(transport.kind).inc()
-        log.info("%s: opened over %s", session.id, transport.kind)
+        if neighbours is not None:
+            neighbours.opened(runner, owner)
         return runner
 
     def host(self, runner: SessionRunner) -> None:
@@ -150,6 +165,11 @@ class Service:
         task = asyncio.create_task(runner.run(), name=f"session {runner.session_id}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def fetch(self, token: str, after: str, grant: Grant) -> None:
+        """Where the session of this token is a neighbour's, it is ours from now on."""
+        if self.neighbours is not None and not self.draining and not self.keeper.knows(token):
+            await self.neighbours.fetch(token, after, grant)
 
     def resumable(self, token: str, after: str, grant: Grant) -> SessionRunner:
         """The session that goes on by this token after that event. Raises `ResumeRefused`, or `NoCapacity` where the
@@ -205,6 +225,11 @@ class Service:
         if engaged >= self.pool.capacity:
             self._refuse("load", f"No session can be opened now: {engaged} are as many as can be answered in time")
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more session may be open, whoever's it is."""
+        return not self._is_full(self.config.session.max_sessions, lambda runner: True)
+
     def _is_full(self, limit: int, of: Callable[[SessionRunner], bool]) -> bool:
         """Whether as many of these are open as may be, and none of them waits for its client and can be ended."""
         while sum(of(runner) for runner in self._runners if not runner.closed) >= limit:
@@ -241,6 +266,8 @@ class Service:
         if runner in self._runners:
             self._runners.discard(runner)
             self.keeper.ended(runner)
+            if self.neighbours is not None:
+                self.neighbours.ended(runner)
             for call_id in [key for key, value in self.calls.items() if value is runner and runner.forgets_calls]:
                 del self.calls[call_id]
             self.metrics.sessions.labels(runner.transport_kind).dec()

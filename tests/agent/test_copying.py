@@ -13,7 +13,7 @@ from agent.dialogue.copying import Copier, CopyError, read_head, restore
 from agent.dialogue.session import Session
 from agent.dialogue.speaking import WorkerSlot
 from agent.ids import Ids
-from tests.support.session_driver import READY, LoudnessVad, SessionDriver
+from tests.support.session_driver import READY, SessionDriver
 
 REPLY = "one two three four five six"
 EXTRAS: dict[str, object] = {"resume": {"token": "t", "within_s": 60}}
@@ -99,7 +99,12 @@ def test_the_history_the_settings_and_the_sound_are_whole_elsewhere() -> None:
     mine, theirs = (dict(each.session._render()) for each in (before, after))
     assert mine == theirs
     ask(after, "Again.")
-    assert told(after)[:4] == [("user", "Count."), ("assistant", REPLY), ("user", "What time is it?"), ("assistant", REPLY)]
+    assert told(after)[:4] == [
+        ("user", "Count."),
+        ("assistant", REPLY),
+        ("user", "What time is it?"),
+        ("assistant", REPLY),
+    ]
     assert after.asked(wire.Respond)[-1].instructions == "Be brief."
     after.advance(4.0)
     ids = [event["event_id"] for event in before.events + after.events]

@@ -93,10 +93,10 @@ async def a_door(folder: Path) -> AsyncIterator[Door]:
     server = Server(Engine(ScriptedModel(), 2), str(folder / "w"), WorkerDoor("127.0.0.1:0", told))
     task = asyncio.create_task(server.run(stop))
     try:
-        while not told.exists():  # noqa: ASYNC110, ASYNC240
+        while not told.exists():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        assert stat.S_IMODE(told.stat().st_mode) == 0o600  # noqa: ASYNC240
-        yield msgspec.msgpack.decode(told.read_bytes(), type=Door)  # noqa: ASYNC240
+        assert stat.S_IMODE(told.stat().st_mode) == 0o600
+        yield msgspec.msgpack.decode(told.read_bytes(), type=Door)
     finally:
         stop.set()
         await task
