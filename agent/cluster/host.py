@@ -76,6 +76,6 @@ class WorkerHost:
 
 
 def _address_of_this_machine() -> str:
-    import ray
+    import ray.util
 
     return str(ray.util.get_node_ip_address())

@@ -109,6 +109,7 @@ class SessionStore:
         self._sessions: dict[str, _Kept] = {}
         self._by_token: dict[str, str] = {}
         self._seen_s: dict[str, float] = {}
+        self._moved: dict[str, list[str]] = {}
         self._size = 0
 
     @property
@@ -123,7 +124,7 @@ class SessionStore:
         """`Batch` to `Answer`."""
         batch = msgspec.msgpack.decode(data, type=Batch)
         self._seen_s[batch.service] = self._clock()
-        moved: list[str] = []
+        moved = self._moved.pop(batch.service, [])
         unknown: list[str] = []
         full: list[str] = []
         for update in batch.updates:
@@ -149,6 +150,8 @@ class SessionStore:
         kept = self._sessions.get(session) if session is not None else None
         if session is None or kept is None or kept.owner.owner != claim.owner:
             return msgspec.msgpack.encode(Claimed())
+        if kept.service != claim.service:
+            self._moved.setdefault(kept.service, []).append(session)
         kept.service = claim.service
         parts = {name: bytes(part) for name, part in kept.parts.items()}
         return msgspec.msgpack.encode(Claimed(session, parts, kept.tokens, kept.owner))
@@ -192,3 +195,4 @@ class SessionStore:
             self._forget(session)
         for service in gone:
             del self._seen_s[service]
+            self._moved.pop(service, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -96,6 +97,7 @@ class Talker:
     losses: int = 0
     refusals: list[str] = field(default_factory=list)
     token: str = ""
+    _sent: list[dict[str, Any]] = field(default_factory=list)
     _socket: aiohttp.ClientWebSocketResponse | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -127,8 +129,15 @@ class Talker:
                 self._take(event)
                 if event["type"] in ("session.created", "x_agogic.session_resumed"):
                     self.token = event["x_agogic"]["resume"]["token"]
+                    await self._send_again(socket, event.get("last_client_event_id"))
                     self._socket = socket
                 self._changed.set()
+
+    async def _send_again(self, socket: aiohttp.ClientWebSocketResponse, last: str | None) -> None:
+        """What the service that is gone was sent and had not told anybody."""
+        names = [event["event_id"] for event in self._sent]
+        for event in self._sent[names.index(last) + 1 if last in names else 0 :]:
+            await socket.send_str(json.dumps(event))
 
     def _take(self, event: dict[str, Any]) -> None:
         self.events.append(event)
@@ -149,13 +158,15 @@ class Talker:
         return self._socket
 
     async def send(self, **event: Any) -> None:
-        """Until some service has it."""
-        while True:
-            try:
-                await (await self.ready()).send_str(json.dumps(event))
-                return
-            except LOST:
-                await asyncio.sleep(0.01)
+        """To whichever service is there, and to the next one if that loses it; sound is not worth that."""
+        is_sound = event["type"] == "input_audio_buffer.append"
+        if not is_sound:
+            event["event_id"] = f"mine_{len(self._sent)}"
+        socket = await self.ready()
+        if not is_sound:
+            self._sent.append(event)
+        with contextlib.suppress(*LOST):
+            await socket.send_str(json.dumps(event))
 
     async def ask(self, text: str) -> Turn:
         """Returns when the first of the answer is heard, or it failed."""

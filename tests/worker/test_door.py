@@ -132,7 +132,7 @@ async def test_a_used_ticket_and_a_false_one_lead_nowhere(tmp_path: Path) -> Non
         ticket = ticket_of(door)
         first = await DirectLink.enter(ticket)
         for bad in (ticket, changed(ticket_of(door), secret=b"z" * 32)):
-            with pytest.raises(LinkError, match="did not let us in|reached"):
+            with pytest.raises(LinkError, match="did not let us in"):
                 await DirectLink.enter(bad)
         await first.close()
 
