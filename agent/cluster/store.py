@@ -6,7 +6,7 @@ session lives and a while longer.
 
 A session belongs to the service that opened or claimed it last. Tokens are known by their SHA-256 only, so whoever read
 this memory could still resume nothing. What is kept is worthless after `keep_s` without a word of its service.
-Bounds: `max_bytes` of all copies and `MAX_SESSION_BYTES` of one: what does not fit is not kept, and its service is told.
+Bounds: `max_bytes` of all copies, `MAX_SESSION_BYTES` of one: what does not fit is not kept, and its service is told.
 """
 
 from __future__ import annotations

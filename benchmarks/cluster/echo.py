@@ -1,6 +1,6 @@
 """A worker's sockets without a model: sound comes back as it came, so that what remains is the way.
 
-    python -m benchmarks.cluster.echo --socket PATH --direct HOST:PORT --door FILE
+python -m benchmarks.cluster.echo --socket PATH --direct HOST:PORT --door FILE
 """
 
 from __future__ import annotations

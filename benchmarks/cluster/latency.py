@@ -70,9 +70,9 @@ async def _measure(pieces: int, progress: Callable[[int, int], None]) -> dict[st
         )
         try:
             async with asyncio.timeout(_START_S):
-                while not socket.exists():  # noqa: ASYNC110, ASYNC240
+                while not socket.exists():  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-            door = msgspec.msgpack.decode(told.read_bytes(), type=Door)  # noqa: ASYNC240
+            door = msgspec.msgpack.decode(told.read_bytes(), type=Door)
             began_s = time.perf_counter()
             direct = await DirectLink.enter(issue(door, int(time.time())))
             entered_ms = 1e3 * (time.perf_counter() - began_s)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import msgspec
 import pytest
 
+from agent.cluster.control import RayControl
 from agent.cluster.edge import order
 from agent.cluster.messages import Beat, ClusterOrder, ControlError, HostReport, WorkerOrder
 from agent.cluster.scaling import FULL_S, Bounds, Needs, Scaling, Seen, Steps, needs
 from agent.cluster.store import Answer, Batch, Claim, Claimed, Owner, SessionStore, Update, digest
 from agent.cluster.supervisor import SILENT_S, Supervising
-from agent.config import ConfigError, parse_config
+from agent.config import ConfigError, load_config, parse_config
 from agent.dialogue.copying import Changes
 from benchmarks.cluster import latency
 
@@ -231,6 +235,19 @@ def test_what_cannot_be_is_one_line(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as error:
         parse_config(f"[cluster]\n{text}")
     assert "\n" not in str(error.value)
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(
+        ControlError, match=r"^a cluster needs Ray, which is not installed: pip install 'agogic\[cluster\]'$"
+    ):
+        RayControl("agogic").join("auto")
+
+
+def test_the_profile_of_a_cluster_is_taken() -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / "cluster.toml")
+    assert config.cluster.enabled and (config.cluster.min_workers, config.cluster.max_workers) == (2, 8)
 
 
 def test_the_ways_to_a_worker_are_compared_piece_by_piece() -> None:

@@ -7,7 +7,7 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,13 @@ from agent.cluster.store import SessionStore
 from agent.cluster.supervisor import Supervising
 
 LOST = (ConnectionError, aiohttp.ClientError, TimeoutError)
+
+
+async def becomes(is_so: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Until it is so; nothing announces it."""
+    async with asyncio.timeout(within_s):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 class LocalControl:
@@ -103,10 +110,8 @@ class Talker:
 
     async def run(self) -> None:
         while True:
-            try:
+            with contextlib.suppress(*LOST):
                 await self._connected()
-            except LOST:
-                pass
             self._socket = None
             self.losses += 1
             self.at = (self.at + 1) % len(self.urls)
@@ -153,8 +158,8 @@ class Talker:
 
     async def ready(self) -> aiohttp.ClientWebSocketResponse:
         """Until it is connected, wherever."""
-        while self._socket is None or self._socket.closed:
-            await asyncio.sleep(0.01)
+        await becomes(lambda: self._socket is not None and not self._socket.closed)
+        assert self._socket is not None
         return self._socket
 
     async def send(self, **event: Any) -> None:

@@ -4,8 +4,9 @@
         [--stall-after N] [--recite] [--direct HOST:PORT --door FILE]
 
 The word at position i sounds for 0.4 s at (300 + 20 i) Hz, one token of 5 codec frames each. `--die-after N` ends the
-process after the first chunk of the N-th response, as a crash would; `--stall-after N` never gets on with the N-th. `--recite` answers with all that the user has said or
-written so far, as the worker was told. `--direct` lets services on other machines in, as the real worker does.
+process after the first chunk of the N-th response, as a crash would; `--stall-after N` never gets on with the N-th.
+`--recite` answers with all that the user has said or written so far, as the worker was told. `--direct` lets services
+on other machines in, as the real worker does.
 """
 
 from __future__ import annotations
