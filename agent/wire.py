@@ -8,15 +8,19 @@ Audio towards the worker is s16le mono at 16 kHz; audio from it is s16le mono at
 
 from __future__ import annotations
 
-import asyncio
 import struct
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import msgspec
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 WIRE_VERSION = 5
 INPUT_SAMPLE_RATE = 16_000
+CODEC_FRAME_RATE_HZ = 12.5
+"""Frames of speech tokens, whose durations count them."""
 COARSEST_HZ = 4.0
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 
@@ -379,8 +383,8 @@ async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
     """Payload of the next frame, or None at a clean end of the stream."""
     try:
         header = await reader.readexactly(_HEADER.size)
-    except asyncio.IncompleteReadError as error:
-        if error.partial:
+    except EOFError as error:  # asyncio's own class: the conversation knows these messages too, and no asyncio
+        if getattr(error, "partial", b""):
             raise WireError("the stream ended inside a frame header") from error
         return None
     (size,) = _HEADER.unpack(header)
@@ -388,5 +392,5 @@ async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
         raise WireError(f"peer announced a frame of {size} bytes; the limit is {MAX_FRAME_BYTES}")
     try:
         return await reader.readexactly(size)
-    except asyncio.IncompleteReadError as error:
+    except EOFError as error:
         raise WireError("the stream ended inside a frame") from error

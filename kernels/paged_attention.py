@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.attention import attend_reference
-from kernels.paged_cache import Decode, Prefill
+from kernels.paged_cache import Decode, PrefillPlan
 
 CHOICE = "AGOGIC_ATTENTION"
 CPU_PAGE, GPU_PAGE, FLASH_PAGE = 64, 64, 256
@@ -48,7 +48,7 @@ class PagedAttention(Protocol):
     def decode(self, query: Tensor, pages: Tensor, step: Decode) -> Tensor:
         """One token of each row, which sees all that its sequence holds and itself."""
 
-    def prefill(self, query: Tensor, pages: Tensor, plan: Prefill) -> Tensor:
+    def prefill(self, query: Tensor, pages: Tensor, plan: PrefillPlan) -> Tensor:
         """Packed tokens, each of which sees what is before it in its sequence and itself."""
 
 
@@ -74,7 +74,7 @@ class GatheredPages:
         shared = query.view(rows, key.shape[1], -1, head_dim)
         return F.scaled_dot_product_attention(shared, key, value, attn_mask=step.mask).reshape(rows, heads, head_dim)
 
-    def prefill(self, query: Tensor, pages: Tensor, plan: Prefill) -> Tensor:
+    def prefill(self, query: Tensor, pages: Tensor, plan: PrefillPlan) -> Tensor:
         parts = [
             self._sequence(own.transpose(0, 1)[None], _held(pages, number, plan), start)
             for number, (own, start) in enumerate(zip(torch.split(query, plan.counts), plan.starts, strict=True))
@@ -123,7 +123,7 @@ class FlashAttention:
         )
         return seen[:, 0]
 
-    def prefill(self, query: Tensor, pages: Tensor, plan: Prefill) -> Tensor:
+    def prefill(self, query: Tensor, pages: Tensor, plan: PrefillPlan) -> Tensor:
         ends = F.pad(plan.ends.cumsum(0, dtype=torch.int32), (1, 0))
         longest = max(start + count for start, count in zip(plan.starts, plan.counts, strict=True))
         return self._packed(
@@ -159,7 +159,7 @@ class TorchVarlen:
         assert step.short_ends is not None
         return self._call(query, pages, offsets, step.short_ends, step.table, 1, step.table.shape[1] * self.page)
 
-    def prefill(self, query: Tensor, pages: Tensor, plan: Prefill) -> Tensor:
+    def prefill(self, query: Tensor, pages: Tensor, plan: PrefillPlan) -> Tensor:
         longest = max(start + count for start, count in zip(plan.starts, plan.counts, strict=True))
         return self._call(query, pages, plan.offsets, plan.ends, plan.table, max(plan.counts), longest)
 
@@ -182,7 +182,7 @@ class TorchVarlen:
         )
 
 
-def _held(pages: Tensor, number: int, plan: Prefill) -> Tensor:
+def _held(pages: Tensor, number: int, plan: PrefillPlan) -> Tensor:
     """Keys and values [2, positions, kv_heads, head_dim] of one of the plan's sequences, in place where possible."""
     own, end = plan.pages[number], plan.starts[number] + plan.counts[number]
     used = own[: -(-end // pages.shape[2])]

@@ -1,8 +1,9 @@
 """Keys and values of many sequences in pages of one pool, with tables and lengths where the networks are.
 
-The host plans: it gives pages to a sequence (`reserve`), cuts it (`truncate`), shares it (`fork`, `adopt`). The device
-steps: `decode` finds the places of one new position of each row from tables and lengths alone, so that a recorded step
-can be played again for other rows. `prefill` plans further positions of some sequences, which the host knows.
+The host plans: it gives pages to a sequence (`reserve`), cuts it (`truncate`), shares it (`publish`, `adopt`). The
+device steps: `decode` finds the places of one new position of each row from tables and lengths alone, so that a
+recorded step can be played again for other rows. `prefill` plans further positions of some sequences, which the host
+knows.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kernels.block_pool import SCRATCH, BlockPool, CacheFullError
 
 
 @dataclass(frozen=True)
-class Prefill:
+class PrefillPlan:
     """Where new positions of some sequences go, packed one behind the other.
 
     starts, counts: positions held before, and new, of each sequence; where int64 [tokens]: places in the pool;
@@ -131,17 +132,6 @@ class PagedCache:
         self.held[sequence] = length
         self.lengths[sequence] = length
 
-    def fork(self, source: int, target: int) -> None:
-        """Makes the empty sequence `target` hold what `source` holds; they share pages until one of them writes."""
-        assert not self.held[target] and source != target
-        self.truncate(target, 0)
-        for page in self._pages[source][: -(-self.held[source] // self.page)]:
-            self.pool.share(page)
-            self._pages[target].append(page)
-        self.held[target] = self.held[source]
-        self.lengths[target] = self.held[source]
-        self._tell(target)
-
     def publish(self, sequence: int, names: Sequence[bytes]) -> None:
         """Says what the sequence's first pages hold, as far as they are full (`page_names`)."""
         for name, page in zip(names, self._pages[sequence][: self.held[sequence] // self.page], strict=False):
@@ -171,7 +161,7 @@ class PagedCache:
             first = self.places[sequence, : len(pages) * self.page : self.page]
             assert first.tolist() == [page * self.page for page in pages]
 
-    def prefill(self, sequences: Sequence[int], counts: Sequence[int]) -> Prefill:
+    def prefill(self, sequences: Sequence[int], counts: Sequence[int]) -> PrefillPlan:
         """Places `counts` new positions behind what `sequences` hold; `commit` when every layer has written them."""
         starts = [self.held[sequence] for sequence in sequences]
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
@@ -188,7 +178,7 @@ class PagedCache:
         width = max(len(table) for table in tables)
         table = np.stack([np.pad(own, (0, width - len(own))) for own in tables])
         tokens = torch.from_numpy(np.stack((where, positions))).to(self.lengths.device)
-        return Prefill(
+        return PrefillPlan(
             tuple(sequences),
             tuple(starts),
             tuple(counts),
@@ -200,7 +190,7 @@ class PagedCache:
             self._int32(table),
         )
 
-    def commit(self, plan: Prefill) -> None:
+    def commit(self, plan: PrefillPlan) -> None:
         """Counts the planned positions as held."""
         for sequence, start, count in zip(plan.sequences, plan.starts, plan.counts, strict=True):
             self.held[sequence] = start + count

@@ -23,44 +23,37 @@ def _inverse_frequencies(head_dim: int, base: float, device: torch.device) -> Te
         return 1.0 / (base ** (pair / head_dim))
 
 
-def rotate_interleaved(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate adjacent pairs (2j, 2j + 1), the convention of Moshi/Mimi.
-
-    x [..., batch, heads, frames, head_dim]; angles [batch or 1, frames, head_dim / 2].
-    Computed in float32, returned in x's dtype.
-    """
-    return apply_interleaved(x, interleaved_rotation(angles))
-
-
 def interleaved_rotation(angles: Tensor) -> Tensor:
-    """Complex factors [batch or 1, 1, frames, head_dim / 2] for `apply_interleaved`: made once, used by every layer."""
+    """Complex factors [batch or 1, 1, frames, head_dim / 2] for `apply_interleaved`, of angles [batch or 1, frames,
+    head_dim / 2]: made once, used by every layer."""
     return torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
 
 
 def apply_interleaved(x: Tensor, rotation: Tensor) -> Tensor:
-    """`rotate_interleaved` of x [..., batch, heads, frames, head_dim] by what `interleaved_rotation` made of angles."""
+    """Rotate adjacent pairs (2j, 2j + 1), the convention of Moshi/Mimi.
+
+    x [..., batch, heads, frames, head_dim]; rotation: what `interleaved_rotation` made of the angles.
+    Computed in float32, returned in x's dtype.
+    """
     pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
-def rotate_half(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate pairs (j, j + head_dim / 2), the convention of Llama/Qwen2.
+def half_rotation(angles: Tensor, dtype: torch.dtype) -> Rotation:
+    """Factors [batch or 1, 1, frames, head_dim] of a frame and of its halves exchanged, for `apply_half`, of angles
+    [batch or 1, frames, head_dim / 2]: made once, used by every layer.
 
-    x [batch, heads, frames, head_dim]; angles [batch or 1, frames, head_dim / 2].
-    Cosine and sine are rounded to x's dtype before the product, as Qwen2 does, so that bfloat16 checkpoints see the
+    Cosine and sine are rounded to x's `dtype` before the product, as Qwen2 does, so that bfloat16 checkpoints see the
     numbers they were trained with.
     """
-    return apply_half(x, half_rotation(angles, x.dtype))
-
-
-def half_rotation(angles: Tensor, dtype: torch.dtype) -> Rotation:
-    """Factors [batch or 1, 1, frames, head_dim] of a frame and of its halves exchanged, for `apply_half`: made once,
-    used by every layer."""
     cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
     return torch.cat((cosine, cosine), dim=-1).unsqueeze(1), torch.cat((-sine, sine), dim=-1).unsqueeze(1)
 
 
 def apply_half(x: Tensor, rotation: Rotation) -> Tensor:
-    """`rotate_half` of x [..., batch, heads, frames, head_dim] by what `half_rotation` made of the angles."""
+    """Rotate pairs (j, j + head_dim / 2), the convention of Llama/Qwen2.
+
+    x [..., batch, heads, frames, head_dim]; rotation: what `half_rotation` made of the angles.
+    """
     straight, crossed = rotation
     return x * straight + x.roll(x.shape[-1] // 2, -1) * crossed

@@ -28,14 +28,14 @@ DOORS: dict[str, set[str]] = {
     "streaming.hearing": {"streaming.layers"},
     "streaming.merging": {"streaming.layers"},
     "streaming.speaking": {"streaming.layers", "streaming.hearing.mel_filters"},
-    "streaming.flexicodec": {"streaming.layers", "streaming.merging.grouping", "streaming.hearing.speech_mel"},
+    "streaming.flexicodec": {"streaming.layers", "streaming.merging.grouping", "streaming.hearing.windows"},
     "models.networks": {"models.errors"},
     "models.checkpoints": {"models.networks", "models.errors"},
     "models.codec": {"models.checkpoints", "models.errors"},
     "worker.ears": {"worker.parts"},
     "worker.voices": {"worker.parts", "worker.audio_files"},
     "worker.calls": {"worker.parts"},
-    "agent.protocol": {"agent.config"},
+    "agent.protocol": {"agent.config", "agent.json_object"},
     "agent.turn": {"agent.audio"},
     "agent.rtc": set(),
     "agent.telephony.sound": {"agent.audio", "agent.rtc.opus"},
@@ -48,13 +48,13 @@ DOORS: dict[str, set[str]] = {
         "agent.telephony.sound",
     },
     "agent.recording": {
-        *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "log", "wire")),
+        *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "json_object", "log", "wire")),
         "agent.dialogue",
         "agent.protocol",
         "agent.turn",
     },
     "agent.dialogue": {
-        *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "wire")),
+        *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "json_object", "wire")),
         "agent.protocol",
         "agent.turn",
     },
@@ -184,6 +184,15 @@ def test_one_module_knows_ray_and_only_when_it_is_asked() -> None:
 def test_loading_the_service_loads_no_torch() -> None:
     heavy = f"[m for m in sys.modules if m.split('.')[0] in {HEAVY!r}]"
     code = f"import sys, agent.server.app, agent.cli.serve; print({heavy})"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.strip() == "[]", ended.stdout + ended.stderr
+
+
+def test_loading_the_conversation_loads_no_shell() -> None:
+    paths = [path for room in ("agent/dialogue", "agent/protocol", "agent/turn") for path in files(room)]
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    loaded = sorted(SHELLS - {"threading", "time"})  # those two come with Python's own logging
+    code = f"import sys, {', '.join(modules)}; print([name for name in {loaded} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.stdout.strip() == "[]", ended.stdout + ended.stderr
 

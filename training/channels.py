@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from streaming.hearing.mel_filters import mel_filters
-from streaming.hearing.speech_mel import SAMPLE_RATE, WINDOW_SAMPLES
+from streaming.hearing.windows import SAMPLE_RATE, WINDOW_SAMPLES
 from training.features import MEL_BINS, Augmenter, scale
 
 _LOG10 = 2.302585

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streaming.hearing.mel_filters import mel_filters
-from streaming.hearing.speech_mel import FLOOR_LOG10, HOP_SAMPLES, LEAST_POWER, SAMPLE_RATE, WINDOW_SAMPLES
+from streaming.hearing.speech_mel import FLOOR_LOG10
+from streaming.hearing.windows import HOP_SAMPLES, LEAST_POWER, SAMPLE_RATE, WINDOW_SAMPLES
 
 MEL_BINS = 80
 

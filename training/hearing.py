@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.checkpoints.packing import load_packed, save_packed
-from streaming.hearing.encoder import BlockCausalEncoder, Encoded, EncoderConfig
+from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig, EncoderOutput
 from training.channels import HardAugmenter, Hardships
 from training.features import Clip
 from training.hard_data import load_backgrounds
@@ -203,7 +203,7 @@ class Hearing:
         likeness = likeness_loss(encoded.frames, wanted, lengths)
         return likeness, self._recognition([clip for clip, _ in batch], encoded, lengths), answers
 
-    def _recognition(self, clips: list[Clip], encoded: Encoded, mel_lengths: Tensor) -> Tensor:
+    def _recognition(self, clips: list[Clip], encoded: EncoderOutput, mel_lengths: Tensor) -> Tensor:
         known = [row for row, clip in enumerate(clips) if clip.text]
         if not known:
             return encoded.frames.new_zeros(())
@@ -213,9 +213,9 @@ class Hearing:
             for row, text in zip(known, texts, strict=True)
         ]
         rows = torch.tensor(known)
-        return loss_of(Encoded(*(part[rows] for part in encoded.parts())), mel_lengths[rows], examples)
+        return loss_of(EncoderOutput(*(part[rows] for part in encoded.parts())), mel_lengths[rows], examples)
 
-    def _answers(self, orders: list[Slots | None], encoded: Encoded, mel_lengths: Tensor) -> Tensor:
+    def _answers(self, orders: list[Slots | None], encoded: EncoderOutput, mel_lengths: Tensor) -> Tensor:
         """Cross-entropy of the Thinker's restatements of the orders that are recorded, each heard at a rate of its
         own."""
         known = [(row, slots) for row, slots in enumerate(orders) if slots is not None]

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from streaming.hearing.encoder import BlockCausalEncoder, Encoded, EncoderConfig
+from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig, EncoderOutput
 from training.features import Augmenter, Clip, held_out, load_recordings, load_store, noise_bank, scale
 from training.phrases import CARRIERS
 from training.precision import autocast
@@ -85,7 +85,7 @@ def _ctc(logits: Tensor, frames: Tensor, rows: list[list[int]], blank: int) -> T
     return (loss / lengths.clamp_min(1)).mean()
 
 
-def loss_of(encoded: Encoded, mel_lengths: Tensor, examples: list[Example]) -> Tensor:
+def loss_of(encoded: EncoderOutput, mel_lengths: Tensor, examples: list[Example]) -> Tensor:
     """0.5 characters + 0.3 pieces + 0.3 middle-layer characters, each per token."""
     frames = -(-mel_lengths // 4)
     characters = [e.characters for e in examples]

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.networks.frame_rate import frame_rate_embedding
 from models.networks.talker import CODE_OFFSET, Talker
-from streaming.hearing.encoder import BlockCausalEncoder, Encoded, EncoderConfig
+from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig, EncoderOutput
 from training.channels import HardAugmenter
 from training.features import Augmenter, noise_bank
 from training.hard_data import load_backgrounds
@@ -154,7 +154,7 @@ class SlmTraining:
 
     def merged_audio(
         self, items: list[Item], train_encoder: bool
-    ) -> tuple[list[Tensor | None], Encoded | None, Tensor]:
+    ) -> tuple[list[Tensor | None], EncoderOutput | None, Tensor]:
         """Merged embeddings [G, 256] of the items that are spoken, and the encoder's output for its own loss."""
         clips = [item.clip for item in items if item.clip is not None]
         if not clips:
@@ -196,7 +196,7 @@ class SlmTraining:
             return Losses(text, zero, zero, zero, recognition)
         return Losses(text, *self._speech_losses(items, speaking, starts, inputs, hidden, talker), recognition)
 
-    def _recognition(self, items: list[Item], encoded: Encoded, mel_lengths: Tensor) -> Tensor:
+    def _recognition(self, items: list[Item], encoded: EncoderOutput, mel_lengths: Tensor) -> Tensor:
         """CTC loss on the clips whose words are known."""
         clips = [item.clip for item in items if item.clip is not None]
         known = [row for row, clip in enumerate(clips) if clip.text]
@@ -208,7 +208,7 @@ class SlmTraining:
             for row, text in zip(known, texts, strict=True)
         ]
         rows = torch.tensor(known)
-        return loss_of(Encoded(*(part[rows] for part in encoded.parts())), mel_lengths[rows], examples)
+        return loss_of(EncoderOutput(*(part[rows] for part in encoded.parts())), mel_lengths[rows], examples)
 
     def _speech_losses(
         self, items: list[Item], speaking: list[int], starts: list[int], inputs: Tensor, hidden: Tensor, talker: Talker

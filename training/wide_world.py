@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Callable
 
-from models.orders import Basket, Item, parse_basket, phrase_basket, price_of
+from models.orders import Basket, Item, phrase_basket, price_of
 from training.baskets import confirm_basket, confirm_basket_change, sample_basket, say_basket, say_item, small_order
 from training.phrases import (
     CANCELLATIONS,
@@ -341,7 +341,3 @@ def small_talk_phrases() -> dict[str, tuple[str, ...]]:
     for phrases, reply in (*SMALL_TALK, *_MORE_SMALL_TALK):
         table[reply] = (*table.get(reply, ()), *phrases)
     return table | {ASK: _FRAGMENTS, MORE: _AGREEMENTS, CANCELLED: CANCELLATIONS, NOTHING_ORDERED: PRICE_QUESTIONS}
-
-
-def is_order(reply: str) -> bool:
-    return parse_basket(reply) is not None

@@ -232,8 +232,3 @@ def reply_pool(count: int, first_seed: int = 0) -> list[str]:
         replies[pool_turn(seed).reply] = None
         seed += 1
     return list(replies)
-
-
-def sample_reply(rng: random.Random) -> str:
-    """A reply of the barista; use `reply_pool` where the customers' side must match."""
-    return sample_turn(rng).reply

@@ -287,6 +287,8 @@ class Engine:
                 if isinstance(events, Exception):
                     raise events
                 session.take(events)
+                while session.first_sounds:
+                    self._load.first_sound(session.first_sounds.pop())
             except Exception as error:
                 if _is_spoilt(error):
                     session.spoilt(error)

@@ -17,6 +17,10 @@ REMEMBERED_S = 12.0
 RATES_HZ = (12.5, 10.0, 8.0, 6.25, 5.0, 4.0)
 MOST_BUSY = 0.9
 """A worker that would be busier than this with one caller more takes no more: deadlines need room for chance."""
+LATE_BUSY = 0.7
+"""Of a worker whose first sounds have come late of late."""
+LATE_SHARE, EXPECTED_FIRSTS = 0.05, 10.0
+"""More late ones than this share are too many; so many that came in time are counted besides."""
 EXPECTED_WEIGHT_S = 10.0
 """Caller-seconds that the expectation counts for."""
 TURN_S, QUESTION_S, ANSWER_S = 9.0, 3.0, 4.0
@@ -38,7 +42,7 @@ class Forecast:
 @dataclass(slots=True)
 class _Sums:
     """Seconds, and what was weighted with them, all forgotten alike: of units of talking and others, of time, of
-    callers and of those who were answered."""
+    callers and of those who were answered; answers begun, first sounds and those of them that came late."""
 
     talking_s: float = 0.0
     other_s: float = 0.0
@@ -46,6 +50,8 @@ class _Sums:
     callers_s: float = 0.0
     answered_s: float = 0.0
     begun: float = 0.0
+    firsts: float = 0.0
+    late_firsts: float = 0.0
     late_s: float = 0.0
 
     def forget(self, kept: float) -> None:
@@ -76,6 +82,11 @@ class LoadMeter:
         """So many answers began."""
         self._sums.begun += answers
 
+    def first_sound(self, late: bool) -> None:
+        """An answer began to be heard, in time or not."""
+        self._sums.firsts += 1
+        self._sums.late_firsts += late
+
     def late(self, by_s: float) -> None:
         """Some deadline was missed by so much."""
         self._sums.late_s = max(self._sums.late_s, by_s)
@@ -102,7 +113,7 @@ class LoadMeter:
 
     def admits(self, coarsest_hz: float, callers: int) -> bool:
         """Whether one caller more than these can be carried if all answers are as coarse as that."""
-        return self.share(callers + 1, coarsest_hz) <= self._most_busy
+        return self.share(callers + 1, coarsest_hz) <= self._limit()
 
     def share(self, callers: int, hz: float) -> float:
         """Of the time, if there were so many callers like those there are, all answered at that rate."""
@@ -126,9 +137,15 @@ class LoadMeter:
         once_s = sum(self._times.predict(UnitSize(kind, 1, 16)) for kind in kinds) + self._times.predict(hearing)
         return (sound_s + once_s) / TURN_S
 
+    def _limit(self) -> float:
+        """How busy the worker may be expected to be: less where those who are there wait too long already."""
+        sums = self._sums
+        waits = sums.late_firsts > LATE_SHARE * (sums.firsts + EXPECTED_FIRSTS)
+        return min(LATE_BUSY, self._most_busy) if waits else self._most_busy
+
     def _capacity(self, hz: float) -> int:
-        low, high = 0, MOST_CALLERS
+        low, high, limit = 0, MOST_CALLERS, self._limit()
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.share(middle, hz) <= self._most_busy else (low, middle - 1)
+            low, high = (middle, high) if self.share(middle, hz) <= limit else (low, middle - 1)
         return low

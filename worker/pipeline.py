@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agent.wire import Abilities, ContextItem
+from agent.wire import CODEC_FRAME_RATE_HZ, Abilities, ContextItem
 from kernels.sampling import counted_uniforms
 from models.networks.flexislm import FlexiSLM
 from models.networks.generation import GenerationOptions, Runner
@@ -31,7 +31,7 @@ from worker.listener import PipelineListener
 from worker.parts import Conversation, Finished, Listener, Pcm, Question, RequestError, Speaker, Spoken, Unit
 from worker.placement import BackEnds
 from worker.prefill import ANSWER_POSITIONS, MAX_POSITIONS, Prefill, SlotPool, add_audio, begin_answers, open_prompts
-from worker.speaker import CODEC_FRAME_RATE_HZ, PipelineSpeaker
+from worker.speaker import PipelineSpeaker
 from worker.undo import Undo
 from worker.voices.voice import Voice
 

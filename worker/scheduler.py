@@ -7,7 +7,7 @@ will be late whatever is done, most is done at once: only that ends the jam.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from worker.parts import MOST_SAMPLES
@@ -83,6 +83,8 @@ def schedule(works: Sequence[Work], now_s: float, times: StepTimes) -> Plan | No
     playing = next((work for work in beginning if work.playing), first)
     if slack_s[id(playing)] < times.predict(_least(first)):
         first = playing
+    if first.kind == "token":
+        first = _joiner(first, beginning, slack_s, times)
     alike = [work for work in ready if _alike(first, work)]
     alike.remove(first)
     alike.insert(0, first)
@@ -102,6 +104,16 @@ def schedule(works: Sequence[Work], now_s: float, times: StepTimes) -> Plan | No
         if fits and times.predict(more.unit) <= room_s:
             rows.append(more.rows[-1])
     return Plan(first.kind, tuple(rows))
+
+
+def _joiner(first: Work, beginning: Sequence[Work], slack_s: Mapping[int, float], times: StepTimes) -> Work:
+    """Whose answer is to begin, before the steps of others that it can share then; `first` where there is none, or
+    where that would let somebody run dry."""
+    joiner = next((work for work in beginning if work.kind == "beginning"), None)
+    if joiner is None:
+        return first
+    dry_in_s = min((slack_s[id(work)] for work in beginning if work.playing), default=float("inf"))
+    return joiner if times.predict(_least(joiner)) <= dry_in_s else first
 
 
 def next_at_s(works: Iterable[Work]) -> float | None:

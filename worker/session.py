@@ -59,7 +59,9 @@ HURRY_S, HURRY_EACH_S = 0.1, 0.03
 is being made, whose turn may come first."""
 FIRST_SOUND_S = 0.2
 """An answer should be heard this soon; those who would run dry earlier go before it."""
-ON_THE_WAY_S = 0.05
+LATE_FIRST_SOUND_S = 0.25
+"""One that is heard later than this came late."""
+ON_THE_WAY_S = 0.08
 """Sound should be ready so much before it is needed: it has to get through two processes."""
 WAITED_FOR_S, LONG_S = 0.1, 10.0
 """Who waits for a first sound that is late counts as late by one to two times this, by how long he waits."""
@@ -89,7 +91,8 @@ class Session:
 
     other_answers: how many other sessions are being answered just now; lead_s: how long it takes from some steps of
     talking to their sound, next_in_s: and at the worst, with what others may need in between; coarsest_hz: the rate
-    that its answers may be made coarse to; active_at: when something last happened in it.
+    that its answers may be made coarse to; active_at: when something last happened in it; first_sounds: whether
+    answers that began to be heard since somebody emptied it came late.
     """
 
     def __init__(self, number: int, model: SpeechModel, send: Send, clock: Clock, coarsest_hz: float) -> None:
@@ -103,6 +106,7 @@ class Session:
         self.other_answers = 0
         self.lead_s = self.next_in_s = 0.0
         self.active_at = clock()
+        self.first_sounds: list[bool] = []
         written = lambda utterance, text: send(Transcript(number, utterance, text, True))  # noqa: E731
         self._dictation = Dictation(model, written, clock)
         self.utterances = Utterances(number, model, self._dictation, send, clock)
@@ -318,7 +322,9 @@ class Session:
             case Sound(pcm, tokens, words):
                 if not np.isfinite(pcm).all():
                     raise SpoiltError("its sound holds values that are no numbers")
-                response.first_audio_at = response.first_audio_at or self._clock()
+                if not response.first_audio_at:
+                    response.first_audio_at = self._clock()
+                    self.first_sounds.append(response.first_audio_at - response.arrived_at > LATE_FIRST_SOUND_S)
                 data = (np.clip(pcm, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
                 self._send(AudioOut(self.number, generation, response.samples, data, list(tokens), list(words)))
                 response.samples += len(pcm)

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.wire import INPUT_SAMPLE_RATE, Abilities, ResponseStats, TokenSpan
+from agent.wire import CODEC_FRAME_RATE_HZ, INPUT_SAMPLE_RATE, Abilities, ResponseStats, TokenSpan
 from worker.device import Given
 from worker.parts import Conversation, Encoded, Finished, Listener, Pcm, Question, Sound, Speaker, Spoken, Unit
 from worker.step_times import Cost, Kind, UnitSize
 
 OUTPUT_RATE = 24_000
 ABILITIES = Abilities()
-CODEC_HZ = 12.5
-FRAME_SAMPLES = int(OUTPUT_RATE / CODEC_HZ)
+FRAME_SAMPLES = int(OUTPUT_RATE / CODEC_FRAME_RATE_HZ)
 DELAY_STEPS = 7
 """Steps of talking before the first token can be played."""
 CHUNK_FRAMES = (4, 8, 16)
@@ -74,14 +73,14 @@ class SimulatedSpeaker:
     text = ""
 
     def __init__(self, seconds: float, hz: float) -> None:
-        self._frames, self._hz = round(seconds * CODEC_HZ), hz
+        self._frames, self._hz = round(seconds * CODEC_FRAME_RATE_HZ), hz
         self._begun = self._finished = False
         self._steps = self._chunks = self._rendered = 0
 
     @property
     def _made(self) -> int:
         """Frames that its tokens last."""
-        return min(self._frames, int(max(0, self._steps - DELAY_STEPS) * CODEC_HZ / self._hz))
+        return min(self._frames, int(max(0, self._steps - DELAY_STEPS) * CODEC_FRAME_RATE_HZ / self._hz))
 
     @property
     def _chunk(self) -> int:
@@ -150,7 +149,7 @@ class SimulatedModel:
     answer_s: float
     name: str = "simulated"
     output_sample_rate: int = OUTPUT_RATE
-    codec_frame_rate_hz: float = CODEC_HZ
+    codec_frame_rate_hz: float = CODEC_FRAME_RATE_HZ
     judges_ends: bool = False
     abilities: Abilities = ABILITIES
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent.wire import ResponseStats
+from agent.wire import CODEC_FRAME_RATE_HZ, ResponseStats
 from models.networks.generation import Generation, GenerationOptions, Step
 from models.networks.prompts import CALL, Prompt
 from streaming.speaking.unmerge import OUTPUT_FRAME_SAMPLES
@@ -21,7 +21,6 @@ from worker.words import WordClock
 if TYPE_CHECKING:
     from worker.pipeline import Pipeline
 
-CODEC_FRAME_RATE_HZ = 12.5
 LONGEST_PER_LETTER, LONGEST_PAUSE = 2.5, 25.0
 """12.5 Hz frames: an answer that lasts longer than this for its letters is cut."""
 

@@ -9,11 +9,9 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress, quiet
+from agent.cli.measuring import CHECKOUT, Json, Model, Threads, fail, measuring, print_report, progress, quiet
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and exactness.")
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class CallTransport(StrEnum):
@@ -87,8 +85,8 @@ def transport(
     json: Json = False,
 ) -> None:
     """What a telephone call costs the service, by transport, with a model that costs nothing."""
+    from benchmarks.attacks.server import ServerError
     from benchmarks.telephony import transport as benchmark
-    from benchmarks.telephony.server import ServerError
     from benchmarks.telephony.speech import question
 
     try:
@@ -183,7 +181,7 @@ def dial(
         print_report({**report, "threads": threads}, json)
 
 
-class Card(StrEnum):
+class CardName(StrEnum):
     """Whose speed is known."""
 
     H200 = "H200"
@@ -193,7 +191,7 @@ class Card(StrEnum):
 @app.command()
 def simulate(
     size: Annotated[Released, typer.Option(help="released size")] = Released.SEVEN_B,
-    card: Annotated[Card, typer.Option(help="on which it runs")] = Card.H200,
+    card: Annotated[CardName, typer.Option(help="on which it runs")] = CardName.H200,
     callers: Annotated[int, typer.Option(min=1, help="who are spoken to all the time")] = 64,
     output_rate: Annotated[float, typer.Option(min=4.0, max=12.5)] = 6.25,
     seconds: Annotated[float, typer.Option(min=5.0, help="of simulated time")] = 60.0,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import msgspec
 import typer
 
-from agent.cli.measuring import as_json
+from agent.cli.measuring import Json, as_json
 
 if TYPE_CHECKING:
     from models.codec.code_file import CodeHeader
@@ -20,7 +20,6 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1.5625, 12.5
 app = typer.Typer(no_args_is_help=True, help="Encode and decode speech tokens.")
 
 Model = Annotated[str, typer.Option(help="'embedded', a directory with a codec, or a hub id")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
 class Report(msgspec.Struct, frozen=True):

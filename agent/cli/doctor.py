@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
-from agent.cli.measuring import as_json
+from agent.cli.measuring import as_json, usable_cores
 from agent.cli.serve import overridden
 from agent.config import ConfigError, ServerConfig, check_exposure, load_config
 
@@ -102,7 +102,7 @@ def _packages() -> list[Finding]:
 
 
 def _machine() -> list[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     load = os.getloadavg()[0]
     findings = [Finding("processor", "ok", f"{cores} cores, load {load:.1f}")]
     if load > cores:

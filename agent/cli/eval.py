@@ -10,9 +10,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, Model, Threads, fail, measuring, print_report, progress, quiet
-
-CHECKOUT = Path(__file__).resolve().parents[2]
+from agent.cli.measuring import CHECKOUT, Json, Model, Threads, fail, measuring, print_report, progress, quiet
 
 
 class Eagerness(StrEnum):

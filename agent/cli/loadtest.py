@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import Json, fail, print_report, ticking
+from agent.cli.measuring import CHECKOUT, Json, fail, print_report, ticking, usable_cores
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+FEW = 8
+"""Callers for whom a second worker is not worth its memory."""
 Rate = Annotated[str, typer.Option(help="Hz from 4 to 12.5, 'auto', or a range such as 4-8; default: the server's")]
 
 
@@ -29,7 +30,10 @@ def loadtest(
     input_rate: Rate = "",
     output_rate: Rate = "",
     slots: Annotated[int, typer.Option(min=0, help="of the server that is started; 0: one for each caller")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="of the server that is started")] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="of the server that is started; 0: one for each core, if there are callers enough"),
+    ] = 0,
     threads: Annotated[int, typer.Option(min=1, help="torch threads of each of its workers")] = 1,
     plot: Annotated[Path | None, typer.Option(help="SVG file to draw the run into")] = None,
     json: Json = False,
@@ -38,11 +42,12 @@ def loadtest(
 
     The callers live in this process, the server in others; how late this one was itself is in the report, and what it
     spoilt is not counted as the server's."""
+    from benchmarks.attacks.server import ServerError
     from benchmarks.load.run import LoadSettings, run
-    from benchmarks.load.server import ServerError
     from worker.audio_files import AudioFileError
 
     rates = {"input_frame_rate": input_rate, "output_frame_rate": output_rate}
+    workers = workers or max(1, min(usable_cores(), sessions // FEW))
     config = f"[model]\nslots = {slots or sessions}\nworkers = {workers}\nthreads = {threads}\n"
     try:
         wishes = {name: _rate(said) for name, said in rates.items() if said}

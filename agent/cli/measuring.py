@@ -7,16 +7,19 @@ as in `agent.wire.STAGES`; and what did not happen is absent, neither null nor 0
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import msgspec
 import typer
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 Model = Annotated[str, typer.Option(help="'embedded' or a checkpoint directory")]
 Threads = Annotated[int, typer.Option(min=1, help="torch threads")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
@@ -36,6 +39,11 @@ def measuring(command: str, threads: int) -> Iterator[None]:
         yield
     except (AudioFileError, ModelError) as error:
         fail(command, error)
+
+
+def usable_cores() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fail(command: str, error: Exception) -> NoReturn:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from agent.server.runner import SessionRunner
     from agent.server.service import Service
 
-__all__ = ["Neighbours", "Owner", "Store"]
-
 log = logging.getLogger("agogic.cluster")
 
 

@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 
 from agent import audio
+from agent.json_object import JsonObject
 from agent.protocol.errors import ProtocolError
 from agent.protocol.items import ClientItem, FunctionCallItem, FunctionCallOutputItem, MessageItem
 from agent.turn.silero import SAMPLE_RATE_HZ
 from agent.wire import ContextItem, WordSpan
 
-JsonObject = dict[str, object]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 MAX_ITEMS = 2000

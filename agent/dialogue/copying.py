@@ -37,12 +37,12 @@ from agent.dialogue.response import Clocked, Response, ResponsePlan
 from agent.dialogue.sent import Mark, Sent
 from agent.dialogue.session import Session
 from agent.ids import Ids
+from agent.json_object import JsonObject
 from agent.protocol.formats import AudioFormat
 from agent.protocol.session_object import SessionSettings
 from agent.turn.detector import Phase, TurnDetector
 from agent.wire import ToolUse, WordSpan
 
-JsonObject = dict[str, object]
 T = TypeVar("T")
 VERSION = 1
 MAX_EVENTS_PART_BYTES = 3 * 1024 * 1024

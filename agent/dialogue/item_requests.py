@@ -21,12 +21,11 @@ from agent.dialogue.listening import Listening
 from agent.dialogue.notes import IMAGES
 from agent.dialogue.speaking import Speaking
 from agent.ids import Ids
+from agent.json_object import JsonObject
 from agent.protocol import client_events as client
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.protocol.items import ItemReference
-
-JsonObject = dict[str, object]
 
 
 class ItemRequests:

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.audio import Samples
-from agent.wire import AudioOut, TokenSpan, WordSpan
+from agent.wire import CODEC_FRAME_RATE_HZ, AudioOut, TokenSpan, WordSpan
 
-CODEC_FRAME_RATE_HZ = 12.5
 MAX_QUEUED_S = 120.0
 KEPT_S = 15.0
 _REPORT_TIMEOUT_S = 2.0  # a last report that is later than this never comes

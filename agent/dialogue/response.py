@@ -15,12 +15,12 @@ from agent.dialogue.conversation import AssistantMessage, FunctionCall, Item, sp
 from agent.dialogue.playout import Playout, Slice
 from agent.dialogue.rates import RateDecision
 from agent.dialogue.tool_use import call_events
+from agent.json_object import JsonObject
 from agent.protocol import server_events as events
 from agent.protocol.formats import AudioFormat, format_name
 from agent.protocol.server_events import ServerEvent
 from agent.wire import NO_TOOLS, ResponseDone, ResponseStats, TokenSpan, ToolCall, ToolUse, WordSpan
 
-JsonObject = dict[str, object]
 FinalStatus = Literal["completed", "cancelled", "incomplete", "failed"]
 
 

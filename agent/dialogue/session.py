@@ -36,6 +36,7 @@ from agent.dialogue.sent import SentEvents
 from agent.dialogue.speaking import Speaking, Speech, WorkerSlot
 from agent.dialogue.turns import Turns
 from agent.ids import Ids
+from agent.json_object import JsonObject
 from agent.protocol import client_events as client
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
@@ -58,7 +59,6 @@ from agent.wire import (
     WorkerLoad,
 )
 
-JsonObject = dict[str, object]
 Transport = Literal["websocket", "webrtc", "telephone"]
 
 
@@ -200,19 +200,18 @@ class Session:
     def new_event_id(self) -> str:
         return self._ids.new("event")
 
-    def client_message(self, data: str | bytes) -> list[Effect]:
-        """One client event. Whatever is wrong with it becomes exactly one `error` event."""
-        return self.take(self.read(data))
-
     def read(self, data: str | bytes) -> Reading:
-        """The part of `client_message` that takes long for long messages; any thread may do it. `take` comes next."""
+        """One client event, the part that takes long for long messages; any thread may do it. `take` comes next."""
         try:
             return Reading(data, read_message(data, self.settings.audio.input.format))
         except ProtocolError as error:
             return Reading(data, error)
 
     def take(self, reading: Reading, *, of_others: bool = False) -> list[Effect]:
-        """The rest of `client_message`. `of_others`: it came by another connection than the client's."""
+        """Does what was read. Whatever is wrong with it becomes exactly one `error` event.
+
+        `of_others`: it came by another connection than the client's.
+        """
         message = reading.outcome
         try:
             if isinstance(message, ProtocolError):

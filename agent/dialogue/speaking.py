@@ -20,11 +20,11 @@ from agent.dialogue.playout import Playout, Slice
 from agent.dialogue.response import Clocked, FinalStatus, Response, ResponsePlan
 from agent.dialogue.sent import Mark
 from agent.dialogue.speculation import Speculation
+from agent.json_object import JsonObject
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.wire import AudioOut, Cancel, Ready, Respond, ResponseDone, ResponseStats, TextDelta, ToolCall
 
-JsonObject = dict[str, object]
 MAX_WAITING = 8
 # A response that found no worker waits this long for one.
 WORKER_WAIT_S = 15.0

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from agent.config import Rate
+from agent.json_object import JsonObject
 from agent.protocol.dialects import known_wishes, unbroken, whole_numbers
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.protocol.formats import AudioFormat
@@ -20,7 +21,6 @@ from agent.protocol.tools import ToolChoice, Tools
 
 MAX_APPEND_BYTES = 15 * 1024 * 1024
 MAX_INPUT_ITEMS = 2000
-JsonObject = dict[str, object]
 EventId = Annotated[str, Meta(max_length=512)]
 ItemId = Annotated[str, Meta(min_length=1, max_length=64)]
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from agent.json_object import JsonObject
 from agent.protocol.errors import ProtocolError
-
-JsonObject = dict[str, object]
 
 # Beta name -> where it stands today.
 _BETA_SESSION = {

@@ -7,11 +7,11 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from agent.json_object import JsonObject
 from agent.protocol.client_events import ItemId, Text
 from agent.protocol.dialects import unbroken
 from agent.protocol.errors import ProtocolError, from_validation
 
-JsonObject = dict[str, object]
 T = TypeVar("T")
 MAX_PARTS = 100
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from agent.json_object import JsonObject
 from agent.protocol.errors import ProtocolError
-
-JsonObject = dict[str, object]
 
 MAX_VALUES = 20_000
 MAX_DEPTH = 64

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-JsonObject = dict[str, Any]
+# Of whichever event: what it must hold by its type is checked elsewhere.
+Event = dict[str, Any]
 
 
 class OutOfOrder(Exception):
@@ -23,7 +24,7 @@ class Order:
         self.speaking: str | None = None
         self.audible: str | None = None
 
-    def take(self, event: JsonObject) -> None:
+    def take(self, event: Event) -> None:
         kind = event["type"]
         if kind.startswith("response."):
             self._response(kind, event)
@@ -58,7 +59,7 @@ class Order:
         elif kind.startswith("conversation.item.input_audio_transcription."):
             _must(event["item_id"] in self.item_ids, f"{kind} before its item")
 
-    def _response(self, kind: str, event: JsonObject) -> None:
+    def _response(self, kind: str, event: Event) -> None:
         identity = event["response"]["id"] if "response" in event else event["response_id"]
         _must(identity not in self.closed, f"{kind} for a closed response")
         if kind == "response.created":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-JsonObject = dict[str, object]
+from agent.json_object import JsonObject
 
 
 class ServerEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):

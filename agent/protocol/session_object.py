@@ -14,13 +14,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from agent.config import Rate, ServerConfig
+from agent.json_object import JsonObject
 from agent.protocol.client_events import Text
 from agent.protocol.dialects import known_settings, whole_numbers
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.protocol.formats import AudioFormat, PcmFormat
 from agent.protocol.tools import NamedFunction, Tool, ToolChoice, Tools, check_choice, functions
 
-JsonObject = dict[str, object]
 TRANSCRIPTION_MODEL = "agogic-ctc"
 # As JSON: instructions at their longest and dozens of functions.
 MAX_SESSION_BYTES = 512 * 1024
@@ -108,10 +108,6 @@ class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt: JsonObject | None = None
     include: list[str] | None = None
     x_agogic: Extensions = Extensions()
-
-    @property
-    def wants_audio(self) -> bool:
-        return "audio" in self.output_modalities
 
 
 _SAID = {"notes"}

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from agent.json_object import JsonObject
 from agent.protocol.errors import ProtocolError
 
-JsonObject = dict[str, object]
 MAX_TOOLS = 128
 
 

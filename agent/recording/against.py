@@ -23,12 +23,12 @@ import msgspec
 import numpy as np
 
 from agent import audio
+from agent.json_object import JsonObject
 from agent.protocol.formats import format_name
 from agent.protocol.order import Order, OutOfOrder
 from agent.recording import log
 from agent.recording.log import Recording
 
-JsonObject = dict[str, object]
 _CONNECT_S = 15.0
 # After the last message and the recording's end: so long nothing must come, and no longer it is waited for.
 _QUIET_S, _PATIENCE_S = 1.0, 30.0

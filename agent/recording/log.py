@@ -18,11 +18,11 @@ from typing import BinaryIO, Literal
 import msgspec
 
 from agent.config import PlayoutConfig, SessionConfig
+from agent.json_object import JsonObject
 from agent.protocol.client_events import MAX_APPEND_BYTES
 from agent.protocol.session_object import SessionSettings
 from agent.wire import Abilities, AudioOut, FromWorker, Ready
 
-JsonObject = dict[str, object]
 VERSION = 1
 _END = b'{"end":'
 

@@ -20,9 +20,9 @@ import msgspec
 
 from agent.dialogue.effects import ClearPlayback, Close, Effect, SendEvent, SendLarge, ToWorker
 from agent.dialogue.speaking import Speech
+from agent.json_object import JsonObject
 from agent.wire import AudioIn
 
-JsonObject = dict[str, object]
 _DELTA = b'"response.output_audio.delta"'
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from agent.json_object import JsonObject
 from agent.log import Redactor
 
-JsonObject = dict[str, object]
 _HIDDEN = "[hidden]"
 # Fields that hold secrets by their name, of tools above all.
 _BY_NAME = re.compile(

@@ -15,14 +15,13 @@ from agent.config import ServerConfig
 from agent.dialogue.session import Session
 from agent.dialogue.speaking import WorkerSlot
 from agent.ids import Ids
+from agent.json_object import JsonObject
 from agent.recording import log
 from agent.recording.log import Header, Recording
 from agent.recording.outcome import Outcome, as_json, without_digests
 from agent.recording.privacy import LineRedactor
 from agent.recording.session import pulled
 from agent.turn.silero import SileroVad, VoiceActivity
-
-JsonObject = dict[str, object]
 
 
 @dataclass(frozen=True)

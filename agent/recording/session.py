@@ -21,14 +21,13 @@ from agent.dialogue.effects import Effect
 from agent.dialogue.session import Session, Transport
 from agent.dialogue.speaking import Speech, WorkerSlot
 from agent.ids import Ids
+from agent.json_object import JsonObject
 from agent.protocol.session_object import SessionSettings
 from agent.recording import log
 from agent.recording.outcome import Outcome, Pulled
 from agent.recording.recorder import Happened, Recorder, TakenClient, Tape
 from agent.turn.silero import VoiceActivity
 from agent.wire import Abilities, FromWorker
-
-JsonObject = dict[str, object]
 
 
 class HeldClock:

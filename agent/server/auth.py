@@ -9,10 +9,10 @@ from aiohttp import web
 
 from agent.clock import Clock
 from agent.ids import secret
+from agent.json_object import JsonObject
 from agent.protocol.errors import ProtocolError
 from agent.server.keys import KeyRing, NamedKey, digest
 
-JsonObject = dict[str, object]
 _SUBPROTOCOL_KEY = "openai-insecure-api-key."
 MAX_SECRETS = 10_000
 MAX_SECRET_BYTES = 64 * 1024

@@ -13,12 +13,13 @@ import ipaddress
 import socket
 import ssl
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from agent.protocol.errors import ProtocolError
 from agent.transports.unmask import Unmasker
@@ -33,8 +34,6 @@ _MAX_LAST_WORDS = 32
 # Of the descriptors of the process: the rest is for workers, calls and files.
 _SHARE_OF_DESCRIPTORS = 0.75
 _WANTED_DESCRIPTORS = 65_536
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Door:

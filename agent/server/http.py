@@ -9,12 +9,11 @@ import msgspec
 from aiohttp import hdrs, web
 from msgspec import Meta
 
+from agent.json_object import JsonObject
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.protocol.limits import check_depth, check_size
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized
-
-JsonObject = dict[str, object]
 
 WEB_ROOT = Path(__file__).parents[1] / "web"
 MAX_JSON_BYTES = 1024 * 1024

@@ -14,9 +14,8 @@ from collections.abc import Iterable
 
 from agent.config import IceServerConfig, WebRtcConfig
 from agent.ids import secret
+from agent.json_object import JsonObject
 from agent.rtc.gathering import IceServer, Network, external_addresses, offered_addresses
-
-JsonObject = dict[str, object]
 
 
 def ice_servers(configured: Iterable[IceServerConfig], expires_at: int, name: str) -> tuple[IceServer, ...]:

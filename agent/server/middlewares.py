@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
 
 from agent.server.app_keys import service_key
 from agent.server.boundary import Boundary
 from agent.server.http import json_error
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _EXPOSED = "Location, Retry-After, ETag, Link"
 _METHODS = "GET, POST, PATCH, DELETE, OPTIONS"

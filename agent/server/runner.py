@@ -25,6 +25,7 @@ from agent.clock import Clock
 from agent.dialogue.effects import ClearPlayback, Close, Effect, SendEvent, SendLarge, ToWorker
 from agent.dialogue.session import Session
 from agent.dialogue.speaking import Speech, WorkerSlot
+from agent.json_object import JsonObject
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
 from agent.server.budget import Account
@@ -34,6 +35,7 @@ from agent.server.guard import Guard
 from agent.server.keeper import Keeper
 from agent.server.link import Lease
 from agent.server.metrics import Metrics
+from agent.server.timer import DeadlineTimer
 from agent.server.workers import WorkerPool
 from agent.transports.base import RemotePlayer, Transport
 from agent.wire import (
@@ -49,7 +51,6 @@ from agent.wire import (
     WorkerLoad,
 )
 
-JsonObject = dict[str, object]
 IDLE_AFTER_S = 1.0
 ENGAGED_S = 30.0
 # A close code of our own: no client that was taken over needs to do anything.
@@ -62,7 +63,7 @@ LONG_MESSAGE_BYTES = 64 * 1024
 
 
 class SessionRunner:
-    """All methods belong to the event loop's thread. Implements the link's `LeaseHolder`."""
+    """All methods belong to the event loop's thread. A `LeaseHolder` for the link, a `HasDeadline` for the timer."""
 
     def __init__(
         self,
@@ -111,8 +112,7 @@ class SessionRunner:
         self._wanted = asyncio.Event()
         self._used_s: float | None = None
         self._asked_s: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at_s = 0.0
+        self._timer = DeadlineTimer(clock, self)
         self._started = False
         self._unsent: list[Effect] = []
         self.end_reason = "abandoned"
@@ -185,7 +185,7 @@ class SessionRunner:
         log.info("%s: disconnected: %s", self.session_id, reason)
         if not self._over.is_set():
             self.end_reason = "client"
-        self._over.set()
+        self._set_over()
         if self._client is None:  # whoever needs its room needs it now
             self._forget()
 
@@ -249,7 +249,7 @@ class SessionRunner:
         """Ends the session from our side."""
         if not self._over.is_set():
             self.end_reason = f"{code} {reason}"
-            self._over.set()
+            self._set_over()
             for transport in self._transports:
                 transport.close(code, reason)
 
@@ -465,38 +465,17 @@ class SessionRunner:
             self._metrics.response(response)
         if self._changed is not None:
             self._changed(self)
-        self._schedule()
+        self._timer.look()
 
-    def _schedule(self) -> None:
-        """Keeps one timer; a deadline that moved away, as it does with every piece of sound, is found when the old one
-        fires."""
-        if self._over.is_set():
-            return
-        due_s = self._due_s()
-        if self._timer is not None:
-            if self._timer_at_s <= due_s:
-                return
-            self._timer.cancel()
-        self._timer_at_s = due_s
-        delay_s = max(0.0, due_s - self._clock.now_s())
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
-
-    def _due_s(self) -> float:
+    def due_s(self) -> float:
         due_s = self.session.next_deadline_s()
         return due_s if self._asked_s is None else min(due_s, self._asked_s + self._pool.stuck_after_s)
 
-    def _on_timer(self) -> None:
-        self._timer = None
-        if self._over.is_set():
-            return
-        with self._guard():
-            if self._due_s() > self._clock.now_s():
-                self._schedule()
-                return
-            if self._asked_s is not None and self._clock.now_s() - self._asked_s >= self._pool.stuck_after_s:
-                self._give_up_worker()
-            self._do(self.session.tick())
-            self._ask_for_a_place()
+    def when_due(self) -> None:
+        if self._asked_s is not None and self._clock.now_s() - self._asked_s >= self._pool.stuck_after_s:
+            self._give_up_worker()
+        self._do(self.session.tick())
+        self._ask_for_a_place()
 
     def _give_up_worker(self) -> None:
         """Its answer does not get on, though the worker lives: another place may do better."""
@@ -516,14 +495,16 @@ class SessionRunner:
             transport.send_event(events.encode(events.Error(error=mistake.as_dict()), self.session.new_event_id()))
         self.close(1011, "internal error")
 
+    def _set_over(self) -> None:
+        self._over.set()
+        self._timer.stop()
+
     def _forget(self) -> None:
         self.session.close()
         self.account.close()
 
     def _end(self) -> None:
-        self._over.set()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._set_over()
         if self._lease is not None:
             self._lease.release()
             self._lease = None

@@ -14,7 +14,9 @@ from collections.abc import Callable
 import msgspec
 
 from agent.clock import Clock, SystemClock
-from agent.cluster.neighbours import Neighbours, Owner, Store
+from agent.cluster.copies import Store
+from agent.cluster.neighbours import Neighbours
+from agent.cluster.store import Owner
 from agent.config import ServerConfig, secrets_of
 from agent.dialogue.session import Session
 from agent.ids import Ids

@@ -16,6 +16,7 @@ from aiohttp import web
 from agent import sockets
 from agent.config import AudioSocketConfig, ConfigError
 from agent.ids import secret
+from agent.json_object import JsonObject
 from agent.protocol.errors import ProtocolError
 from agent.server.app_keys import service_key
 from agent.server.auth import Grant, Unauthorized
@@ -28,7 +29,6 @@ from agent.telephony.streams.stream import Ended, Happening, Heard, Pressed
 
 log = logging.getLogger("agogic.telephony")
 
-JsonObject = dict[str, object]
 UUID_TIMEOUT_S = 5.0
 REGISTRATION_S = 300.0
 MAX_REGISTRATIONS = 10_000

@@ -13,6 +13,7 @@ from aiohttp import web
 from msgspec import Meta
 from sipmessage import URI
 
+from agent.json_object import JsonObject
 from agent.protocol.errors import ProtocolError, from_validation
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized
@@ -21,7 +22,6 @@ from agent.server.service import NoCapacity
 from agent.telephony.sip_line import NoPort
 from agent.telephony.sip_server import Decision, NotAnswered, SipServer
 
-JsonObject = dict[str, object]
 MAX_BODY_BYTES = 1024 * 1024
 
 sip_server_key: web.AppKey[SipServer] = web.AppKey("sip_server", SipServer)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from sipmessage import URI
 
 from agent.config import ConfigError, SipConfig
+from agent.json_object import JsonObject
 from agent.protocol.errors import ProtocolError
 from agent.server.auth import Grant
 from agent.server.runner import SessionRunner
@@ -38,7 +39,6 @@ from agent.telephony.sip_socket import SipSocket, resolve
 
 log = logging.getLogger("agogic.sip")
 
-JsonObject = dict[str, object]
 RING_S = 60.0
 _GOODBYE_S = 0.2
 

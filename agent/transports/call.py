@@ -16,6 +16,7 @@ from aiohttp import web
 
 from agent.config import WebRtcConfig
 from agent.ids import secret
+from agent.json_object import JsonObject
 from agent.rtc.gathering import Network
 from agent.rtc.opus import SAMPLE_RATE_HZ
 from agent.rtc.peer import Peer
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 MAX_WAITING_EVENTS = 256  # client events not yet handled; one more ends the call
 MAX_NAMES = 8  # ids by which a session is known that moved from call to call, the newest
 _LAST_WORDS_S = 0.5  # how long a session that ended itself may take to deliver its last events
-
-JsonObject = dict[str, object]
 
 
 class Call:

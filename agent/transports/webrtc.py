@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import BodyPartReader, hdrs, web
 
+from agent.json_object import JsonObject
 from agent.protocol.errors import ProtocolError
 from agent.protocol.limits import decode_object
 from agent.rtc.description import MAX_SDP_BYTES, BadOffer
@@ -22,8 +23,6 @@ from agent.server.service import RETRY_AFTER_S, NoCapacity
 from agent.transports import call
 
 MAX_SESSION_BYTES = 1024 * 1024
-
-JsonObject = dict[str, object]
 
 
 class BadRequest(Exception):

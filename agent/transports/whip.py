@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 
 from agent.config import WebRtcConfig
 from agent.ids import secret
+from agent.json_object import JsonObject
 from agent.protocol.errors import ProtocolError
 from agent.rtc.description import MAX_SDP_BYTES, BadOffer, prepare_offer
 from agent.rtc.fragment import MAX_FRAGMENT_BYTES, BadFragment, parse
@@ -30,8 +31,6 @@ SDP = "application/sdp"
 FRAGMENT = "application/trickle-ice-sdpfrag"
 ACCEPT_PATCH = "Accept-Patch"
 _TAG = re.compile(r'(?:W/)?"([^"]*)"')
-
-JsonObject = dict[str, object]
 
 
 class WhipCall(call.Call):

@@ -15,13 +15,13 @@ import numpy as np
 from benchmarks.attacks.kinds import Target, attacks
 from benchmarks.attacks.server import ROOT, Holding, Server, ServerError
 from benchmarks.attacks.watch import Seen
+from benchmarks.progress import Progress
 
 _ATTACK_S = 30.0
 _RECOVERY_S = 10.0
 _SETTLE_S = 1.0
 
 Say = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 
 class AttackError(Exception):

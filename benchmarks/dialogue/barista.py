@@ -5,20 +5,18 @@ They may be heard through a telephone or among noises, see `benchmarks.dialogue.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from benchmarks.dialogue.disturbances import among, through
+from benchmarks.progress import Progress
 from models.orders import Order, parse_order
 from training.features import held_out
 from worker.audio_files import read_question
 from worker.parts import Pcm, SpeechModel
 from worker.turn import TurnSettings, ask_by_voice
-
-Progress = Callable[[int, int], None]
 
 
 class LabelsError(Exception):

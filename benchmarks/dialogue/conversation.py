@@ -7,11 +7,11 @@ was interrupted before they are changed.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import numpy as np
 
 from agent.wire import ContextItem
+from benchmarks.progress import Progress
 from training.conversations import KINDS, answers_before, interrupted_change, question_for, turn_of_kind
 from training.speech_data import espeak
 from training.wide_world import WIDE_KINDS, wide_turn
@@ -19,7 +19,6 @@ from training.world import HELD_OUT_SEED, Turn
 from worker.parts import SpeechModel
 from worker.turn import TurnSettings, ask_by_text, ask_by_voice
 
-Progress = Callable[[int, int], None]
 INTERRUPTED = "interrupted"
 
 

@@ -20,7 +20,7 @@ from worker.step_times import KINDS
 GROWTH = 7 / 6
 FAILURES = 2
 
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def capacity(
     most: int,
     turns: int,
     rates: Mapping[Side, RateRange],
-    say: Progress = lambda text: None,
+    say: Say = lambda text: None,
 ) -> Trial:
     """The largest number of callers who heard no gap; the first trial where all of them did."""
     callers, failures, best = first, 0, None
@@ -89,7 +89,7 @@ def capacity(
 
 
 def run(
-    model: Pipeline, orders: list[Spoken], first: int, most: int, turns: int, say: Progress = lambda text: None
+    model: Pipeline, orders: list[Spoken], first: int, most: int, turns: int, say: Say = lambda text: None
 ) -> dict[str, object]:
     """Both capacities, the worker taking everybody who comes; shares of the engine's time by kind of unit."""
     trial(model, orders, 2, 1, FINEST)  # the first use of everything

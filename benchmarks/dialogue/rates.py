@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.progress import Progress
 from streaming.merging.grouping import group_frames, neighbour_similarity
 from training.world import HELD_OUT_SEED, reply_pool
 from worker.audio_files import read_question
@@ -24,8 +25,6 @@ TOLERANCE_FRAMES = 1
 
 Starts = NDArray[np.bool_]
 """Which frames [T] of an utterance start a group."""
-
-Progress = Callable[[int, int], None]
 
 
 def run(model: Pipeline, clips: list[Path], sentences: int, progress: Progress | None = None) -> dict[str, object]:

@@ -10,7 +10,8 @@ import time
 import urllib.error
 import urllib.request
 
-from benchmarks.load.server import children, resident_mb
+from benchmarks.attacks.server import children
+from benchmarks.load.server import resident_mb
 
 TIMEOUT_S = 120.0
 POLL_S = 0.02

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ import soxr
 
 from benchmarks.attacks.server import attacked
 from benchmarks.dialogue.barista import Clip
+from benchmarks.progress import Progress
 from models.orders import DRINKS, MILKS, ROASTS, SHOTS, SIZES, SUGARS, Order, parse_order
 from training.world import (
     CANCELLATIONS,
@@ -36,7 +37,6 @@ from training.world import (
 from worker.audio_files import read_question
 from worker.parts import Pcm
 
-Progress = Callable[[int, int], None]
 Calls = list[tuple[str, dict[str, object]]]
 SUBMIT, CANCEL = "submit_order", "cancel_order"
 WORDS_OF = {

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 from agent.wire import STAGES
+from benchmarks.progress import Progress
 from worker.audio_files import read_question
 from worker.parts import SpeechModel
 from worker.turn import Turn, TurnSettings, ask_by_voice
 
 WARM_UP_TURNS = 2
-
-Progress = Callable[[int, int], None]
 
 
 def run(

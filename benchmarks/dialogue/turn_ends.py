@@ -23,7 +23,8 @@ from agent.turn.detector import LikelyStopped, Resumed, SpeechStarted, TurnDetec
 from agent.turn.patience import PATIENCE, Eagerness
 from agent.turn.silero import SAMPLE_RATE_HZ, WINDOW_SAMPLES, SileroVad
 from benchmarks.dialogue.smart_turn import SmartTurn
-from streaming.hearing.speech_mel import HOP_SAMPLES
+from benchmarks.progress import Progress
+from streaming.hearing.windows import HOP_SAMPLES
 from training.features import log_power
 from training.turn_end import gaps, speech_bounds
 from worker.audio_files import read_question
@@ -31,7 +32,6 @@ from worker.ears.ear import Ear
 from worker.parts import UNIT_SAMPLES
 
 Sound = NDArray[np.float32]
-Progress = Callable[[int, int], None]
 PAUSE_MS = (300, 1500)
 TAIL_SAMPLES = 2 * SAMPLE_RATE_HZ
 _NEVER = TurnTiming(threshold=0.5, prefix_padding_samples=4800, silence_samples=60 * SAMPLE_RATE_HZ)

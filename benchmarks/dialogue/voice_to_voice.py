@@ -14,7 +14,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,13 +26,12 @@ from agent.dialogue.speculation import work_ms
 from agent.wire import ResponseStats
 from benchmarks.attacks.server import attacked
 from benchmarks.dialogue.turn_ends import Spoken, spoken_turns
+from benchmarks.progress import Progress
 
 RATE_HZ = 24_000
 PIECE_S = 0.02
 ANSWER_S = 20.0
 """An order that is not answered within this is counted as unanswered."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass

@@ -52,6 +52,8 @@ class Golden:
         return fold_weight_norm(state)
 
 
+COMMITTED = Path(__file__).resolve().parents[2] / "tests" / "golden"
+"""The reduced folders that are part of the repository."""
 Computed = Iterator[tuple[str, Tensor]]
 Check = Callable[[Golden], Computed]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.golden.files import Check, Computed, Golden
-from streaming.flexicodec.artts import ArSampling, ArTts, ArTtsConfig, SpokenTokens
+from streaming.flexicodec.artts import ArSampling, ArTts, ArTtsConfig, TimedCodes
 from streaming.flexicodec.relative_encoder import RelativeEncoderConfig
 from streaming.hearing.resample import sinc_resample
 from streaming.speaking.flow import FlowConfig, Voicebox
@@ -104,7 +104,7 @@ def check_artts(golden: Golden) -> Computed:
         yield f"{name}text_affine.out", module.encode_text(text)
         prefix = module.prompt_input(text, rate, codes, durations)
         yield f"{name}prefill_input", prefix
-        prompt = SpokenTokens(codes[0].tolist(), durations[0].tolist())
+        prompt = TimedCodes(codes[0].tolist(), durations[0].tolist())
         spoken = module.generate(text[0].tolist(), rate, prompt, ArSampling(top_k=1, max_length_ratio=2.0))
         yield f"{name}tokens", torch.tensor([spoken.codes])
         # The original ends before it has told the last token's duration.

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from benchmarks.golden import codec as golden_codec
 from benchmarks.golden import flexislm as golden_flexislm
+from benchmarks.golden.files import COMMITTED
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-COMMITTED = CHECKOUT / "tests" / "golden"
 TOLERANCE = 1e-4
 
 

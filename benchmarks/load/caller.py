@@ -116,7 +116,6 @@ class Caller:
         self._interrupt_at_s: float | None = None
         self._answer: Answer | None = None
         self._answered = True
-        self._dead: str | None = None
         self._asked_at_s = 0.0
         self._barging = False
         self._barged_at_s: float | None = None

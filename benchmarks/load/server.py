@@ -13,12 +13,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from benchmarks.attacks.server import ServerError, children
+
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 15.0
-
-
-class ServerError(Exception):
-    """The service did not become ready; the message says what it said."""
 
 
 class OwnServer:
@@ -89,12 +87,6 @@ class OwnServer:
         ):
             return bool(answer.status == 200)
         return False
-
-
-def children(pid: int) -> list[int]:
-    """Process ids of the direct children (Linux)."""
-    listings = Path(f"/proc/{pid}/task").glob("*/children")  # each thread has those that it started
-    return [int(child) for listing in listings for child in listing.read_text().split()]
 
 
 def resident_mb(pid: int) -> float:

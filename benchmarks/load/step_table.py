@@ -73,7 +73,7 @@ class StepTable:
     """Seconds of a unit, called with its size."""
 
     def __init__(self, size: Size, card: Card, overheads: Overheads = Overheads()) -> None:
-        self._sizes, self._card, self._over = _sizes(size), card, overheads
+        self._sizes, self._over = _sizes(size), overheads
         self._memory = card.bytes_per_s * overheads.memory_share
         self._matrix = card.operations_per_s * overheads.matrix_share
 

@@ -11,10 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.golden.files import Golden
+from benchmarks.golden.files import COMMITTED, Golden
 from benchmarks.golden.speech import TINY_FLOW
 from benchmarks.streams.costs import INFILL_FRAMES, infill
-from benchmarks.streams.prefix_reuse import GOLDEN
 from streaming.speaking.flow import Voicebox
 from streaming.speaking.flow_decoder import FlowDecoder
 from streaming.speaking.infill import InfillDecoder, InfillDials, PromptVoice
@@ -34,7 +33,7 @@ EMBEDDED_STEPS, EMBEDDED_MANY = (1, 2, 4, 8), 32
 @torch.inference_mode()
 def run() -> dict[str, object]:
     """Of each value of each dial, the others as usual: mel_error, and work_ratio, frames through the network."""
-    golden = Golden(GOLDEN)
+    golden = Golden(COMMITTED / "flexicodec")
     voicebox = Voicebox(TINY_FLOW)
     voicebox.load_state_dict(golden.weights("voicebox_tiny"))
     tensors = golden["voicebox_tiny"]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from streaming.hearing.encoder import BlockCausalEncoder
-from streaming.hearing.speech_mel import SAMPLE_RATE, SpeechMel
+from streaming.hearing.speech_mel import SpeechMel
+from streaming.hearing.windows import SAMPLE_RATE
 from streaming.merging.causal_merger import CausalMerger
 from streaming.speaking.chunk_plan import ChunkPlan
 from streaming.speaking.flow import FlowConfig, Voicebox

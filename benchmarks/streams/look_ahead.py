@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.golden.codec import TINY_SENSEVOICE, front_end
-from benchmarks.golden.files import Golden
+from benchmarks.golden.files import COMMITTED, Golden
 from benchmarks.golden.speech import TINY_FLOW
 from benchmarks.streams.costs import infill
 from models.checkpoints.omni_checkpoint import load_omni_encoder
@@ -37,7 +36,6 @@ from worker.voices.voice import Latency
 
 SAMPLE_MS, MEL_MS, FRAME_MS, LFR_MS, OUTPUT_MEL_MS, CODE_MS = 1 / 16.0, 10.0, 40.0, 60.0, 20.0, 80.0
 CODES = 64
-GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 
 Network = Callable[[Tensor], Tensor]
 
@@ -135,11 +133,11 @@ def merger_wait_ms(merger: CausalMerger, frames: Tensor) -> float:
 @torch.inference_mode()
 def official() -> dict[str, float]:
     """The networks of official weights."""
-    golden = Golden(GOLDEN / "flexicodec")
+    golden = Golden(COMMITTED / "flexicodec")
     samples = golden["audio"]["b_16k"][None, :40_000]
     frontend = front_end(golden)
     features = torch.randn(1, 80, FEATURES, generator=torch.Generator().manual_seed(0))
-    omni = load_omni_encoder(GOLDEN / "flexislm" / "audio_encoder_64", dtype=torch.float32)
+    omni = load_omni_encoder(COMMITTED / "flexislm" / "audio_encoder_64", dtype=torch.float32)
     mel = torch.randn(1, 600, omni.config.num_mel_bins, generator=torch.Generator().manual_seed(0))
     sense = ChunkedSenseVoice(tiny_sensevoice(golden), ChunkDials())
     chunk = sense.dials.chunk_frames + sense.dials.look_ahead_frames

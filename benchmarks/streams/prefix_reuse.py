@@ -9,20 +9,17 @@ the chunks that are shipped.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.golden.files import Golden
+from benchmarks.golden.files import COMMITTED, Golden
 from benchmarks.golden.speech import TINY_FLOW
-from benchmarks.streams.costs import INFILL_FRAMES, infill, infill_subject
+from benchmarks.streams.costs import INFILL_FRAMES, WHOLE_FRAMES, infill, infill_subject
 from streaming.speaking.flow import Voicebox
 from streaming.speaking.infill import InfillDecoder, InfillDials, PromptVoice
 
-GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden" / "flexicodec"
 EVERY = (1, 2, 3, 5)
-WHOLE_FRAMES = 100_000
 REUSE = [(every, keep) for keep in (False, True) for every in EVERY]
 """`prefix_every` and `keep_prompt`; the first is the official computation."""
 
@@ -32,7 +29,7 @@ def run(rounds: int) -> dict[str, object]:
     """Of each `prefix_every`, with and without `keep_prompt`: mel_error, the relative error of the mel, and time_ratio,
     both against 1 without; and how far working in chunks is from the one-shot decode, as a measure of what an error of
     that size means."""
-    golden = Golden(GOLDEN)
+    golden = Golden(COMMITTED / "flexicodec")
     voicebox = Voicebox(TINY_FLOW)
     voicebox.load_state_dict(golden.weights("voicebox_tiny"))
     tensors = golden["voicebox_tiny"]

@@ -19,7 +19,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from benchmarks.golden.files import Golden
+from benchmarks.golden.files import COMMITTED, Golden
 from benchmarks.golden.speech import TINY_FLOW
 from streaming.speaking.flow import Voicebox
 from streaming.speaking.infill import InfillDecoder, InfillDials, PromptVoice
@@ -31,7 +31,6 @@ CLICK_REACH_SAMPLES = 8
 NEARBY_SAMPLES = 2_400
 CLICK_FACTOR = 1.5
 WHOLE = 100_000
-COMMITTED = Path(__file__).resolve().parents[2] / "tests" / "golden"
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from agent.telephony.sip.user_agent import UserAgent
 from agent.telephony.sip_line import SipLine
 from agent.telephony.sip_socket import SipSocket, resolve
 from agent.telephony.sound.outgoing import Frame
+from benchmarks.telephony.speech import SPEECH_HZ
 
 FRAME_S = 0.02
-SPEECH_HZ = 16_000
 _SIOCGSTAMPNS, _STAMP = 0x8907, struct.Struct("@ll")  # linux/sockios.h: struct timespec
 _SOUND = 500  # the agent speaks at about -20 dBFS
 

@@ -6,7 +6,6 @@ No socket and no waiting: packets pass our own RTP session at the times at which
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import numpy as np
 
@@ -16,12 +15,11 @@ from agent.telephony.sip.sdp import Agreed, Codec, CodecName
 from agent.telephony.sound.incoming import IncomingVoice
 from agent.telephony.sound.pacing import FRAME_S
 from benchmarks.dialogue.barista import Clip
+from benchmarks.progress import Progress
 from models.orders import parse_order
 from worker.audio_files import read_question
 from worker.parts import SpeechModel
 from worker.turn import TurnSettings, ask_by_voice
-
-Progress = Callable[[int, int], None]
 
 CODECS: dict[CodecName, int] = {"G722": 9, "opus": 107, "PCMU": 0, "PCMA": 8}
 _PHONE = ("127.0.0.1", 4000)

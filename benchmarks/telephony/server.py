@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from benchmarks.attacks.server import ROOT, ServerError
+
 CONFIG = """
 [session]
 max_sessions = 1024
@@ -48,10 +49,6 @@ class EchoServer:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class ServerError(Exception):
-    """The server did not start; the message says what it said."""
-
-
 @contextmanager
 def echo_server() -> Iterator[EchoServer]:
     """In a process of its own, so that its time can be told from the callers'."""
@@ -60,9 +57,7 @@ def echo_server() -> Iterator[EchoServer]:
         config.write_text(CONFIG.format(greet="false"))
         worker = " ".join(worker_command(0.0))
         command = [sys.executable, "-m", "agent.cli.main", "serve", "--config", str(config), "--port", "0"]
-        process = subprocess.Popen(
-            [*command, "--worker-command", worker], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([*command, "--worker-command", worker], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         try:
             yield _started(process)
         finally:

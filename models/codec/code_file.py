@@ -22,7 +22,8 @@ import torch
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from streaming.flexicodec.flexicodec import FRAME_RATE_HZ, SpeechCodes
+from streaming.flexicodec.codec import FRAME_RATE_HZ
+from streaming.flexicodec.flexicodec import SpeechCodes
 
 MAGIC = b"AGC2"
 DURATION_BITS = 3  # 1 to 8 frames

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.checkpoints.flexicodec_checkpoint import CodecFiles, load_artts, load_flexicodec
 from models.codec.spoken_text import ENGLISH, SpokenText
-from streaming.flexicodec.artts import ArSampling, ArTts, SpokenTokens
+from streaming.flexicodec.artts import ArSampling, ArTts, TimedCodes
 from streaming.flexicodec.flexicodec import FlexiCodec, SpeechCodes
 
 LONGEST_FRAMES = 8
@@ -26,12 +26,12 @@ LONGEST_FRAMES = 8
 class ReadVoice:
     """A recording as the model reads it. frame_rate: similarity above which the codec merged, 0.86 or 0.91."""
 
-    tokens: SpokenTokens
+    tokens: TimedCodes
     words: str
     frame_rate: float
 
 
-NOBODY = SpokenTokens([], [])
+NOBODY = TimedCodes([], [])
 
 
 class Narrator:
@@ -47,7 +47,7 @@ class Narrator:
         """
         with torch.inference_mode():
             codes = self.codec.encode(audio, frame_rate, quantizers=1)
-        return ReadVoice(SpokenTokens(codes.semantic.tolist(), codes.durations.tolist()), words, frame_rate)
+        return ReadVoice(TimedCodes(codes.semantic.tolist(), codes.durations.tolist()), words, frame_rate)
 
     def codes(
         self,
@@ -85,5 +85,5 @@ def load_narrator(files: CodecFiles, weights: Path, tokenizer: Path) -> Narrator
     return Narrator(SpokenText.load(tokenizer), load_artts(weights), load_flexicodec(files))
 
 
-def _pairs(spoken: SpokenTokens) -> list[tuple[int, int]]:
+def _pairs(spoken: TimedCodes) -> list[tuple[int, int]]:
     return list(zip(spoken.codes, spoken.durations, strict=True))

@@ -105,21 +105,17 @@ class FlexiSLM(nn.Module):
         return self.thinker.embed(torch.tensor(list(ids), dtype=torch.int64, device=self.device))
 
     def ids_before(self, prompt: Prompt, tokenizer: TextTokenizer) -> list[int]:
-        """What `embed_before` embeds: ids, and `AUDIO_MARK` in the place of the audio's opening mark."""
+        """The prompt up to the audio: ids, and `AUDIO_MARK` in the place of the audio's opening mark.
+
+        The oldest exchanges stay away where the earlier turns are longer than the config's `history_tokens`.
+        """
         room = self.config.agogic.prompts.history_tokens
         shortened = prompt.shortened(room, lambda text: len(tokenizer.encode(text)))
         ids = tokenizer.encode(shortened.before)
         return [*ids[:-1], AUDIO_MARK] if prompt.audio else ids
 
-    def embed_before(self, prompt: Prompt, tokenizer: TextTokenizer) -> Tensor:
-        """[n, H]: the prompt up to the audio, whose opening mark is the learnt vector.
-
-        The oldest exchanges stay away where the earlier turns are longer than the config's `history_tokens`.
-        """
-        return self.embed_named(self.ids_before(prompt, tokenizer))
-
     def embed_named(self, ids: Sequence[int]) -> Tensor:
-        """[n, H] of `ids_before`'s."""
+        """[n, H] of `ids_before`'s; `AUDIO_MARK` is the learnt vector."""
         if not ids or ids[-1] != AUDIO_MARK:
             return self.embed_ids(ids)
         return torch.cat((self.embed_ids(ids[:-1]), self.thinker.audio_start_embedding[None]))

@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.paged_attention import PagedAttention
 from kernels.paged_cache import PagedCache
 from kernels.sampling import draw, filtered_probabilities
+from kernels.step_runner import InPlace
 from models.networks.flexislm import FlexiSLM
 from models.networks.tokenizer import SpecialIds
 
@@ -28,8 +29,6 @@ positions of its prompt. What is compared or written together stands side by sid
 COLUMNS = 11
 TOP_K, TOP_P = 20, 0.9
 """Speech tokens are drawn from these (section 4.5)."""
-
-InPlace = tuple[int, int]
 
 
 @dataclass(frozen=True)

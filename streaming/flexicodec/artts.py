@@ -49,7 +49,7 @@ class ArSampling:
 
 
 @dataclass(frozen=True)
-class SpokenTokens:
+class TimedCodes:
     """Codes and their durations in 12.5 Hz frames, equally many of both."""
 
     codes: list[int]
@@ -104,10 +104,10 @@ class ArTts(nn.Module):
         self,
         text: Sequence[int],
         frame_rate: float,
-        prompt: SpokenTokens,
+        prompt: TimedCodes,
         sampling: ArSampling,
         generator: torch.Generator | None = None,
-    ) -> SpokenTokens:
+    ) -> TimedCodes:
         """Speak `text` (which starts with the prompt's words, where there is a prompt), until the stop token."""
         device = self.llm_embedding.weight.device
         longest, shortest = int(len(text) * sampling.max_length_ratio), int(len(text) * sampling.min_length_ratio)
@@ -133,7 +133,7 @@ class ArTts(nn.Module):
             logits = self.duration_decoder(hidden[0, -1]) / sampling.duration_temperature
             codes.append(code)
             durations.append(_draw(logits, sampling.duration_top_k, None, generator))
-        return SpokenTokens(codes, durations[len(prompt.durations) :])
+        return TimedCodes(codes, durations[len(prompt.durations) :])
 
 
 def _draw(logits: Tensor, top_k: int, refused: int | None, generator: torch.Generator | None) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from streaming.flexicodec.aggregator import QueryAggregator
 from streaming.flexicodec.fsq import FSQ
-from streaming.hearing.speech_mel import HOP_SAMPLES
+from streaming.hearing.windows import HOP_SAMPLES
 from streaming.layers.convnext import ConvNeXtBlock
 from streaming.layers.transformer import ProjectedTransformer, TransformerConfig
 

@@ -57,11 +57,6 @@ def mel_filters() -> Tensor:
     return torch.minimum(rising, falling).clamp_min(0).float()
 
 
-def raw_frame_count(samples: int) -> int:
-    """100 Hz frames of an utterance: only whole windows count."""
-    return 0 if samples < WINDOW_SAMPLES else 1 + (samples - WINDOW_SAMPLES) // HOP_SAMPLES
-
-
 def log_mel_frames(windows: Tensor, filters: Tensor, dither: float, generator: torch.Generator | None) -> Tensor:
     """Log-mel of cut windows [..., 400] of samples in [-1, 1]: [..., 80]."""
     windows = windows * INT16_SCALE

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streaming.flexicodec.aggregator import QueryAggregator
+from streaming.flexicodec.codec import FRAME_RATE_HZ
 from streaming.flexicodec.dac import DacDecoder, DacEncoder
 from streaming.flexicodec.fbank import SenseVoiceFrontEnd
 from streaming.flexicodec.frame_resampling import resample_frames, resampled_length
@@ -32,7 +33,6 @@ from streaming.layers.convnext import ConvNeXtBlock
 from streaming.layers.transformer import ProjectedTransformer, TransformerConfig
 from streaming.merging.grouping import group_frames, requested_groups
 
-FRAME_RATE_HZ = 12.5
 SHORTEST_SAMPLES = 1_360
 """Below 85 ms there is no complete 12.5 Hz frame."""
 

@@ -60,7 +60,7 @@ class EncoderState:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncoderOutput:
     """frames [rows, n, hidden] after the final norm; logits [rows, n, classes] of characters (last and middle layer)
     and of pieces."""
 
@@ -149,15 +149,15 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         before = torch.cat((left, odd[:, :-1]), dim=1)
         return F.gelu(linear(torch.cat((before, even, odd), dim=-1))), odd[:, -1:]
 
-    def _heads(self, x: Tensor, middle: Tensor) -> Encoded:
+    def _heads(self, x: Tensor, middle: Tensor) -> EncoderOutput:
         frames = self.final_norm(x)
-        return Encoded(frames, self.characters(frames), middle, self.pieces(frames))
+        return EncoderOutput(frames, self.characters(frames), middle, self.pieces(frames))
 
     def _condition(self, x: Tensor) -> tuple[Tensor, Tensor]:
         middle = self.middle_characters(self.middle_norm(x))
         return x + self.self_condition(middle.float().softmax(-1).to(x.dtype)), middle
 
-    def encode(self, mel: Tensor, lengths: Tensor | None = None) -> Encoded:
+    def encode(self, mel: Tensor, lengths: Tensor | None = None) -> EncoderOutput:
         """Whole clips: mel [rows, T, mel_bins], zero-padded on the right; `lengths` [rows] true mel frames.
 
         Gives ceil(T / 4) frames per row; frames past a row's ceil(length / 4) are undefined.
@@ -181,7 +181,7 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
             if i + 1 == self.config.middle_layer:
                 x, middle = self._condition(x)
         encoded = self._heads(x, middle)
-        return Encoded(*(part[:, :frames] for part in encoded.parts()))
+        return EncoderOutput(*(part[:, :frames] for part in encoded.parts()))
 
     def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Frames [rows, ceil(T / 4), hidden] of whole clips, see `encode`."""
@@ -229,7 +229,7 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
             like.new_zeros(batch, c.layers, 2, c.heads, c.left_frames, c.hidden_size // c.heads),
         )
 
-    def step_heads(self, mel: Tensor, state: EncoderState) -> tuple[Encoded, EncoderState]:
+    def step_heads(self, mel: Tensor, state: EncoderState) -> tuple[EncoderOutput, EncoderState]:
         """Encodes every block that `mel` [rows, T, mel_bins] completes; T may be 0."""
         mel = torch.cat((state.pending, mel), dim=1)
         blocks = mel.shape[1] // self.block_mel_frames
@@ -245,7 +245,7 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         encoded, state = self.step_heads(x, state)
         return encoded.frames, state
 
-    def flush_heads(self, state: EncoderState) -> tuple[Encoded, EncoderState]:
+    def flush_heads(self, state: EncoderState) -> tuple[EncoderOutput, EncoderState]:
         """The open block, as if the clip ended here; the state returned has nothing pending."""
         mel = state.pending
         if not mel.shape[1]:
@@ -258,16 +258,18 @@ class BlockCausalEncoder(StreamingModule[EncoderState]):
         encoded, state = self.flush_heads(state)
         return encoded.frames, state
 
-    def _join(self, parts: list[Encoded], like: Tensor) -> Encoded:
+    def _join(self, parts: list[EncoderOutput], like: Tensor) -> EncoderOutput:
         if len(parts) == 1:
             return parts[0]
         if parts:
-            return Encoded(*(torch.cat(pieces, dim=1) for pieces in zip(*(p.parts() for p in parts), strict=True)))
+            return EncoderOutput(
+                *(torch.cat(pieces, dim=1) for pieces in zip(*(p.parts() for p in parts), strict=True))
+            )
         c = self.config
         classes = (c.hidden_size, c.characters, c.characters, c.pieces)
-        return Encoded(*(like.new_zeros(like.shape[0], 0, n) for n in classes))
+        return EncoderOutput(*(like.new_zeros(like.shape[0], 0, n) for n in classes))
 
-    def _blocks(self, mel: Tensor, state: EncoderState) -> tuple[Encoded, EncoderState]:
+    def _blocks(self, mel: Tensor, state: EncoderState) -> tuple[EncoderOutput, EncoderState]:
         """Some blocks, the last one complete or (at the end) open: mel [rows, 4n, mel_bins]."""
         x, mel_left = self._halve(mel, state.mel_left, self.halve_mel)
         x, half_left = self._halve(x, state.half_left, self.halve_hidden)

@@ -14,15 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streaming.hearing.mel_filters import mel_filters
+from streaming.hearing.windows import HALF_WINDOW, HOP_SAMPLES, LEAST_POWER, SAMPLE_RATE, WINDOW_SAMPLES, reflect_left
 from streaming.layers.module import StreamingModule
 from streaming.layers.samples import audible
 
-SAMPLE_RATE = 16_000
-HOP_SAMPLES = 160
-WINDOW_SAMPLES = 400
-HALF_WINDOW = WINDOW_SAMPLES // 2
 MEL_BINS = 128
-LEAST_POWER = 1e-10
 DYNAMIC_RANGE = 8.0
 FRAMES_REACHED_BEHIND = 2
 """Frames behind the last one whose windows still reach into the clip: they count towards its maximum."""
@@ -33,7 +29,7 @@ def whisper_log_mel(samples: Tensor, mel_bins: int = MEL_BINS) -> Tensor:
     frames = -(-samples.shape[0] // HOP_SAMPLES)
     device = samples.device
     missing = (frames + FRAMES_REACHED_BEHIND) * HOP_SAMPLES + HALF_WINDOW - samples.shape[0]
-    padded = _reflect_left(F.pad(audible(samples)[None], (0, missing)))
+    padded = reflect_left(F.pad(audible(samples)[None], (0, missing)))
     window = torch.hann_window(WINDOW_SAMPLES, device=device)
     log_power = _log_power(padded, window, mel_filters(WINDOW_SAMPLES, mel_bins, SAMPLE_RATE).to(device))[0]
     return floored(log_power, log_power.max())[:frames]
@@ -76,7 +72,7 @@ class StreamingWhisperMel(StreamingModule[WhisperMelState]):
         before = int(state.samples.max())
         pending, count = torch.cat((state.pending, audible(x)), dim=1), 0
         if before + x.shape[1] > HALF_WINDOW:
-            pending = pending if before > HALF_WINDOW else _reflect_left(pending)
+            pending = pending if before > HALF_WINDOW else reflect_left(pending)
             count = max(0, (pending.shape[1] - WINDOW_SAMPLES) // HOP_SAMPLES + 1)
         features, loudest = self._features(pending, count, state.loudest)
         new = WhisperMelState(pending[:, count * HOP_SAMPLES :], state.samples + x.shape[1], loudest)
@@ -87,7 +83,7 @@ class StreamingWhisperMel(StreamingModule[WhisperMelState]):
         seen = int(state.samples.max())
         pending = state.pending
         if seen <= HALF_WINDOW:
-            pending = _reflect_left(F.pad(pending, (0, HALF_WINDOW + 1 - pending.shape[1])))
+            pending = reflect_left(F.pad(pending, (0, HALF_WINDOW + 1 - pending.shape[1])))
             count = -(-seen // HOP_SAMPLES)
         else:
             count = -(-(pending.shape[1] - HALF_WINDOW) // HOP_SAMPLES)
@@ -120,7 +116,7 @@ class WhisperClip:
         """Log power [frames, mel_bins], not floored, of the frames that samples [n] complete."""
         pending = torch.cat((self._pending, audible(samples)))
         if self.samples <= HALF_WINDOW < self.samples + len(samples):
-            pending = _reflect_left(pending[None])[0]
+            pending = reflect_left(pending[None])[0]
         self.samples += len(samples)
         count = 0
         if self.samples > HALF_WINDOW:
@@ -144,7 +140,7 @@ class WhisperClip:
         behind = (count - 1) * HOP_SAMPLES + WINDOW_SAMPLES - len(self._pending)
         samples = F.pad(self._pending, (0, behind))
         if self.samples <= HALF_WINDOW:
-            samples = _reflect_left(samples[None])[0]
+            samples = reflect_left(samples[None])[0]
         power = self._power(samples, count)
         return power[:missing], torch.maximum(self._loudest, power.max())
 
@@ -165,7 +161,3 @@ def _log_power(samples: Tensor, window: Tensor, filters: Tensor) -> Tensor:
     spectrum = torch.fft.rfft(samples.unfold(1, WINDOW_SAMPLES, HOP_SAMPLES) * window)
     power: Tensor = (spectrum.real.square() + spectrum.imag.square()) @ filters
     return power.clamp_min(LEAST_POWER).log10()
-
-
-def _reflect_left(samples: Tensor) -> Tensor:
-    return torch.cat((samples[:, 1 : HALF_WINDOW + 1].flip(1), samples), dim=1)

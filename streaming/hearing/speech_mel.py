@@ -13,15 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streaming.hearing.mel_filters import mel_filters
+from streaming.hearing.windows import HALF_WINDOW, HOP_SAMPLES, SAMPLE_RATE, WINDOW_SAMPLES, reflect_left
 from streaming.layers.module import StreamingModule
 from streaming.layers.samples import audible
 
-SAMPLE_RATE = 16_000
-HOP_SAMPLES = 160
-WINDOW_SAMPLES = 400
-HALF_WINDOW = WINDOW_SAMPLES // 2
 FLOOR_LOG10 = -8.0
-LEAST_POWER = 1e-10
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class SpeechMel(StreamingModule[SpeechMelState]):
         seen = int(state.samples.max())
         count = 0
         if seen + x.shape[1] > HALF_WINDOW:
-            pending = pending if seen > HALF_WINDOW else _reflect_left(pending)
+            pending = pending if seen > HALF_WINDOW else reflect_left(pending)
             count = max(0, (pending.shape[1] - WINDOW_SAMPLES) // HOP_SAMPLES + 1)
         new = SpeechMelState(pending[:, count * HOP_SAMPLES :], samples)
         return self._frames(pending, count), new
@@ -71,7 +67,7 @@ class SpeechMel(StreamingModule[SpeechMelState]):
     def flush(self, state: SpeechMelState) -> tuple[Tensor, SpeechMelState]:
         pending, seen = state.pending, int(state.samples.max())
         if seen <= HALF_WINDOW:
-            pending = _reflect_left(F.pad(pending, (0, HALF_WINDOW + 1 - pending.shape[1])))
+            pending = reflect_left(F.pad(pending, (0, HALF_WINDOW + 1 - pending.shape[1])))
             count = seen // HOP_SAMPLES
         else:
             # pending begins HALF_WINDOW before the next centre, a multiple of the hop, and ends at the last sample.
@@ -90,7 +86,3 @@ class SpeechMel(StreamingModule[SpeechMelState]):
         power = (spectrum.real.square() + spectrum.imag.square()) @ self.filters
         scaled: Tensor = (power.clamp_min(10.0**FLOOR_LOG10).log10() + 4.0) / 4.0
         return scaled
-
-
-def _reflect_left(samples: Tensor) -> Tensor:
-    return torch.cat((samples[:, 1 : HALF_WINDOW + 1].flip(1), samples), dim=1)

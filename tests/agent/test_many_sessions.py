@@ -15,7 +15,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from benchmarks.load.server import children, resident_mb
+from benchmarks.attacks.server import children
+from benchmarks.load.server import resident_mb
 from tests.support.service_process import ServiceProcess
 from tests.support.speech import order
 

@@ -136,7 +136,7 @@ def test_how_an_answer_may_end_otherwise(reason: Any, status: str, details: dict
 def test_worker_error_about_an_utterance_fails_its_transcription() -> None:
     driver = SessionDriver(reply=None, settings=PUSH_TO_TALK)
     driver.speak(0.3)
-    driver.do(driver.session.client_message('{"type": "input_audio_buffer.commit"}'))
+    driver.do(driver.session.take(driver.session.read('{"type": "input_audio_buffer.commit"}')))
     driver.worker(wire.WorkerError(1, "internal", "listening failed"))
     failed = driver.last("conversation.item.input_audio_transcription.failed")
     assert failed["error"]["message"] == "listening failed"

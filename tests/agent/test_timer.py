@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -22,17 +24,17 @@ async def test_a_deadline_that_moves_away_makes_no_new_timer_and_is_kept(monkeyp
 
         monkeypatch.setattr(runner.session, "next_deadline_s", lambda: due_s)
         monkeypatch.setattr(runner.session, "tick", tick)
-        runner._schedule()
-        timer = runner._timer
+        runner._timer.look()
+        handle = runner._timer._handle
         due_s += 0.1
-        runner._schedule()
-        assert runner._timer is timer, "it moved away"
+        runner._timer.look()
+        assert runner._timer._handle is handle, "it moved away"
         await asyncio.sleep(0.08)
-        assert ticks == 0 and runner._timer is not timer
+        assert ticks == 0 and runner._timer._handle is not handle
         await until(lambda: ticks == 1)
         assert runner._clock.now_s() >= due_s - 60.0
         due_s = runner._clock.now_s()
-        runner._schedule()
+        runner._timer.look()
         await until(lambda: ticks == 2)
 
 
@@ -40,7 +42,7 @@ async def test_a_mistake_when_the_timer_fires_ends_that_session_alone(monkeypatc
     async with service_of(ServerConfig()) as service:
         wrong, other = Client(service).runner, Client(service).runner
         monkeypatch.setattr(wrong.session, "next_deadline_s", lambda: wrong._clock.now_s() + 0.02)
-        wrong._schedule()
+        wrong._timer.look()
 
         def broken() -> float:
             raise ValueError("no deadline")
@@ -48,3 +50,16 @@ async def test_a_mistake_when_the_timer_fires_ends_that_session_alone(monkeypatc
         monkeypatch.setattr(wrong.session, "next_deadline_s", broken)
         await until(lambda: wrong.closed)
         assert not other.closed
+
+
+async def test_a_session_that_is_over_is_freed_without_the_collector() -> None:
+    async with service_of(ServerConfig()) as service:
+        client = Client(service)
+        session = weakref.ref(client.runner)
+        gc.disable()
+        try:
+            client.runner.disconnect("the client is gone")
+            del client
+            await until(lambda: session() is None)
+        finally:
+            gc.enable()

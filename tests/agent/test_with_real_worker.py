@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from benchmarks.load.server import children
+from benchmarks.attacks.server import children
 from tests.support.conformance import check
 from tests.support.service_process import ServiceProcess
 from tests.support.speech import order

@@ -14,7 +14,7 @@ from kernels.attention import attend, attend_reference, attention_probabilities
 from kernels.block_pool import CacheFullError
 from kernels.paged_attention import GatheredPages
 from kernels.paged_cache import PagedCache
-from kernels.rope import rope_angles, rotate_half, rotate_interleaved
+from kernels.rope import apply_half, apply_interleaved, half_rotation, interleaved_rotation, rope_angles
 from kernels.sampling import draw, filtered_probabilities
 from models.networks.qwen2 import DecoderConfig, HeadOfLayer, Qwen2Model
 
@@ -40,10 +40,14 @@ def test_fused_attention_equals_the_reference(causal: bool) -> None:
     torch.testing.assert_close(attend(query, key, value, mask), attend_reference(query, key, value, mask))
 
 
-@pytest.mark.parametrize("rotate", [rotate_half, rotate_interleaved])
-def test_rotation_keeps_lengths_and_depends_on_distance_only(rotate: object) -> None:
-    assert callable(rotate)
+@pytest.mark.parametrize("halves", [True, False])
+def test_rotation_keeps_lengths_and_depends_on_distance_only(halves: bool) -> None:
     x, y = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+
+    def rotate(x: Tensor, angles: Tensor) -> Tensor:
+        if halves:
+            return apply_half(x, half_rotation(angles, x.dtype))
+        return apply_interleaved(x, interleaved_rotation(angles))
 
     def score(first: int, second: int) -> float:
         a = rotate(x, rope_angles(torch.tensor([[first]]), 8, 1e4))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels import paged_attention
 from kernels.attention import attend_reference
+from kernels.block_pool import page_names
 from kernels.paged_attention import (
     BackendError,
     FlashAttention,
@@ -123,14 +124,14 @@ BACKENDS: list[Callable[[], PagedAttention]] = [
 @given(
     number=st.integers(0, len(BACKENDS) - 1),
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=4),
-    forked=st.booleans(),
+    shared=st.booleans(),
     head_dim=st.sampled_from([64, 128, 160]),
     groups=st.sampled_from([1, 2, 7]),
     cut=st.floats(0, 1),
     seed=st.integers(0, 99),
 )
 def test_pieces_and_steps_give_what_the_whole_sequence_gives(
-    number: int, lengths: list[int], forked: bool, head_dim: int, groups: int, cut: float, seed: int
+    number: int, lengths: list[int], shared: bool, head_dim: int, groups: int, cut: float, seed: int
 ) -> None:
     """Sequences are prefilled in two pieces packed with others', shared, and go on by single steps."""
     torch.manual_seed(seed)
@@ -155,8 +156,10 @@ def test_pieces_and_steps_give_what_the_whole_sequence_gives(
     heads = [int(cut * (n - 1)) for n in lengths]
     middles = [head + (n - 1 - head) // 2 for head, n in zip(heads, lengths, strict=True)]
     prefill([(row, 0, end) for row, end in enumerate(heads)])
-    if forked and heads[0]:
-        cache.fork(0, rows)  # somebody else holds the same pages from now on
+    if shared and heads[0]:
+        names = page_names(list(range(heads[0])), 8)
+        cache.publish(0, names)
+        cache.adopt(rows, names)  # somebody else holds the same pages from now on
     prefill([(row, *span) for row, span in enumerate(zip(heads, middles, strict=True))])
     while going := [row for row in range(rows) if cache.held[row] < lengths[row]]:
         for row in going:

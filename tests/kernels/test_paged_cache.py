@@ -71,13 +71,6 @@ class Conversations(RuleBasedStateMachine):
         self.cache.truncate(sequence, length)
         del self.held[sequence][length:]
 
-    @rule(source=st.integers(0, SEQUENCES - 1), copy=st.integers(0, SEQUENCES - 1))
-    def fork(self, source: int, copy: int) -> None:
-        if source != copy:
-            self.cache.truncate(copy, 0)
-            self.cache.fork(source, copy)
-            self.held[copy] = list(self.held[source])
-
     @rule(sequence=st.integers(0, SEQUENCES - 1), reader=st.integers(0, SEQUENCES - 1))
     def share_by_name(self, sequence: int, reader: int) -> None:
         names = page_names(self.held[sequence], PAGE)
@@ -156,7 +149,8 @@ def test_a_sequence_has_its_pages_side_by_side_where_nobody_is_in_the_way() -> N
         assert cache.in_place(sequence) == (1 + 4 * sequence, 14)
     cache.truncate(1, 4)
     cache.truncate(0, 0)
-    cache.fork(1, 0)
+    cache.publish(1, [b"first"])
+    assert cache.adopt(0, [b"first"]) == 4
     cache.reserve(0, 9)
     cache.commit(cache.prefill([0], [5]))
     assert cache.in_place(0) is None

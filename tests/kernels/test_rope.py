@@ -13,10 +13,13 @@ from kernels.rope import (
     half_rotation,
     interleaved_rotation,
     rope_angles,
-    rotate_half,
 )
 
 HEAD_DIM = 8
+
+
+def rotate_half(x: Tensor, angles: Tensor) -> Tensor:
+    return apply_half(x, half_rotation(angles, x.dtype))
 
 
 def rotated(x: Tensor, angles: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from models.checkpoints.flexislm_checkpoint import load_flexislm
 from models.networks.flexislm import FlexiSLM
 from models.networks.generation import GenerationOptions, Runner, Step
 from models.networks.joint_step import FOCUS, JointStep
-from models.networks.prompts import PastTurn, Prompts, chat_prompt, repeat_request
+from models.networks.prompts import PastTurn, Prompt, Prompts, chat_prompt, repeat_request
 from models.networks.talker import AUDIO_START, CODE_OFFSET
 from models.networks.tokenizer import TextTokenizer
 from tests.support.golden import golden_dirs
@@ -33,10 +33,14 @@ def model(request: pytest.FixtureRequest) -> FlexiSLM:
     return load_flexislm(FOLDER / request.param, dtype=torch.float32)
 
 
+def embed_before(model: FlexiSLM, parts: Prompt) -> Tensor:
+    return model.embed_named(model.ids_before(parts, TOKENIZER))
+
+
 def prompt(model: FlexiSLM, text: str = "Tell me a joke.") -> Tensor:
     with torch.inference_mode():
         parts = chat_prompt(text, audio=False, speech=True)
-        return torch.cat((model.embed_before(parts, TOKENIZER), model.embed_after(parts, TOKENIZER)))
+        return torch.cat((embed_before(model, parts), model.embed_after(parts, TOKENIZER)))
 
 
 def finish(runner: Runner, slot: int, options: GenerationOptions) -> list[Step]:
@@ -319,9 +323,7 @@ def test_of_a_past_too_long_the_oldest_exchanges_are_left_out_whole(model: Flexi
         tight.config = msgspec.structs.replace(model.config, agogic=msgspec.structs.replace(agogic, prompts=prompts))
         shorter = chat_prompt(audio=True, speech=True, history=past[6 - 2 * kept :])
         with torch.inference_mode():
-            torch.testing.assert_close(
-                tight.embed_before(prompt, TOKENIZER), model.embed_before(shorter, TOKENIZER), rtol=0, atol=0
-            )
+            torch.testing.assert_close(embed_before(tight, prompt), embed_before(model, shorter), rtol=0, atol=0)
 
 
 def test_instructions_replace_the_system_message_where_the_model_follows_them() -> None:

@@ -116,7 +116,7 @@ class SessionDriver:
 
     def send_raw(self, data: str | bytes) -> list[dict[str, Any]]:
         before = len(self.events)
-        self.do(self.session.client_message(data))
+        self.do(self.session.take(self.session.read(data)))
         while self.session.has_pending_audio:
             self.do(self.session.process_audio())
         return self.events[before:]
@@ -227,3 +227,15 @@ def answer(ask: wire.Respond, reply: str) -> list[wire.Message]:
     )
     messages.append(wire.ResponseDone(ask.session, ask.generation, "completed", reply, stats))
     return messages
+
+
+def heard_ms(driver: SessionDriver, utterance: int) -> int:
+    """What the worker was given of an utterance."""
+    return sum(len(m.pcm) for m in driver.asked(wire.AudioIn) if m.utterance == utterance) // 32
+
+
+def users(driver: SessionDriver) -> list[str]:
+    """Ids of the user's items that the client has, in order."""
+    ids = [e["item"]["id"] for e in driver.of("conversation.item.added") if e["item"]["role"] == "user"]
+    gone = {e["item_id"] for e in driver.of("conversation.item.deleted")}
+    return [identity for identity in ids if identity not in gone]

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
-from streaming.hearing.encoder import Encoded
+from streaming.hearing.encoder import EncoderOutput
 from training.features import Clip
 from training.recogniser import (
     ALPHABET,
@@ -43,9 +43,9 @@ class Planted:
         logits = path_logits(character_ids(" " + text), len(ALPHABET) + 1, BLANK)
         self.logits = logits + noise * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
 
-    def encode(self, mel: Tensor) -> Encoded:
+    def encode(self, mel: Tensor) -> EncoderOutput:
         characters = self.logits[None]
-        return Encoded(mel, characters, characters, characters)
+        return EncoderOutput(mel, characters, characters, characters)
 
 
 CLIP = Clip(np.zeros((40, 80), np.float16), "", None, "")
@@ -106,7 +106,7 @@ def test_the_loss_is_small_where_the_heads_spell_the_text_and_ignores_padding() 
     padded = torch.stack(
         [torch.nn.functional.pad(rows, (0, 0, 0, longest - len(rows)), value=5.0) for rows in characters]
     )
-    good = loss_of(Encoded(padded, padded, padded, piece_rows), lengths, examples)
-    swapped = loss_of(Encoded(padded, padded, padded, piece_rows), lengths, examples[::-1])
+    good = loss_of(EncoderOutput(padded, padded, padded, piece_rows), lengths, examples)
+    swapped = loss_of(EncoderOutput(padded, padded, padded, piece_rows), lengths, examples[::-1])
     assert float(good) < 0.01 < 1.0 < float(swapped)
     assert math.isfinite(float(swapped))

@@ -42,7 +42,7 @@ from tests.worker.scripted import (
 )
 from worker.engine import Engine
 from worker.parts import Spoken
-from worker.session import FIRST_SOUND_S
+from worker.session import FIRST_SOUND_S, ON_THE_WAY_S
 from worker.step_times import Cost, UnitSize
 
 
@@ -196,8 +196,8 @@ def test_who_would_run_dry_goes_before_who_has_just_asked() -> None:
     engine.submit(ear, ask("a", session=1))
     for _ in range(3):
         engine.iterate()
-    # Two words of 80 ms are out. So much later they last no longer than a first sound may take.
-    clock.now += 2 * 0.08 - FIRST_SOUND_S + 0.001
+    # Two words of 80 ms are out. So much later, and what is on the way taken off, they end before a first sound is due.
+    clock.now += 2 * 0.08 - FIRST_SOUND_S - ON_THE_WAY_S + 0.001
     engine.submit(ear, ask("b", session=2))
     for _ in range(3):
         engine.iterate()

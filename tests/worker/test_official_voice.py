@@ -55,7 +55,7 @@ def test_sound_comes_in_chunks_and_adds_up(voice: OfficialVoice) -> None:
     while stream.ready:
         pieces += voice.render([stream])
     assert stream.finished
-    assert sum(map(len, pieces)) == stream.samples == stream.pushed_frames * 1920 == 14 * 1920
+    assert sum(map(len, pieces)) == stream.samples == 14 * 1920
     assert stream.flow_ms > 0 and stream.vocoder_ms > 0
 
 

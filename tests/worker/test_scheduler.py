@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from worker.load import MOST_BUSY, LoadMeter
+from worker.load import LATE_BUSY, MOST_BUSY, REMEMBERED_S, LoadMeter
 from worker.parts import MOST_SAMPLES
 from worker.scheduler import LEAST_HEARD, Kind, Work, next_at_s, schedule
 from worker.step_times import KNOWN_AFTER, Cost, StepTimes, UnitSize
@@ -17,6 +17,7 @@ COSTS: dict[Kind, Cost] = {
     "sound": Cost(0.020, 0.010),
     "hearing": Cost(0.010, 0.0, 1e-6),
     "opening": Cost(0.005, 0.0, 1e-5),
+    "beginning": Cost(0.012, 0.002),
 }
 
 
@@ -54,6 +55,17 @@ def test_a_gap_is_worse_than_a_wait() -> None:
     assert rows(waiting, work(2, "sound", 0.036, 1000)) == [1], "it will be too late by then, but who would notice"
     assert rows(waiting, work(2, "sound", 0.036, 1000, playing=True)) == [2]
     assert rows(waiting, work(2, "sound", 0.060, 1000, playing=True)) == [1], "there is time for both"
+
+
+def test_an_answer_begins_before_the_steps_that_it_can_share() -> None:
+    steps = [work(n, "token", 0.05 + n / 100) for n in range(2)]
+    beginning = work(5, "beginning", 0.3, 16)
+    plan = schedule([*steps, beginning], NOW, times())
+    assert plan is not None and plan.kind == "beginning", "12 ms now, and every step behind is for three"
+    dry = work(6, "token", 0.020, playing=True)
+    plan = schedule([*steps, beginning, dry], NOW, times())
+    assert plan is not None and plan.kind == "token", "whoever is heard would have run dry by then"
+    assert rows(*steps, work(5, "beginning", 0.3, 16, begins_from_s=NOW + 0.1)) == [0, 1], "it cannot begin yet"
 
 
 def test_company_ends_where_another_would_be_late() -> None:
@@ -165,6 +177,29 @@ def test_more_callers_are_taken_where_answers_may_be_coarser() -> None:
     meter = LoadMeter(StepTimes({"token": Cost(0.025)}), 16_000, 24_000)
     conversation(meter, 18, 60.0, 12.5, 0.025)
     assert meter.forecast(4.0).capacity > meter.forecast(12.5).capacity
+
+
+def test_nobody_more_is_taken_while_those_who_are_there_wait_too_long() -> None:
+    meter = LoadMeter(StepTimes({"token": Cost(0.020)}), 16_000, 24_000)
+    conversation(meter, 18, 60.0, 12.5, 0.020)
+    before = meter.forecast(4.0).capacity
+    for late in [False] * 20 + [True]:
+        meter.first_sound(late)
+    assert meter.admits(4.0, before - 1), "one of twenty may be"
+    meter.first_sound(late=True)
+    capacity = meter.forecast(4.0).capacity
+    assert not meter.admits(4.0, before - 1) and 18 <= capacity < before
+    assert meter.share(capacity, 4.0) <= LATE_BUSY < meter.share(capacity + 1, 4.0)
+    conversation(meter, 18, REMEMBERED_S, 12.5, 0.020)
+    assert meter.forecast(4.0).capacity == pytest.approx(before, abs=1), "it has not happened for a while"
+
+
+def test_one_late_answer_of_few_shuts_nobody_out() -> None:
+    meter = LoadMeter(StepTimes({"token": Cost(0.020)}), 16_000, 24_000)
+    conversation(meter, 2, 60.0, 12.5, 0.020)
+    for _ in range(5):
+        meter.first_sound(late=True)
+    assert meter.admits(4.0, 2), "a worker with so little to do has time for another"
 
 
 def test_who_falls_behind_says_so() -> None:

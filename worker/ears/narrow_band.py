@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from streaming.hearing.mel_filters import mel_filters
-from streaming.hearing.speech_mel import SAMPLE_RATE, WINDOW_SAMPLES
+from streaming.hearing.windows import SAMPLE_RATE, WINDOW_SAMPLES
 
 VOICE_HZ = (300.0, 3300.0)
 ABOVE_HZ = 4400.0

@@ -101,7 +101,6 @@ class OfficialVoiceStream:
         self._vocoder = VocoderStream(voice.vocoder, voice.window)
         self._ended = False
         self._flushed = False
-        self.pushed_frames = 0
         self.samples = 0
         self.flow_ms = 0.0
         self.vocoder_ms = 0.0
@@ -133,7 +132,6 @@ class OfficialVoiceStream:
     def push(self, code: int, duration_frames: int) -> None:
         """The next code. Raises `SpeechCodeError`."""
         self.flow.push(code, duration_frames)
-        self.pushed_frames += duration_frames
 
     def end(self) -> None:
         """No more codes will come."""

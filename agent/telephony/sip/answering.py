@@ -24,13 +24,12 @@ from agent.telephony.sip.call import (
 from agent.telephony.sip.core import Core
 from agent.telephony.sip.dialog import Dialog
 from agent.telephony.sip.message import METHODS, response_to, with_body
-from agent.telephony.sip.sdp import SdpError
+from agent.telephony.sip.sdp import MEDIA_TYPE, SdpError
 from agent.telephony.sip.transaction import NewRequest, Transaction
 
 _KNOWN_METHODS = (*METHODS, "REGISTER", "SUBSCRIBE", "MESSAGE", "REFER", "PRACK", "PUBLISH")
 _SUPPORTED = {"timer"}
 _SIGNAL = re.compile(r"(?:signal\s*=\s*)?([0-9*#A-D])\s*(?:$|[\r\n])", re.IGNORECASE)
-_SDP = "application/sdp"
 
 
 class Answering(Core):
@@ -49,11 +48,11 @@ class Answering(Core):
         call.media = media
         response = self._response(call, 200)
         if call.offer is None:
-            with_body(response, media.offer(), _SDP)
+            with_body(response, media.offer(), MEDIA_TYPE)
             call.awaits_answer = True
         else:
             call.agreed = media.agree(call.offer)
-            with_body(response, media.answer(call.offer, call.agreed), _SDP)
+            with_body(response, media.answer(call.offer, call.agreed), MEDIA_TYPE)
         self._agree_on_timer(call, call.invite, response)
         self._accept_invite(call, call.transaction, response)
         call.state = "answered"
@@ -189,9 +188,9 @@ class Answering(Core):
             call.dialog.target = request.contact[0].uri
         call.dialog.peer = transaction.peer
         if offer is not None and agreed is not None:
-            with_body(response, call.media.answer(offer, agreed), _SDP)
+            with_body(response, call.media.answer(offer, agreed), MEDIA_TYPE)
         elif request.method == "INVITE":
-            with_body(response, call.media.offer(), _SDP)
+            with_body(response, call.media.offer(), MEDIA_TYPE)
             call.awaits_answer = True
         self._agree_on_timer(call, request, response)
         if request.method == "INVITE":
@@ -287,7 +286,7 @@ class Answering(Core):
 
     def _capabilities(self, request: Request) -> Response:
         response = response_to(request, 200, to_tag=self.tag)
-        response.headers.add("Accept", f"{_SDP}, application/dtmf-relay")
+        response.headers.add("Accept", f"{MEDIA_TYPE}, application/dtmf-relay")
         response.headers.add("Supported", "timer")
         return response
 
@@ -295,14 +294,14 @@ class Answering(Core):
         """Raises `SdpError`, with 415 for a body that is none."""
         if not request.body:
             return None
-        if _media_type(request) != _SDP or request.headers.get("Content-Encoding") not in (None, "identity"):
-            raise SdpError(415, f"only {_SDP} is read here")
+        if _media_type(request) != MEDIA_TYPE or request.headers.get("Content-Encoding") not in (None, "identity"):
+            raise SdpError(415, f"only {MEDIA_TYPE} is read here")
         return sdp.parse(request.body)
 
     def _refuse(self, transaction: Transaction, status: int, why: str = "") -> list[SipHappening]:
         response = response_to(transaction.request, status, to_tag=self.tag, why=why)
         if status == 415:
-            response.headers.add("Accept", f"{_SDP}, application/dtmf-relay")
+            response.headers.add("Accept", f"{MEDIA_TYPE}, application/dtmf-relay")
         if status in (491, 500):
             response.headers.add("Retry-After", "1")
         self._reply(transaction, response)

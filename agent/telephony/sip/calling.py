@@ -26,11 +26,10 @@ from agent.telephony.sip.call import (
 from agent.telephony.sip.dialog import Dialog, new_tag
 from agent.telephony.sip.digest import DigestError, credentials_for
 from agent.telephony.sip.message import USER_AGENT, Peer, encode, with_body
-from agent.telephony.sip.sdp import SdpError
+from agent.telephony.sip.sdp import MEDIA_TYPE, SdpError
 from agent.telephony.sip.transaction import NewResponse
 
 RETRY_S = 30.0
-_SDP = "application/sdp"
 
 
 @dataclass
@@ -77,7 +76,7 @@ class Calling(Answering):
         request.headers.add("Supported", "timer")
         for name, value in extra.items():
             request.headers.set(name, value)
-        with_body(request, call.media.offer(), _SDP)
+        with_body(request, call.media.offer(), MEDIA_TYPE)
         call.invite = request
         call.transaction = self._send(request, call.dialog.peer, lambda new: self._invite_answered(call, new))
 
@@ -222,7 +221,7 @@ class Calling(Answering):
         request.headers.add("Supported", "timer")
         if call.timer is not None:
             request.headers.add("Session-Expires", f"{call.timer.interval_s};refresher=uac")
-        with_body(request, call.media.offer(), _SDP)
+        with_body(request, call.media.offer(), MEDIA_TYPE)
         call.invite, call.refreshing = request, True
 
         def answered(new: NewResponse | None) -> list[SipHappening]:

@@ -12,6 +12,7 @@ from typing import Literal
 Direction = Literal["sendrecv", "sendonly", "recvonly", "inactive"]
 CodecName = Literal["G722", "opus", "PCMU", "PCMA"]
 
+MEDIA_TYPE = "application/sdp"
 _STATIC: dict[int, tuple[CodecName, int]] = {0: ("PCMU", 8000), 8: ("PCMA", 8000), 9: ("G722", 8000)}
 # Wide band first; of the two ways to have it, the one that costs less.
 PREFERRED: tuple[CodecName, ...] = ("G722", "opus", "PCMU", "PCMA")

@@ -69,9 +69,6 @@ class TimedOut:
     is_client: bool
 
 
-Indication = NewRequest | NewResponse | TimedOut
-
-
 @dataclass
 class Transactions:
     """`sent` collects what goes out; whoever owns the sockets empties it."""

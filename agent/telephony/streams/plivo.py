@@ -8,9 +8,9 @@ from typing import ClassVar
 import msgspec
 from msgspec.json import Decoder
 
-from agent.audio import Samples
+from agent.audio import Encoding, Samples
 from agent.telephony.streams.json_stream import JsonStream, Nothing
-from agent.telephony.streams.stream import UNSUPPORTED, Encoding, Format, Happening, StreamError, to_json
+from agent.telephony.streams.stream import UNSUPPORTED, Format, Happening, StreamError, to_json
 
 _FORMATS: dict[tuple[str, int], Encoding] = {
     ("audio/x-mulaw", 8000): "pcmu",

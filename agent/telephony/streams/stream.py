@@ -16,13 +16,12 @@ from typing import ClassVar, Literal
 import msgspec
 
 from agent import audio
-from agent.audio import Samples
+from agent.audio import Encoding, Samples
 
 MAX_MEDIA_BYTES = 64 * 1024
 KEYS = frozenset("0123456789*#ABCD")
 
 PROTOCOL_ERROR, UNSUPPORTED, BAD_DATA = 1002, 1003, 1007
-Encoding = Literal["pcmu", "pcma", "pcm16"]
 
 
 @dataclass(frozen=True)

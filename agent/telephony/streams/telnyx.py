@@ -8,9 +8,9 @@ from __future__ import annotations
 import msgspec
 from msgspec.json import Decoder
 
-from agent.audio import Samples
+from agent.audio import Encoding, Samples
 from agent.telephony.streams.json_stream import JsonStream
-from agent.telephony.streams.stream import UNSUPPORTED, Encoding, Format, Happening, StreamError, to_json
+from agent.telephony.streams.stream import UNSUPPORTED, Format, Happening, StreamError, to_json
 
 _ENCODINGS: dict[str, Encoding] = {"PCMU": "pcmu", "PCMA": "pcma"}
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from benchmarks.golden.speech import TINY_ARTTS
-from streaming.flexicodec.artts import ArSampling, ArTts, SpokenTokens
+from streaming.flexicodec.artts import ArSampling, ArTts, TimedCodes
 from streaming.flexicodec.relative_encoder import RelativeEncoder
 
-NO_PROMPT = SpokenTokens([], [])
+NO_PROMPT = TimedCodes([], [])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_stop_is_refused_until_the_least_length(model: ArTts) -> None:
 
 
 def test_sampling_is_seeded(model: ArTts) -> None:
-    def speak(seed: int) -> SpokenTokens:
+    def speak(seed: int) -> TimedCodes:
         sampling = ArSampling(max_length_ratio=5.0)
         return model.generate([1, 2, 3], 0.86, NO_PROMPT, sampling, torch.Generator().manual_seed(seed))
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.golden.files import Golden
-from benchmarks.streams.look_ahead import GOLDEN, tiny_sensevoice
+from benchmarks.golden.files import COMMITTED, Golden
+from benchmarks.streams.look_ahead import tiny_sensevoice
 from streaming.flexicodec.fbank import FEATURES, SenseVoiceFrontEnd
 from streaming.flexicodec.sensevoice import SenseVoiceEncoder
 from streaming.flexicodec.sensevoice_chunks import ChunkDials, ChunkedSenseVoice
@@ -22,7 +22,7 @@ SMALL = ChunkDials(chunk_frames=5, look_ahead_frames=2, left_frames=9)
 
 @pytest.fixture(scope="module")
 def encoder() -> SenseVoiceEncoder:
-    return tiny_sensevoice(Golden(GOLDEN / "flexicodec")).eval().requires_grad_(False)
+    return tiny_sensevoice(Golden(COMMITTED / "flexicodec")).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from benchmarks.golden.files import Golden
-from benchmarks.streams.look_ahead import GOLDEN, tiny_sensevoice
+from benchmarks.golden.files import COMMITTED, Golden
+from benchmarks.streams.look_ahead import tiny_sensevoice
 from streaming.flexicodec.fbank import FEATURES, SenseVoiceFrontEnd
 from streaming.flexicodec.sensevoice_chunks import ChunkDials, ChunkedSenseVoice
 from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig
@@ -174,7 +174,7 @@ def test_a_new_rate_is_reached_within_seconds(merger: CausalMerger) -> None:
 def test_a_piece_of_nothing_changes_nothing(encoder: BlockCausalEncoder, merger: CausalMerger) -> None:
     transformer = ProjectedTransformer(TransformerConfig(WIDTH, WIDTH, 2, 1, 24, WIDTH, "causal", 6)).eval()
     omni = OmniEncoder(OmniEncoderConfig(WIDTH, 1, 2, 24, WIDTH, num_mel_bins=8, n_window=8)).eval()
-    chunked = ChunkedSenseVoice(tiny_sensevoice(Golden(GOLDEN / "flexicodec")), ChunkDials(5, 2, 9))
+    chunked = ChunkedSenseVoice(tiny_sensevoice(Golden(COMMITTED / "flexicodec")), ChunkDials(5, 2, 9))
     vocoder = Vocos(VocosConfig(dim=WIDTH, hidden=24, num_layers=1, causal=True, look_ahead_frames=2)).eval()
     modules: list[tuple[StreamingModule[object], Tensor]] = [
         *((front_end, torch.randn(1, 4000) * 0.1) for front_end in FRONT_ENDS),

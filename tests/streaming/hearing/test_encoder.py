@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streaming.hearing.encoder import FEW_FRAMES, BlockCausalEncoder, Encoded, EncoderConfig
+from streaming.hearing.encoder import FEW_FRAMES, BlockCausalEncoder, EncoderConfig, EncoderOutput
 from tests.support.company import step_some
 
 SMALL = EncoderConfig(
@@ -42,7 +42,7 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def stream(encoder: BlockCausalEncoder, pieces: tuple[Tensor, ...]) -> Encoded:
+def stream(encoder: BlockCausalEncoder, pieces: tuple[Tensor, ...]) -> EncoderOutput:
     """All heads of the pieces stepped one after the other, and the flush."""
     state = encoder.initial_state(pieces[0].shape[0])
     parts = []
@@ -51,7 +51,9 @@ def stream(encoder: BlockCausalEncoder, pieces: tuple[Tensor, ...]) -> Encoded:
         parts.append(encoded)
     encoded, state = encoder.flush_heads(state)
     parts.append(encoded)
-    return Encoded(*(torch.cat(tensors, dim=1) for tensors in zip(*(part.parts() for part in parts), strict=True)))
+    return EncoderOutput(
+        *(torch.cat(tensors, dim=1) for tensors in zip(*(part.parts() for part in parts), strict=True))
+    )
 
 
 @settings(max_examples=15, deadline=None)
