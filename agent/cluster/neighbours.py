@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from agent.cluster.copies import Copies, Store
 from agent.cluster.messages import ControlError
 from agent.cluster.store import Claimed, Owner
-from agent.dialogue.copying import CopyError, read_head, restore
+from agent.dialogue.restoring import CopyError, read_head, restore
 from agent.dialogue.session import Session
 from agent.ids import Ids, secret
 from agent.server.auth import Grant

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from agent import wire
-from agent.dialogue.copying import Copier, CopyError, read_head, restore
+from agent.dialogue.copying import Copier
+from agent.dialogue.restoring import CopyError, read_head, restore
 from agent.dialogue.session import Session
 from agent.dialogue.speaking import WorkerSlot
 from agent.ids import Ids
