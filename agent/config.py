@@ -43,6 +43,7 @@ class HttpConfig(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8790
     api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
     keys_file: str = ""
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
@@ -65,6 +66,15 @@ class ModelConfig(Section, frozen=True):
     latency: Literal["usual", "low"] = "usual"
     start_timeout_s: Positive = 120.0
     stuck_after_s: Positive = 10.0
+    drain_s: Annotated[float, Meta(ge=0)] = 60.0
+
+
+class NamedModel(ModelConfig, frozen=True, kw_only=True):
+    """One of several models that are served side by side. `share`: of the sessions that name none; 0: only who names it
+    gets it."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    share: Annotated[float, Meta(ge=0)] = 1.0
 
 
 class SessionConfig(Section, frozen=True):
@@ -248,6 +258,7 @@ class ClusterConfig(Section, frozen=True):
 class ServerConfig(Section, frozen=True):
     http: HttpConfig = HttpConfig()
     model: ModelConfig = ModelConfig()
+    models: tuple[NamedModel, ...] = ()
     session: SessionConfig = SessionConfig()
     turn: TurnConfig = TurnConfig()
     playout: PlayoutConfig = PlayoutConfig()
@@ -258,7 +269,7 @@ class ServerConfig(Section, frozen=True):
     cluster: ClusterConfig = ClusterConfig()
 
 
-_SECRET = re.compile(r"http\.api_keys|webrtc\.ice_servers|telephony\..*(?:token|password|secret|users\b)")
+_SECRET = re.compile(r"http\.(?:api|admin)_keys|webrtc\.ice_servers|telephony\..*(?:token|password|secret|users\b)")
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
 
@@ -317,24 +328,41 @@ def check_exposure(config: ServerConfig) -> None:
     )
 
 
+def check_models(config: ServerConfig) -> None:
+    """Models served side by side are told apart by their names. Raises `ConfigError`."""
+    if not config.models:
+        return
+    if config.model != ModelConfig():
+        raise ConfigError("[model] and [[models]] are both set; put what is under [model] into each of [[models]]")
+    names = [model.name for model in config.models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"`models`: {twice!r} stands there twice; give each a name of its own")
+
+
 def secrets_of(config: ServerConfig) -> list[str]:
     """Everything in it that no log may show."""
     phone = config.telephony
     of_calls = (phone.token, phone.twilio.auth_token, phone.plivo.auth_token, phone.vonage.signature_secret)
     of_sip = (*phone.sip.users.values(), phone.sip.register.password, phone.webhook.secret)
     of_turn = (text for server in config.webrtc.ice_servers for text in (server.secret, server.credential))
-    return [secret for secret in (*config.http.api_keys, *of_calls, *of_sip, *of_turn) if secret]
+    http = config.http
+    return [secret for secret in (*http.api_keys, *http.admin_keys, *of_calls, *of_sip, *of_turn) if secret]
 
 
 def check_keys(config: ServerConfig) -> None:
     """A key must be one that a client can send and nobody guesses by sending nothing. Raises `ConfigError`."""
-    for index, key in enumerate(config.http.api_keys):
-        if not key.strip() or key != key.strip() or not key.isascii() or not key.isprintable():
-            # Which key it is must not stand in a terminal or a log.
-            raise ConfigError(
-                f"http.api_keys[{index}] (AGOGIC_API_KEY comes last) is blank, or has letters that no header carries "
-                "or blanks at an end; use printable ASCII, such as the output of `openssl rand -hex 24`"
-            )
+    for where, variable, keys in (
+        ("api_keys", "AGOGIC_API_KEY", config.http.api_keys),
+        ("admin_keys", "AGOGIC_ADMIN_KEY", config.http.admin_keys),
+    ):
+        for index, key in enumerate(keys):
+            if not key.strip() or key != key.strip() or not key.isascii() or not key.isprintable():
+                # Which key it is must not stand in a terminal or a log.
+                raise ConfigError(
+                    f"http.{where}[{index}] ({variable} comes last) is blank, or has letters that no header carries "
+                    "or blanks at an end; use printable ASCII, such as the output of `openssl rand -hex 24`"
+                )
 
 
 def is_loopback(host: str) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
 
 T = TypeVar("T")
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 INPUT_SAMPLE_RATE = 16_000
 CODEC_FRAME_RATE_HZ = 12.5
 """Frames of speech tokens, whose durations count them."""
@@ -220,6 +220,11 @@ class Refused(Message, frozen=True):
     message: str
 
 
+class Draining(Message, frozen=True):
+    """The worker was told to go: it opens no more sessions, goes on with those it has, and ends when they are closed,
+    or when it may wait no longer. A connection that is made later hears it behind `Ready`."""
+
+
 class WorkerLoad(Message, frozen=True):
     """How busy the worker is; sent to every connection, about twice a second while something changes.
 
@@ -332,6 +337,7 @@ FromWorker = (
     Ready
     | SessionOpened
     | Refused
+    | Draining
     | WorkerLoad
     | Transcript
     | EndJudged

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -67,8 +67,13 @@ def configuration() -> str:
     ]
     hints = get_type_hints(ServerConfig, include_extras=True)
     for section, kind in hints.items():
-        lines += [f"## `[{section}]`", "", "| key | default | allowed | |", "|---|---|---|---|"]
-        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        is_list = get_origin(kind) is tuple
+        kind = get_args(kind)[0] if is_list else kind
+        lines += [f"## `[[{section}]]`" if is_list else f"## `[{section}]`", ""]
+        lines += [comments["", section].capitalize(), ""] if is_list else []
+        lines += ["| key | default | allowed | |", "|---|---|---|---|"]
+        own = kind.__annotations__  # of a list of models those of [model] are shown there
+        fields = {field.name: field for field in msgspec.structs.fields(kind) if not is_list or field.name in own}
         for name, field in fields.items():
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             shown = json.dumps(msgspec.to_builtins(default)) if default is not msgspec.NODEFAULT else ""

@@ -2,7 +2,8 @@
 
 Exit code 2 with one sentence on standard error where the model or the arguments cannot be used, which another attempt
 would not change; 3 where the machine lacks something now (descriptors, memory, the socket's folder), 1 where the engine
-failed. The socket appears only when the model is ready, so that a service that can connect can be answered.
+failed. The socket appears only when the model is ready, so that a service that can connect can be answered. SIGTERM
+lets its sessions leave first; a second one, and SIGINT, do not.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--latency", choices=["usual", "low"], default="usual", help="how soon an answer is heard")
     parser.add_argument("--slots", type=int, default=0, help="sessions open at once; 0: 32 or, not embedded, 4")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--drain-s", type=float, default=60.0, help="how long sessions may take to leave after SIGTERM")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--exit-with-parent", action="store_true", help="end when the starting process is gone")
     arguments = parser.parse_args()
@@ -67,14 +69,15 @@ async def _serve(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"worker: the model cannot be loaded now: {error}", file=sys.stderr)
         return SHORTAGE
-    stop = asyncio.Event()
+    stop, drain = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, lambda: stop.set() if drain.is_set() else drain.set())
+    loop.add_signal_handler(signal.SIGINT, stop.set)
     watch = asyncio.create_task(_watch_parent(stop)) if arguments.exit_with_parent else None
     door = WorkerDoor(arguments.direct, arguments.door) if arguments.direct is not None else None
     try:
-        alive = await Server(Engine(model, slots, best_device()), arguments.socket, door).run(stop)
+        server = Server(Engine(model, slots, best_device()), arguments.socket, door)
+        alive = await server.run(stop, drain, arguments.drain_s)
     except OSError as error:
         print(f"worker: cannot listen on {arguments.socket}: {error.strerror or error}", file=sys.stderr)
         return SHORTAGE

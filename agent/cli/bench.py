@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import CHECKOUT, Json, Model, Threads, fail, measuring, print_report, progress, quiet
+from agent.cli.measuring import (
+    CHECKOUT,
+    Json,
+    Model,
+    Threads,
+    fail,
+    measuring,
+    print_report,
+    progress,
+    quiet,
+    ticking,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and exactness.")
 
@@ -214,6 +225,35 @@ def start(model: Model = "embedded", json: Json = False) -> None:
     try:
         report = benchmark.run(model)
     except benchmark.StartError as error:
+        fail("bench", error)
+    print_report(report, json)
+
+
+@app.command()
+def rolling(
+    sessions: Annotated[int, typer.Option(min=1, help="callers at any time")] = 8,
+    minutes: Annotated[float, typer.Option(min=0.3, help="how long")] = 5.0,
+    every: Annotated[float, typer.Option(min=0.5, help="seconds between two replacements of all workers")] = 15.0,
+    call: Annotated[float, typer.Option(min=5.0, help="seconds after which a caller makes room for another")] = 40.0,
+    clips: Clips = CHECKOUT / "tests" / "speech",
+    labels: Annotated[Path, typer.Option(help="what they say")] = CHECKOUT / "tests" / "speech" / "labels.json",
+    tones: Annotated[
+        bool, typer.Option("--tones", help="a worker that answers with tones, instead of a model")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Callers in real time while all workers are replaced again and again: refusals, answers cut off, gaps."""
+    from benchmarks.attacks.server import ServerError
+    from benchmarks.load import rolling as benchmark
+    from worker.audio_files import AudioFileError
+
+    slots = 2 * sessions
+    worker = f"{sys.executable} -m tests.support.fake_worker --slots {slots} --pace 0.5" if tones else ""
+    settings = benchmark.RollingSettings(sessions, minutes * 60, every, call, clips, labels, worker)
+    try:
+        with ticking(minutes * 60, json):
+            report = benchmark.run(settings)
+    except (AudioFileError, ServerError) as error:
         fail("bench", error)
     print_report(report, json)
 

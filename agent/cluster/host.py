@@ -17,7 +17,8 @@ import msgspec
 
 from agent.cluster.messages import HostReport, WorkerOrder
 from agent.handshake import Door, issue
-from agent.server.workers import WorkerPool, WorkerUnusable
+from agent.server.worker_process import WorkerUnusable
+from agent.server.workers import WorkerPool
 
 
 class WorkerHost:

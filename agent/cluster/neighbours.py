@@ -86,6 +86,7 @@ class Neighbours:
     def _adopt(self, claimed: Claimed, after: str) -> SessionRunner:
         assert claimed.parts is not None
         service = self._service
+        served = service.models.default
         head, settings = read_head(claimed.parts)
         session = Session(
             service.config,
@@ -94,9 +95,9 @@ class Neighbours:
             clock=service.clock,
             ids=Ids(head.stem),
             vad=SileroVad(),
-            model=service.pool.model,
-            abilities=service.pool.abilities,
+            model=served.shown,
+            abilities=served.pool.abilities,
             finest_hz=head.finest_hz,
         )
         restore(session, head, claimed.parts, after, service.clock)
-        return service.runner_of(session, _Away(head.transport), claimed.owner, "")
+        return service.runner_of(session, _Away(head.transport), served, claimed.owner, "")

@@ -48,7 +48,7 @@ class ClusterPool(WorkerPool):
     @property
     def slots(self) -> int:
         """Places of ours and those that nobody has."""
-        return sum(max(0, link.ready.slots - link.others) for link in self._direct_links() if link.responsive)
+        return sum(max(0, link.ready.slots - link.others) for link in self._direct_links() if link.accepts)
 
     async def lease(self, holder: LeaseHolder) -> Lease:
         try:
@@ -121,7 +121,16 @@ class ClusterPool(WorkerPool):
         self.last_failure = ""
         log.info("%s is linked: %s, %d slots", name, link.ready.model, link.ready.slots)
         self._announce()
-        await link.run(self.stuck_after_s)
+        leaving = asyncio.create_task(self._leave_when_told(link))
+        try:
+            await link.run(self.stuck_after_s)
+        finally:
+            leaving.cancel()
+
+    async def _leave_when_told(self, link: DirectLink) -> None:
+        """The worker goes; its owner has started another, which is linked when no session of ours is left here."""
+        await link.told_to_go.wait()
+        await self._empty(link)
 
     def _direct_links(self) -> list[DirectLink]:
         return [link for link in self._links.values() if isinstance(link, DirectLink)]

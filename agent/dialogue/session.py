@@ -342,6 +342,17 @@ class Session:
         return self._speaking.making
 
     @property
+    def hearing(self) -> bool:
+        """Whether somebody speaks, or did and the turn has not ended."""
+        utterance = self._listening.open
+        return utterance is not None and utterance.spoken
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no worker hears, answers or writes down anything of ours now."""
+        return self._listening.open is None and not self.making_answer and not self._captions.unfinished()
+
+    @property
     def needs_worker(self) -> bool:
         """Whether there is something for a worker to hear, to answer or to write down."""
         return self._listening.open is not None or self.answering or bool(self._captions.unfinished())

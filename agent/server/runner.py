@@ -35,8 +35,8 @@ from agent.server.guard import Guard
 from agent.server.keeper import Keeper
 from agent.server.link import Lease
 from agent.server.metrics import Metrics
+from agent.server.models import ServedModel
 from agent.server.timer import DeadlineTimer
-from agent.server.workers import WorkerPool
 from agent.transports.base import RemotePlayer, Transport
 from agent.wire import (
     AudioOut,
@@ -69,7 +69,7 @@ class SessionRunner:
         self,
         session: Session,
         transport: Transport,
-        pool: WorkerPool,
+        model: ServedModel,
         clock: Clock,
         metrics: Metrics,
         account: Account,
@@ -101,7 +101,8 @@ class SessionRunner:
         self._client: Transport | None = transport
         self._transports = [transport]
         self._client_changed = asyncio.Event()
-        self._pool = pool
+        self._model = model
+        self.model_name = model.shown
         self._clock = clock
         self._metrics = metrics
         self._share = share
@@ -118,6 +119,10 @@ class SessionRunner:
         self.end_reason = "abandoned"
 
     @property
+    def model(self) -> ServedModel:
+        return self._model.current
+
+    @property
     def session_id(self) -> str:
         return self.session.id
 
@@ -126,8 +131,9 @@ class SessionRunner:
         return self._lease.ready.output_sample_rate if self._lease is not None else 24_000
 
     @property
-    def answering(self) -> bool:
-        return self.session.answering
+    def in_turn(self) -> bool:
+        """Whether somebody speaks to it, or it answers."""
+        return self.session.hearing or self.session.answering
 
     @property
     def closed(self) -> bool:
@@ -151,6 +157,10 @@ class SessionRunner:
         if self._lease is None or self._used_s is None or is_used:
             return None
         return self._used_s if self._clock.now_s() - self._used_s >= IDLE_AFTER_S else None
+
+    @property
+    def at_rest(self) -> bool:
+        return self.session.at_rest
 
     @property
     def forgets_calls(self) -> bool:
@@ -383,14 +393,23 @@ class SessionRunner:
     def give_way(self) -> None:
         """Another session needs the place more; this one asks for one again at its next use."""
         log.info("%s: lends its place", self.session_id)
+        self._leave_worker()
+
+    def move(self) -> None:
+        """The worker goes: the next one is told everything when there is something to hear or to answer."""
+        log.info("%s: moves to another worker", self.session_id)
+        self._leave_worker()
+        self._ask_for_a_place()
+
+    # --- inside ---
+
+    def _leave_worker(self) -> None:
         lease = self._lease
         self._placeless()
         if lease is not None:
             lease.release()
         with self._guard():
             self._do(self.session.worker_lost())
-
-    # --- inside ---
 
     def _placeless(self) -> None:
         self._lease = self._asked_s = None
@@ -419,10 +438,12 @@ class SessionRunner:
             self._wanted.set()
 
     async def _find_a_place(self) -> None:
-        """Stands in line as long as the session lives and its client is there."""
-        finding = asyncio.ensure_future(self._pool.lease_when_possible(self))
+        """Stands in line as long as the session lives, its client is there, and the model is served."""
+        model = self.model
+        finding = asyncio.ensure_future(model.pool.lease_when_possible(self))
         try:
-            await either(asyncio.shield(finding), self._over.wait(), self._client_changed.wait())
+            waits = (self._over.wait(), self._client_changed.wait(), model.gone.wait())
+            await either(asyncio.shield(finding), *waits)
             if finding.done() and (lease := finding.result()).alive:
                 self._wanted.clear()
                 self._take(lease)
@@ -462,24 +483,24 @@ class SessionRunner:
             elif isinstance(effect, ToWorker):
                 self._tell_worker(effect.message)
         for response in self.session.take_finished():
-            self._metrics.response(response)
+            self._metrics.response(response, self.model_name)
         if self._changed is not None:
             self._changed(self)
         self._timer.look()
 
     def due_s(self) -> float:
         due_s = self.session.next_deadline_s()
-        return due_s if self._asked_s is None else min(due_s, self._asked_s + self._pool.stuck_after_s)
+        return due_s if self._asked_s is None else min(due_s, self._asked_s + self.model.pool.stuck_after_s)
 
     def when_due(self) -> None:
-        if self._asked_s is not None and self._clock.now_s() - self._asked_s >= self._pool.stuck_after_s:
+        if self._asked_s is not None and self._clock.now_s() - self._asked_s >= self.model.pool.stuck_after_s:
             self._give_up_worker()
         self._do(self.session.tick())
         self._ask_for_a_place()
 
     def _give_up_worker(self) -> None:
         """Its answer does not get on, though the worker lives: another place may do better."""
-        log.warning("%s: its answer made no progress for %g s", self.session_id, self._pool.stuck_after_s)
+        log.warning("%s: its answer made no progress for %g s", self.session_id, self.model.pool.stuck_after_s)
         lease = self._lease
         self.worker_lost()
         if lease is not None:

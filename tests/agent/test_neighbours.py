@@ -112,10 +112,10 @@ async def test_a_conversation_survives_its_worker_and_its_service() -> None:
     async with cluster() as (control, first, second), talker(first, second) as client:
         await client.ask("alpha")
         assert (await client.done()).said == "alpha"
-        link = next(link for link in first.service.pool._links.values() if link.leased)
-        index = next(index for index, each in first.service.pool._links.items() if each is link)
+        link = next(link for link in first.service.models.default.pool._links.values() if link.leased)
+        index = next(index for index, each in first.service.models.default.pool._links.items() if each is link)
         await client.ask("bravo")
-        os.kill(first.service.pool.pids[index], signal.SIGKILL)
+        os.kill(first.service.models.default.pool.pids[index], signal.SIGKILL)
         assert (await client.done()).status in ("completed", "failed")
         await client.ask("charlie")
         assert (await client.done()).said == "alpha bravo charlie"
@@ -128,6 +128,20 @@ async def test_a_conversation_survives_its_worker_and_its_service() -> None:
         for item, text in client.items().items():
             assert await client.retrieved(item) == text
         assert client.complaints() == []
+
+
+async def test_a_worker_that_is_told_to_go_cuts_no_answer_and_another_goes_on() -> None:
+    async with cluster() as (_control, first, second), talker(first, second) as client:
+        pool = first.service.models.default.pool
+        await client.ask("one two three four five six")
+        index = next(index for index, link in pool._links.items() if link.leased)
+        gone = pool.pids[index]
+        os.kill(gone, signal.SIGTERM)
+        assert (await client.done()).said == "one two three four five six"
+        await client.ask("seven")
+        assert (await client.done()).said == "one two three four five six seven"
+        await becomes(lambda: pool.pids.get(index) not in (None, gone))
+        assert client.losses == 0 and client.complaints() == []
 
 
 async def test_an_answer_that_its_service_takes_along_is_not_said_again() -> None:

@@ -1,18 +1,19 @@
 """A worker without a model: it speaks the wire, hears a fixed transcript and answers with a tone, at a given speed.
 
     python -m tests.support.fake_worker --socket PATH [--reply TEXT] [--pace FACTOR] [--slots N] [--die-after N]
-        [--stall-after N] [--recite] [--direct HOST:PORT --door FILE]
+        [--stall-after N] [--model NAME] [--recite] [--direct HOST:PORT --door FILE]
 
 The word at position i sounds for 0.4 s at (300 + 20 i) Hz, one token of 5 codec frames each. `--die-after N` ends the
 process after the first chunk of the N-th response, as a crash would; `--stall-after N` never gets on with the N-th.
 `--recite` answers with all that the user has said or written so far, as the worker was told. `--direct` lets services
-on other machines in, as the real worker does.
+on other machines in, as the real worker does. SIGTERM lets its sessions leave, as with a real one.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Behaviour:
     stall_after: int = 0
     first_delay_s: float = 0.0
     recite: bool = False
+    model: str = "fake"
 
 
 @dataclass
@@ -67,6 +69,7 @@ class FakeWorker:
         self._door = door
         self._connections: set[_Connection] = set()
         self._responses = 0
+        self.draining = False
 
     async def __aenter__(self) -> FakeWorker:
         # Bound beside its final name: whoever waits for the socket must find it listening.
@@ -84,6 +87,16 @@ class FakeWorker:
             connection.abort()
         await self._server.wait_closed()
 
+    def drain(self) -> None:
+        """It was told to go."""
+        self.draining = True
+        for connection in self._connections:
+            connection.send(wire.Draining())
+
+    @property
+    def open_sessions(self) -> int:
+        return sum(len(connection._slots) for connection in self._connections)
+
     def responses_begun(self) -> int:
         return self._responses
 
@@ -91,7 +104,8 @@ class FakeWorker:
         connection = _Connection(self, writer)
         self._connections.add(connection)
         try:
-            await connection.run(reader)
+            with contextlib.suppress(ConnectionError):
+                await connection.run(reader)
         finally:
             self._connections.discard(connection)
             connection.abort()
@@ -115,7 +129,11 @@ class _Connection:
     async def run(self, reader: asyncio.StreamReader) -> None:
         self.send(
             wire.Ready(
-                wire.WIRE_VERSION, "fake", self._worker.behaviour.slots, SAMPLE_RATE_HZ, codec_frame_rate_hz=12.5
+                wire.WIRE_VERSION,
+                self._worker.behaviour.model,
+                self._worker.behaviour.slots,
+                SAMPLE_RATE_HZ,
+                codec_frame_rate_hz=12.5,
             )
         )
         while (payload := await wire.read_frame(reader)) is not None:
@@ -136,6 +154,9 @@ class _Connection:
             self._in_session(self._slots[message.session], message)
 
     def _open(self, session: int) -> None:
+        if self._worker.draining:
+            self.send(wire.Refused(session, "draining", "this worker is about to go"))
+            return
         if len(self._slots) >= self._worker.behaviour.slots:
             self.send(wire.Refused(session, "capacity", "all slots are taken"))
             return
@@ -251,6 +272,7 @@ async def _main() -> None:
     parser.add_argument("--recite", action="store_true")
     parser.add_argument("--direct")
     parser.add_argument("--door", type=Path)
+    parser.add_argument("--model", default="fake")
     args = parser.parse_args()
     behaviour = Behaviour(
         reply=args.reply,
@@ -260,12 +282,16 @@ async def _main() -> None:
         stall_after=args.stall_after,
         first_delay_s=args.first_delay_s,
         recite=args.recite,
+        model=args.model,
     )
     door = WorkerDoor(args.direct, args.door) if args.direct else None
     parent = os.getppid()
-    async with FakeWorker(args.socket, behaviour, door):
-        while os.getppid() == parent:  # noqa: ASYNC110 nothing announces the death of a parent
-            await asyncio.sleep(1.0)
+    async with FakeWorker(args.socket, behaviour, door) as worker:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.drain)
+        while os.getppid() == parent:  # nothing announces the death of a parent
+            await asyncio.sleep(0.05)
+            if worker.draining and not worker.open_sessions:
+                return
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_secrets_do_not_show_when_printed() -> None:
 async def a_door(folder: Path) -> AsyncIterator[Door]:
     told, stop = folder / "door", asyncio.Event()
     server = Server(Engine(ScriptedModel(), 2), str(folder / "w"), WorkerDoor("127.0.0.1:0", told))
-    task = asyncio.create_task(server.run(stop))
+    task = asyncio.create_task(server.run(stop, asyncio.Event(), 1.0))
     try:
         while not told.exists():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
