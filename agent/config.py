@@ -37,6 +37,7 @@ class RateRange(Section, frozen=True):
 
 
 Rate = Literal["auto"] | Hz | RateRange
+EchoCancellation = Literal["auto", "on", "off"]
 
 
 class HttpConfig(Section, frozen=True):
@@ -83,6 +84,7 @@ class SessionConfig(Section, frozen=True):
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] = 600
     input_frame_rate: Rate = "auto"
     output_frame_rate: Rate = "auto"
+    echo_cancellation: EchoCancellation = "auto"
     opening: Annotated[str, Meta(min_length=1)] = "hi"
     max_utterance_s: Positive = 60.0
     max_idle_s: Positive = 1800.0
@@ -168,6 +170,19 @@ class RecordingConfig(Section, frozen=True):
     sound: bool = True
     max_bytes: Annotated[int, Meta(ge=65_536)] = 512 * 1024 * 1024
     max_folder_bytes: Annotated[int, Meta(ge=65_536)] = 8 * 1024 * 1024 * 1024
+
+
+class TelemetryConfig(Section, frozen=True):
+    """`endpoint` "" = what the OTEL_* variables say; `log_format` is that of service and workers."""
+
+    traces: bool = False
+    metrics: bool = False
+    endpoint: str = ""
+    log_format: Literal["text", "json"] = "text"
+
+    def __post_init__(self) -> None:
+        if self.endpoint and not re.match(r"https?://[^/\s@]+", self.endpoint):
+            raise ValueError(f"`endpoint` is no address such as http://127.0.0.1:4318, but {self.endpoint!r}")
 
 
 class TwilioConfig(Section, frozen=True):
@@ -265,6 +280,7 @@ class ServerConfig(Section, frozen=True):
     webrtc: WebRtcConfig = WebRtcConfig()
     limits: LimitsConfig = LimitsConfig()
     recording: RecordingConfig = RecordingConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     telephony: TelephonyConfig = TelephonyConfig()
     cluster: ClusterConfig = ClusterConfig()
 

@@ -251,12 +251,14 @@ class Transcript(Message, frozen=True):
 
 class EndJudged(Message, frozen=True):
     """How finished the utterance sounds where it has probably ended, after so many samples: `certainty` is the share of
-    pauses inside turns that sound less finished."""
+    pauses inside turns that sound less finished; `backchannel` the share of short interruptions that sound less like
+    "mm-hm", None where the model cannot tell."""
 
     session: int
     utterance: int
     samples: int
     certainty: float
+    backchannel: float | None = None
 
 
 class UtteranceEncoded(Message, frozen=True):

@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": set(),
     "streaming": {"kernels"},
     "models": {"streaming", "kernels"},
-    "worker": {"models", "streaming", "kernels", "agent.wire", "agent.memory", "agent.handshake"},
+    "worker": {"models", "streaming", "kernels", "agent.wire", "agent.memory", "agent.log", "agent.handshake"},
     "agent": set(),
     "training": {"models", "streaming", "kernels"},
 }
@@ -37,6 +37,7 @@ DOORS: dict[str, set[str]] = {
     "worker.calls": {"worker.parts"},
     "agent.protocol": {"agent.config", "agent.json_object"},
     "agent.turn": {"agent.audio"},
+    "agent.echo": {"agent.audio", "agent.clock", "agent.wire"},
     "agent.rtc": set(),
     "agent.telephony.sound": {"agent.audio", "agent.rtc.opus"},
     "agent.telephony.streams": {"agent.audio", "agent.telephony.sound"},
@@ -53,8 +54,10 @@ DOORS: dict[str, set[str]] = {
         "agent.protocol",
         "agent.turn",
     },
+    "agent.telemetry": {"agent.config", "agent.wire", "agent.dialogue.response"},
     "agent.dialogue": {
         *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "json_object", "wire")),
+        "agent.echo",
         "agent.protocol",
         "agent.turn",
     },

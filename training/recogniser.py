@@ -244,10 +244,10 @@ class Recogniser:
             if self.minutes >= relabel_at:
                 self.relabel()
                 relabel_at = self.minutes + self.config.relabel_minutes
-            started = time.monotonic()
+            started = time.process_time()
             self.model.train()
             losses.append(self.train_step())
-            self.minutes += (time.monotonic() - started) / 60
+            self.minutes += (time.process_time() - started) / 60 / torch.get_num_threads()
             if self.minutes >= report_at:
                 print(f"step {self.step} at {self.minutes:.1f} min: loss {sum(losses) / len(losses):.3f}", flush=True)
                 losses.clear()

@@ -69,13 +69,16 @@ PROMPTS = PromptTexts(
 class Shares(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of what is drawn: spoken turns and sentences to repeat; the rest are written turns.
 
-    Of the spoken turns: `recorded` orders and `silence` (noise in which nobody speaks, answered by nothing). Of the
-    written ones and the synthesised customers: `wide`, turns of `training.wide_world`.
+    Of the spoken turns: `recorded` orders, of which `copied` went through telephones, `declined` open sentences, and
+    `silence` (noise in which nobody speaks, answered by nothing). Of the written ones and the synthesised customers:
+    `wide`, turns of `training.wide_world`.
     """
 
     spoken: float = 0.66
     repeated: float = 0.15
     recorded: float = 0.45
+    copied: float = 0.4
+    declined: float = 0.04
     silence: float = 0.0
     wide: float = 0.0
 
@@ -196,7 +199,7 @@ class Examples:
             clip, slots = self._recorded_order()
             before, after = self.prompts.around(self._before_order(), "", audio=True)
             return self._item(before, after, confirm(slots), clip)
-        if draw < 0.86:
+        if draw < 0.9 - self.shares.declined:
             turn, clip = self._synthesised_turn()
             before, after = self.prompts.around(self._before(turn), "", audio=True)
             return self._item(before, after, turn.reply, clip)
@@ -233,7 +236,7 @@ class Examples:
         return [PastTurn("assistant", answer) for answer in answers_before(turn, self.rng)]
 
     def _recorded_order(self) -> tuple[Clip, dict[str, str]]:
-        if self.copies and self.rng.random() < 0.4:
+        if self.copies and self.rng.random() < self.shares.copied:
             return self.rng.choice(self.copies)
         return self.rng.choice(self.trimmed if self.rng.random() < 0.85 else self.recordings)
 
@@ -255,6 +258,10 @@ class Examples:
         return self._item(before, after, text, None)
 
     def _written_turn(self) -> Item:
+        if self.general and self.rng.random() < 0.5 * self.shares.declined:
+            said = self._typed(self.rng.choice(self.general).text)
+            before, after = self.prompts.around(self._before_order(), said, audio=False)
+            return self._item(before, after, DECLINE, None)
         wide = self.rng.random() < self.shares.wide
         turn = wide_turn(self.rng) if wide else turn_of_kind(self._kind(), self.rng)
         before, after = self.prompts.around(self._before(turn), self._typed(turn.user), audio=False)

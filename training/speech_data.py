@@ -34,7 +34,7 @@ SAMPLE_RATE = 16_000
 _ESPEAK_ACCENTS = (
     "en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc",
 )  # fmt: skip
-_ESPEAK_VARIANTS = tuple(f"f{i}" for i in range(1, 6)) + tuple(f"m{i}" for i in range(1, 9)) + (
+ESPEAK_VARIANTS = tuple(f"f{i}" for i in range(1, 6)) + tuple(f"m{i}" for i in range(1, 9)) + (
     "", "anika", "Annie", "Andy", "AnxiousAndy", "belinda", "ed", "edward", "fast", "grandma", "Jacky", "john",
     "klatt2", "klatt3", "Lee", "linda", "max", "Michael", "Mike", "Mr", "norbert", "pablo", "quincy", "Reed", "rob",
     "steph", "steph2", "Storm", "travis", "victor", "zac", "Half-LifeAnn", "adam", "benjamin", "caleb", "david",
@@ -115,9 +115,11 @@ def _to_int16(samples: np.ndarray, rate: int) -> np.ndarray:
     return np.round(samples * min(1.0, 0.6 / peak) * 32767).astype(np.int16)
 
 
-def espeak(text: str, rng: random.Random, language: str = "") -> tuple[np.ndarray, str]:
-    """int16 [N] at 16 kHz, and the voice's name."""
-    variant = rng.choice(_ESPEAK_VARIANTS)
+def espeak(
+    text: str, rng: random.Random, language: str = "", variants: tuple[str, ...] = ESPEAK_VARIANTS
+) -> tuple[np.ndarray, str]:
+    """int16 [N] at 16 kHz, and the voice's name, one of the `variants` with an accent drawn at random."""
+    variant = rng.choice(variants)
     voice = (language or rng.choice(_ESPEAK_ACCENTS)) + (f"+{variant}" if variant else "")
     speed, pitch = rng.randint(115, 235), rng.randint(15, 85)
     wave = _run(["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", text], "espeak-ng")

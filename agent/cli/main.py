@@ -26,6 +26,7 @@ _VERBS = {
     "export": "Write a model in the official layout.",
     "loadtest": "Many callers at once.",
     "replay": "Run a recorded session again.",
+    "top": "Running services at a glance.",
 }
 
 

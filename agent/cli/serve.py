@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from agent import log
 from agent.config import (
     ConfigError,
+    ModelConfig,
     ServerConfig,
     check_exposure,
     check_keys,
@@ -97,7 +98,8 @@ def serve(
     except (ConfigError, CannotListen) as error:
         typer.echo(f"agogic serve: {error}", err=True)
         raise typer.Exit(2) from error
-    log.configure(log_level.upper(), secrets_of(loaded))
+    log_format = loaded.telemetry.log_format
+    log.configure(log_level.upper(), secrets_of(loaded), log_format=log_format)
     own_command = shlex.split(worker_command) if worker_command is not None else None
     edge = _joined(loaded, own_command, log_level) if loaded.cluster.enabled else None
     try:
@@ -168,12 +170,14 @@ def variants(config: ServerConfig, log_level: str, own_command: Sequence[str] | 
     from agent.server.models import Variant
     from agent.server.worker_process import worker_command
 
+    log_format = config.telemetry.log_format
+
+    def command_of(model: ModelConfig) -> tuple[str, ...]:
+        return tuple(worker_command(model, log_level, log_format))
+
     if not config.models:
-        return [Variant("", 1.0, config.model, tuple(own_command or worker_command(config.model, log_level)))]
-    commands = [
-        (*own_command, "--model", model.spec) if own_command else tuple(worker_command(model, log_level))
-        for model in config.models
-    ]
+        return [Variant("", 1.0, config.model, tuple(own_command or command_of(config.model)))]
+    commands = [(*own_command, "--model", model.spec) if own_command else command_of(model) for model in config.models]
     return [
         Variant(model.name, model.share, model, command) for model, command in zip(config.models, commands, strict=True)
     ]
@@ -268,6 +272,8 @@ async def _serve(
     watching = [asyncio.create_task(watcher.run()) for watcher in watchers]
     if service.neighbours is not None:
         watching.append(asyncio.create_task(service.neighbours.run()))
+    if service.telemetry is not None:
+        watching.append(asyncio.create_task(service.telemetry.run(service.read_gauges)))
     working = asyncio.create_task(models.run())
     announcing = asyncio.create_task(_announce(models, started_s))
     stopping = asyncio.create_task(service.stopping.wait())
@@ -290,6 +296,8 @@ async def _serve(
         except WorkerUnusable as error:
             typer.echo(f"agogic serve: {error}", err=True)
             status = 2
+    if service.telemetry is not None:
+        await service.telemetry.close()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # We are leaving already: another signal must not turn that into a violent end.
         loop.remove_signal_handler(number)

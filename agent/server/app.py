@@ -13,7 +13,7 @@ from agent.server.boundary import Boundary
 from agent.server.door import Door, door_key, through_the_door
 from agent.server.service import Service
 from agent.telephony import app as telephony
-from agent.transports import call, webrtc, websocket, whip
+from agent.transports import call, smallwebrtc, webrtc, websocket, whip
 
 # Which versions run here is for nobody to read; a header of ours would not be in answers to what is no HTTP.
 web_response.SERVER_SOFTWARE = "agogic"  # type: ignore[attr-defined]
@@ -70,6 +70,7 @@ def create_app(service: Service) -> web.Application:
     call.register(app)
     webrtc.register(app)
     whip.register(app)
+    smallwebrtc.register(app)
     telephony.register(app)
     admin.register(app)
     http.register(app)

@@ -142,9 +142,7 @@ async def metrics(request: web.Request) -> web.Response:
             raise Unauthorized("An ephemeral key cannot read the metrics; use an API key.")
     except Unauthorized as error:
         return unauthorized(error)
-    service.metrics.kept.set(service.keeper.count)
-    service.metrics.held.set(service.held_bytes)
-    service.metrics.gauge(service.models)
+    service.read_gauges()
     return web.Response(body=service.metrics.render(), headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4"})
 
 

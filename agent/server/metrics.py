@@ -20,6 +20,8 @@ class Metrics:
         self.kept = Gauge("agogic_sessions_kept", "Sessions that wait for their client", registry=self.registry)
         self.held = Gauge("agogic_held_bytes", "What all sessions hold in memory, about", registry=self.registry)
         self.resumed = Counter("agogic_resumed_total", "Resumptions by outcome", ["outcome"], registry=self.registry)
+        self.ready = Gauge("agogic_ready", "1 while new sessions are taken", registry=self.registry)
+        self.worker_leased = Gauge("agogic_worker_leased", "Slots that sessions hold", registry=self.registry)
         self.worker_restarts = Gauge("agogic_worker_restarts", "Worker processes restarted", registry=self.registry)
         self.worker_slots = Gauge("agogic_worker_slots", "Slots of all live workers", registry=self.registry)
         self.worker_busy = Gauge("agogic_worker_busy", "Busiest worker's share of the time", registry=self.registry)
@@ -75,6 +77,7 @@ class Metrics:
         """What is so now of models and workers."""
         self.worker_restarts.set(served.restarts)
         self.worker_slots.set(served.slots)
+        self.worker_leased.set(served.leased)
         self.worker_busy.set(served.busy)
         self.capacity.set(served.capacity)
         self.workers.clear()

@@ -37,6 +37,7 @@ from agent.server.link import Lease
 from agent.server.metrics import Metrics
 from agent.server.models import ServedModel
 from agent.server.timer import DeadlineTimer
+from agent.telemetry.moments import TurnMoments
 from agent.transports.base import RemotePlayer, Transport
 from agent.wire import (
     AudioOut,
@@ -82,6 +83,7 @@ class SessionRunner:
         address: str = "",
         recorded: str | None = None,
         changed: Callable[[SessionRunner], None] | None = None,
+        moments: TurnMoments,
     ) -> None:
         """`recorded`: how, in the words in which the client is told; None: not at all. `changed` is called after
         everything that happens in the session."""
@@ -104,9 +106,8 @@ class SessionRunner:
         self._model = model
         self.model_name = model.shown
         self._clock = clock
-        self._metrics = metrics
-        self._share = share
-        self._place = share.place()
+        self._metrics, self._moments = metrics, moments
+        self._share, self._place = share, share.place()
         self._lease: Lease | None = None
         self._over = asyncio.Event()
         self._ended = asyncio.Event()
@@ -376,6 +377,7 @@ class SessionRunner:
                 self._do(self.session.worker_message(message))
             return
         self._used_s = now_s
+        self._moments.came(message, now_s)
         if isinstance(message, ResponseDone | WorkerError):
             self._asked_s = None
         elif isinstance(message, TextDelta | AudioOut | UtteranceEncoded) and self._asked_s is not None:
@@ -460,6 +462,7 @@ class SessionRunner:
         if self._lease is None:
             return
         self._used_s = self._clock.now_s()
+        self._moments.told(message, self._used_s)
         if isinstance(message, Respond):
             self._asked_s = self._used_s
         elif isinstance(message, Cancel):
@@ -484,6 +487,7 @@ class SessionRunner:
                 self._tell_worker(effect.message)
         for response in self.session.take_finished():
             self._metrics.response(response, self.model_name)
+            self._moments.finished(response, self._clock.now_s())
         if self._changed is not None:
             self._changed(self)
         self._timer.look()

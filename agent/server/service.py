@@ -36,6 +36,8 @@ from agent.server.models import Models, ServedModel
 from agent.server.runner import SessionRunner
 from agent.server.usage import Usage, Visit
 from agent.server.workers import NotReplaced, WorkerPool
+from agent.telemetry import start as start_telemetry
+from agent.telemetry.moments import TurnMoments
 from agent.transports.base import RemotePlayer, Transport
 from agent.turn.silero import SileroVad
 
@@ -60,8 +62,8 @@ class Service:
         store: Store | None = None,
     ) -> None:
         """`models`: all that are served, or the workers of the only one. `store`: where other services find our
-        sessions, and we theirs. Raises `ConfigError` where sessions are to be
-        recorded and cannot be."""
+        sessions, and we theirs. Raises `ConfigError` where sessions are to be recorded, or telemetry to be sent, and
+        cannot be."""
         self.config = config
         self.models = models if isinstance(models, Models) else Models([ServedModel("", 1.0, models)])
         self.clock = clock or SystemClock()
@@ -70,6 +72,7 @@ class Service:
         self.auth = Authenticator(self.keys, self.clock)
         self._usage = Usage()
         self.metrics = Metrics()
+        self.telemetry = start_telemetry(config.telemetry, self.metrics.registry, self.clock.now_s)
         self.share = LoopShare()
         self.recorder = Recorder(config.recording, secrets_of(config)) if config.recording.folder else None
         self.calls: dict[str, SessionRunner] = {}
@@ -173,6 +176,7 @@ class Service:
             address=address,
             recorded=self.recorder.kind if self.recorder is not None else None,
             changed=neighbours.changed if neighbours is not None else None,
+            moments=TurnMoments(session.id, self.telemetry.turn if self.telemetry is not None else None),
         )
         self._runners.add(runner)
         self._usage.began(Visit(session.id, owner.key_name, transport.kind, served.shown, self.clock.now_s()))
@@ -327,6 +331,14 @@ class Service:
             if last or all(runner.closed for runner in self._runners):
                 return
             await asyncio.sleep(_DRAIN_POLL_S)
+
+    def read_gauges(self) -> None:
+        """Brings the metrics up to date that nobody counts as they happen."""
+        metrics = self.metrics
+        metrics.kept.set(self.keeper.count)
+        metrics.held.set(self.held_bytes)
+        metrics.ready.set(self.models.ready and not self.draining)
+        metrics.gauge(self.models)
 
     def session_snapshot(self, settings: SessionSettings) -> JsonObject:
         """A session object that no session has yet, for `client_secrets`."""

@@ -24,9 +24,11 @@ class WorkerUnusable(Exception):
     """The worker says that its model or its arguments cannot be used; another attempt would end the same way."""
 
 
-def worker_command(model: ModelConfig, log_level: str) -> list[str]:
+def worker_command(model: ModelConfig, log_level: str, log_format: str = "text") -> list[str]:
     """The command that starts a worker, without its socket."""
     command = [sys.executable, "-m", "worker", "--model", model.spec, "--log-level", log_level, "--exit-with-parent"]
+    if log_format != "text":
+        command += ["--log-format", log_format]
     if model.voice:
         command += ["--voice", model.voice]
     if model.slots:

@@ -88,15 +88,14 @@ async def _roll(url: str, key: str, settings: RollingSettings, rolls: Rolls) -> 
     loop = asyncio.get_running_loop()
     ends_at_s = loop.time() + settings.seconds - MARGIN_S
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as http:
-        await asyncio.sleep(settings.every_s)
-        while loop.time() < ends_at_s:
+        while loop.time() + settings.every_s < ends_at_s:
+            await asyncio.sleep(settings.every_s)
             began_s = loop.time()
             async with http.post(f"{url}/v1/admin/workers/replace", timeout=aiohttp.ClientTimeout(600.0)) as answer:
                 if answer.status == 200:
                     rolls.took_s.append(loop.time() - began_s)
                 else:
                     rolls.failures.append((await answer.text())[:200])
-            await asyncio.sleep(settings.every_s)
 
 
 def _rolling(load: Load, rolls: Rolls) -> dict[str, object]:

@@ -46,7 +46,8 @@ class GenerationOptions:
     to draw speech tokens with, None for the most probable ones; forced_text: text ids to say; forced_speech: codes
     spoken right after the delay, as prompt of a voice, which are not output (section 4.6); ends_circles: text that
     repeats itself without end is ended (`repetition`), which the original does not do; mark: the text token at which a
-    spoken answer turns to what is not to be said, -1 for none: its text ends there.
+    spoken answer turns to what is not to be said, -1 for none: its text ends there; first_among: text tokens of which
+    it begins with one, () for any.
     """
 
     output_hz: float
@@ -57,6 +58,7 @@ class GenerationOptions:
     forced_speech: tuple[int, ...] = ()
     ends_circles: bool = False
     mark: int = -1
+    first_among: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class Runner(PromptSlots):
             known = torch.from_numpy(options.uniforms)[: state.uniforms.shape[1]]
             state.uniforms[slot, : len(known)] = known.to(state.uniforms.device)
         rows = torch.tensor([slot], device=self.model.device)
-        self.joint.choose_text(rows, prompt.thinker[-1:])
+        self.joint.choose_text(rows, prompt.thinker[-1:], options.first_among)
         if options.speech and not config.agogic.delay_is_given:
             self._choose_speech(rows, prompt.talker[-1:], 0, drawing=options.uniforms is not None)
         self._send_report()

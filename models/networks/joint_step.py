@@ -173,8 +173,14 @@ class JointStep:
             speech = torch.where(own[:, DRAWS] != 0, drawn, speech)
         state.numbers[:, SPEECH:FOCUS].index_copy_(0, rows, torch.stack((speech, length, number), 1))
 
-    def choose_text(self, rows: Tensor, hidden: Tensor) -> None:
-        """The first text token, from the Thinker's hidden states [rows, H] at the prompt's end."""
+    def choose_text(self, rows: Tensor, hidden: Tensor, among: tuple[int, ...] = ()) -> None:
+        """The first text token, from the Thinker's hidden states [rows, H] at the prompt's end; one of
+        `among`, where there are some."""
         self.state.thinker.index_copy_(0, rows, hidden)
-        written = self.model.thinker.text_logits(hidden).argmax(-1)
+        logits = self.model.thinker.text_logits(hidden)
+        if among:
+            allowed = torch.tensor(among, device=logits.device)
+            written = allowed[logits[:, allowed].argmax(-1)]
+        else:
+            written = logits.argmax(-1)
         self.state.numbers[:, TEXT].index_copy_(0, rows, written)

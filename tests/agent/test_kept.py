@@ -154,7 +154,7 @@ async def test_nobody_stands_in_line_for_a_place_whose_client_is_away() -> None:
         away.lose()
         lease.release()
         await until(lambda: here.has_place)
-        assert away.runner.answering and not away.runner.engaged, "its answer is made when it is back"
+        assert away.runner.in_turn and not away.runner.engaged, "its answer is made when it is back"
         here.runner.disconnect("over")
         await until(lambda: service.session_count == 2 and service.models.leased == 0)
         assert not away.has_place

@@ -26,7 +26,7 @@ from agent.recording.log import Header, LogError, Recording
 from agent.recording.recorder import Recorder
 from agent.recording.replay import Result, replay
 from agent.recording.session import RecordedSession
-from tests.agent.test_fuzz import STEP, act
+from tests.fuzz.steps import STEP, act
 from tests.support.session_driver import LoudnessVad, SessionDriver
 
 SECRET = "sk-abcdefgh12345678"

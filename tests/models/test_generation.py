@@ -273,6 +273,18 @@ def test_three_exchanges_hold_what_both_said() -> None:
     ), "an answer that was interrupted stands behind the whole question"
 
 
+def test_an_answer_begins_with_the_likeliest_of_what_it_may(model: FlexiSLM, runner: Runner) -> None:
+    runner.extend(0, prompt(model))
+    likeliest = finish(runner, 0, options())
+    first = likeliest[0].text_token
+    assert tokens(finish(runner, 0, options(first_among=(5, first, 7)))) == tokens(likeliest)
+    some = tuple(token for token in range(40, 60) if token != first)
+    other = finish(runner, 0, options(first_among=some))
+    assert other[0].text_token in some
+    forced = finish(runner, 0, options(forced_text=(other[0].text_token,)))
+    assert tokens(other) == tokens(forced), "and goes on as it would from there"
+
+
 def test_text_that_turns_in_circles_is_ended(model: FlexiSLM, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     word = TOKENIZER.encode(" small")[0]
 

@@ -17,6 +17,7 @@ from streaming.hearing.encoder import BlockCausalEncoder, EncoderConfig
 from tests.training.test_slm import CODES, ORDERS, TOKENIZER, noise_mel, recording
 from training.conversations import WIDE_SEED, numbered_turn
 from training.features import Clip
+from training.phrases import DECLINE
 from training.slm import SlmTraining
 from training.slm_config import SlmConfig
 from training.slm_data import Examples, Item, Shares, speech_streams
@@ -54,6 +55,10 @@ def training(examples: Examples, tmp_path: Path) -> SlmTraining:
     return SlmTraining(config, examples)
 
 
+def asked(examples: Examples, item: Item) -> str:
+    return examples.tokenizer.decode([*item.before, *item.after], skip_special_tokens=False)
+
+
 def prompt_text(examples: Examples, item: Item) -> str:
     return examples.tokenizer.decode(item.before, skip_special_tokens=False)
 
@@ -79,6 +84,18 @@ def test_silence_is_answered_by_nothing_and_so_is_noise(examples: Examples) -> N
 
 def test_copies_of_held_out_recordings_are_never_drawn(examples: Examples) -> None:
     assert [clip.name for clip, _ in examples.copies] == ["0001.wav", "0002.wav"]
+
+
+def test_shares_say_how_many_copies_and_declined_sentences_there_are(examples: Examples) -> None:
+    examples.shares = msgspec.structs.replace(examples.shares, copied=0.0, declined=0.5, recorded=0.3)
+    copies = {id(clip) for clip, _ in examples.copies}
+    items = [examples.draw(with_audio=True) for _ in range(300)]
+    assert not any(id(item.clip) in copies for item in items)
+    declined = [item for item in items if item.answer == examples.prompts.answer(DECLINE)]
+    sentence = "the weather is fine today"
+    written = [item for item in declined if item.clip is None and sentence in asked(examples, item).lower()]
+    heard = [item for item in declined if item.clip is not None and item.clip.text == sentence]
+    assert len(written) > 10 and len(heard) > 30
 
 
 def test_clips_without_words_are_not_written_down(examples: Examples) -> None:

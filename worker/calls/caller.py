@@ -39,6 +39,9 @@ class Caller(Protocol):
     def remembered(self, items: tuple[ContextItem, ...]) -> tuple[ContextItem, ...]:
         """What came before, as the model is to remember it."""
 
+    def beginnings(self, items: tuple[ContextItem, ...]) -> tuple[str, ...]:
+        """Words of which the answer to the last of the items begins with one; () for any."""
+
     def calling(self, items: tuple[ContextItem, ...], tools: ToolUse) -> Calling | None:
         """For the answer to the last of the items, whose text is what was understood. None where it calls nothing and
         says nothing special. Raises RequestError where it must call and cannot."""

@@ -11,6 +11,7 @@ What an interrupted answer was about is read from the customer's words, where th
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ from models.orders import (
 )
 from worker.calls.caller import Calling
 from worker.calls.template import defined_name
+from worker.calls.unordered import OF_NO_ORDER, order_possible
 from worker.parts import Called, RequestError
 
 SUBMIT, CANCEL = "submit_order", "cancel_order"
@@ -58,6 +60,7 @@ WELCOME = "You are welcome. Enjoy your coffee."
 ANYTHING_ELSE = "What can I get you?"
 FAILED = "Sorry, I can not take that order. What can I get you?"
 NO_HELP = "Sorry, I can only help with coffee orders."
+_LONGEST_LITERAL = 2000
 MOST_SAID = 120
 """Of what a function gave, so many characters at most are read out."""
 
@@ -168,6 +171,9 @@ class CounterCaller:
     def remembered(self, items: tuple[ContextItem, ...]) -> tuple[ContextItem, ...]:
         return items if self.remembers_words else recalled(items)
 
+    def beginnings(self, items: tuple[ContextItem, ...]) -> tuple[str, ...]:
+        return () if order_possible(items) else OF_NO_ORDER
+
     def calling(self, items: tuple[ContextItem, ...], tools: ToolUse) -> Calling | None:
         if items and items[-1].role == "result":
             return Calling(lambda text: [], say=reply_to(items[-1]))
@@ -228,9 +234,14 @@ class _Result(msgspec.Struct):
 
 
 def _read(text: str) -> _Result:
+    """LiveKit's framework writes a dictionary as Python does, not as JSON."""
     try:
         return msgspec.json.decode(text, type=_Result)
     except msgspec.DecodeError:
+        pass
+    try:
+        return msgspec.convert(ast.literal_eval(text[:_LONGEST_LITERAL]), _Result)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):  # what malformed literals lead to
         return _Result()
 
 

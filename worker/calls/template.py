@@ -56,6 +56,9 @@ class TemplateCaller:
     def remembered(self, items: tuple[ContextItem, ...]) -> tuple[ContextItem, ...]:
         return items
 
+    def beginnings(self, items: tuple[ContextItem, ...]) -> tuple[str, ...]:
+        return ()
+
     def calling(self, items: tuple[ContextItem, ...], tools: ToolUse) -> Calling | None:
         if not tools.definitions:
             return None
