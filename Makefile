@@ -15,7 +15,7 @@ PACKAGE_OF_turnserver := coturn
 PACKAGE_OF_promtool := prometheus
 MISSING_PACKAGES = $(foreach program,$(TEST_PROGRAMS),$(if $(shell command -v $(program)),,$(or $(PACKAGE_OF_$(program)),$(program))))
 
-.PHONY: setup serve test newcomer chaos fuzz conformance lint docs web sbom deploy-check test-programs clean
+.PHONY: setup serve test newcomer chaos fuzz cluster-test conformance lint docs web sbom deploy-check test-programs clean
 .DEFAULT_GOAL := serve
 
 setup: $(STAMPS)/base
@@ -83,8 +83,19 @@ $(STAMPS)/fuzz: $(STAMPS)/dev
 	$(INSTALL) -e '.[dev,fuzz]'
 	@touch $@
 
-# Stock clients in conversation with a server: the SDKs, and the frameworks from an environment of their own (0.9 GB, two
-# minutes). ARGS="--url http://HOST:PORT" tries another server, ARGS="--client pipecat" one client alone.
+# Two machines of a Ray cluster on this one, and kill -9. Ray is large: it gets an environment of its own, which sees ours.
+cluster-test: $(STAMPS)/cluster
+	RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(VENV)/cluster/bin/python -m pytest -s tests/cluster $(ARGS)
+
+$(STAMPS)/cluster: $(STAMPS)/dev
+	$(BIN)/python -m venv $(VENV)/cluster
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(VENV)/cluster/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(VENV)/cluster/bin/python -m pip install -q -c constraints.txt ray
+	@touch $@
+
+# Stock clients in conversation with a server: the SDKs, and the frameworks from an environment of their own (0.8 GB).
+# ARGS="--url http://HOST:PORT" tries another server, ARGS="--client pipecat" one client alone.
 conformance: $(STAMPS)/stock test-programs $(STAMPS)/web
 	$(BIN)/python -m tests.conformance $(ARGS)
 

@@ -247,6 +247,29 @@ class TelephonyConfig(Section, frozen=True):
     webhook: WebhookConfig = WebhookConfig()
 
 
+class ClusterConfig(Section, frozen=True):
+    """Workers that several services share, placed and found by Ray. `address`: Ray's, "auto" = of the cluster that runs
+    on this machine; `name` tells clusters of one Ray apart; `min_workers`, `max_workers`: bounds between which their
+    number follows the load; `idle_s`: one that nobody used for so long may be stopped; `gpus_per_worker` "auto": one
+    where there are any; `worker_host`: address at which workers let services in, "" = their machine's; `store_bytes`:
+    of all copies of sessions together."""
+
+    enabled: bool = False
+    address: str = "auto"
+    name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,31}$")] = "agogic"
+    min_workers: Annotated[int, Meta(ge=1, le=1024)] = 1
+    max_workers: Annotated[int, Meta(ge=1, le=1024)] = 4
+    idle_s: Annotated[float, Meta(ge=1)] = 300.0
+    cpus_per_worker: Annotated[float, Meta(ge=0)] = 1.0
+    gpus_per_worker: Literal["auto"] | Annotated[float, Meta(ge=0)] = "auto"
+    worker_host: str = ""
+    store_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 1024 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"`min_workers` must not be above `max_workers`, {self.max_workers}")
+
+
 class ServerConfig(Section, frozen=True):
     http: HttpConfig = HttpConfig()
     model: ModelConfig = ModelConfig()
@@ -259,6 +282,7 @@ class ServerConfig(Section, frozen=True):
     recording: RecordingConfig = RecordingConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     telephony: TelephonyConfig = TelephonyConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
 
 _SECRET = re.compile(r"http\.(?:api|admin)_keys|webrtc\.ice_servers|telephony\..*(?:token|password|secret|users\b)")

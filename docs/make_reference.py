@@ -1,7 +1,8 @@
 # ruff: noqa: E501 (examples and sentences of a page)
 """Writes the two pages of the guide that follow from the code: `python docs/make_reference.py`.
 
-docs/guide/configuration.md from the configuration's structs, with what configs/embedded.toml says about each key;
+docs/guide/configuration.md from the configuration's structs, with what configs/embedded.toml (and of a cluster configs/cluster.toml)
+says about each key;
 docs/guide/events.md from the structs of the protocol's events, each with an example.
 """
 
@@ -126,9 +127,16 @@ def _leaves(kind: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
 
 
 def _comments() -> dict[tuple[str, str], str]:
-    """What configs/embedded.toml says beside each key."""
+    """What configs/embedded.toml says beside each key, and of a cluster's configs/cluster.toml."""
+    found: dict[tuple[str, str], str] = {}
+    for name, only in (("cluster", ("cluster",)), ("embedded", None)):
+        found |= {key: text for key, text in _beside(name).items() if only is None or key[0] in only}
+    return found
+
+
+def _beside(name: str) -> dict[tuple[str, str], str]:
     found, section = {}, ""
-    for line in (ROOT / "configs" / "embedded.toml").read_text("utf-8").splitlines():
+    for line in (ROOT / "configs" / f"{name}.toml").read_text("utf-8").splitlines():
         if line.startswith("["):
             section = line.strip("[]")
         match = re.match(r"(\w+) = .*?\s# (.*)", line)

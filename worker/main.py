@@ -41,6 +41,8 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m worker", description="Serve a speech model on a socket.")
     parser.add_argument("--socket", required=True, help="path of a Unix socket, or HOST:PORT")
+    parser.add_argument("--direct", help="HOST:PORT where services on other machines are let in by tickets")
+    parser.add_argument("--door", type=Path, help="with --direct: file that tells how to issue tickets")
     parser.add_argument("--model", default="embedded", help="'embedded', a checkpoint directory, or a hub id")
     parser.add_argument("--voice", type=Path, help="recording that an official model is to sound like, 3 to 10 s")
     parser.add_argument("--latency", choices=["usual", "low"], default="usual", help="how soon an answer is heard")
@@ -50,12 +52,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--log-format", default="text", choices=["text", "json"])
     parser.add_argument("--exit-with-parent", action="store_true", help="end when the starting process is gone")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if (arguments.direct is None) != (arguments.door is None):
+        parser.error("--direct and --door belong together")
+    return arguments
 
 
 async def _serve(arguments: argparse.Namespace) -> int:
     # These import torch, whose thread pool has to be settled first.
     from worker.device import best_device
+    from worker.door import WorkerDoor
     from worker.engine import Engine
     from worker.loading import ModelError, load_model
     from worker.server import Server
@@ -74,8 +80,9 @@ async def _serve(arguments: argparse.Namespace) -> int:
     loop.add_signal_handler(signal.SIGTERM, lambda: stop.set() if drain.is_set() else drain.set())
     loop.add_signal_handler(signal.SIGINT, stop.set)
     watch = asyncio.create_task(_watch_parent(stop)) if arguments.exit_with_parent else None
+    door = WorkerDoor(arguments.direct, arguments.door) if arguments.direct is not None else None
     try:
-        server = Server(Engine(model, slots, best_device()), arguments.socket)
+        server = Server(Engine(model, slots, best_device()), arguments.socket, door)
         alive = await server.run(stop, drain, arguments.drain_s)
     except OSError as error:
         print(f"worker: cannot listen on {arguments.socket}: {error.strerror or error}", file=sys.stderr)

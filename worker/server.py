@@ -24,6 +24,7 @@ from agent.wire import (
     read_frame,
     to_worker_decoder,
 )
+from worker.door import WorkerDoor
 from worker.engine import Engine
 
 log = logging.getLogger("agogic.worker")
@@ -55,11 +56,13 @@ class Connection:
 
 
 class Server:
-    """Serves one engine on a Unix socket, or on TCP loopback where `address` is `host:port`."""
+    """Serves one engine on a Unix socket, or on TCP loopback where `address` is `host:port`; and where there is a
+    `door`, services on other machines that it lets in."""
 
-    def __init__(self, engine: Engine, address: str) -> None:
+    def __init__(self, engine: Engine, address: str, door: WorkerDoor | None = None) -> None:
         self._engine = engine
         self._address = address
+        self._door = door
         self._connections: set[Connection] = set()
         self._draining = False
 
@@ -79,6 +82,7 @@ class Server:
 
         thread = threading.Thread(target=work, name="engine", daemon=True)
         thread.start()
+        door = await self._door.open(self._serve) if self._door is not None else None
         server = await self._listen()
         log.info("listening on %s", self._address)
         waits = [asyncio.create_task(event.wait()) for event in (stop, failed)]
@@ -87,6 +91,8 @@ class Server:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
+        if door is not None:
+            door.close()
         self._engine.stop()
         await asyncio.to_thread(thread.join, 5.0)
         return not failed.is_set()

@@ -457,6 +457,17 @@ def seams(
         print_report(report, json)
 
 
+@app.command()
+def cluster(
+    pieces: Annotated[int, typer.Option(min=40, help="pieces of sound each way")] = 1000,
+    json: Json = False,
+) -> None:
+    """What the direct socket to a worker of a cluster adds to the link of one machine, side by side; needs no Ray."""
+    from benchmarks.cluster import latency
+
+    print_report(latency.run(pieces, progress(json, "pieces") or quiet), json)
+
+
 def _recordings(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.glob("*") if path.suffix in (".wav", ".flac", ".opus", ".ogg"))
     if not files:

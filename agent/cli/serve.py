@@ -32,6 +32,7 @@ from agent.config import (
 )
 
 if TYPE_CHECKING:
+    from agent.cluster.edge import Edge
     from agent.server.models import Models, Variant
 
 KEY_VARIABLE = "AGOGIC_API_KEY"
@@ -66,6 +67,7 @@ def serve(
     record_without_sound: Annotated[
         bool, typer.Option("--record-without-sound", help="lengths in place of sound")
     ] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="workers and sessions shared through Ray")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="of service and workers")] = LogLevel.WARNING,
     worker_command: Annotated[str | None, typer.Option(hidden=True, help="starts a worker; --socket is added")] = None,
 ) -> None:
@@ -83,6 +85,7 @@ def serve(
             threads=threads,
             record=record,
             record_without_sound=record_without_sound,
+            cluster=cluster,
         )
         check_keys(loaded)
         check_models(loaded)
@@ -98,13 +101,27 @@ def serve(
     log_format = loaded.telemetry.log_format
     log.configure(log_level.upper(), secrets_of(loaded), log_format=log_format)
     own_command = shlex.split(worker_command) if worker_command is not None else None
+    edge = _joined(loaded, own_command, log_level) if loaded.cluster.enabled else None
     try:
-        status = _run(_serve(loaded, listening, lambda: variants(read(), log_level, own_command), started_s))
+        reread = lambda: variants(read(), log_level, own_command)  # noqa: E731
+        status = _run(_serve(loaded, listening, reread, started_s, edge))
     except ConfigError as error:
         typer.echo(f"agogic serve: {error}", err=True)
         raise typer.Exit(2) from error
     if status:
         raise typer.Exit(status)
+
+
+def _joined(config: ServerConfig, own_command: list[str] | None, log_level: str) -> Edge:
+    from agent.cluster.edge import Edge
+    from agent.cluster.messages import ControlError
+    from agent.server.worker_process import worker_command
+
+    try:
+        return Edge.join(config, own_command or worker_command(config.model, log_level))
+    except ControlError as error:
+        typer.echo(f"agogic serve: {error}", err=True)
+        raise typer.Exit(2) from error
 
 
 def overridden(
@@ -118,6 +135,7 @@ def overridden(
     threads: int | None = None,
     record: Path | None = None,
     record_without_sound: bool = False,
+    cluster: bool = False,
 ) -> ServerConfig:
     """Command line over environment over file. Raises `ConfigError`."""
     http, chosen, recording = config.http, config.model, config.recording
@@ -143,7 +161,8 @@ def overridden(
     )
     if record_without_sound and not recording.folder:
         raise ConfigError("--record-without-sound records nothing by itself; add --record DIR")
-    return replace(config, http=http, model=chosen, recording=recording)
+    shared = replace(config.cluster, enabled=config.cluster.enabled or cluster)
+    return replace(config, http=http, model=chosen, recording=recording, cluster=shared)
 
 
 def variants(config: ServerConfig, log_level: str, own_command: Sequence[str] | None = None) -> list[Variant]:
@@ -187,7 +206,11 @@ def _run(main: Coroutine[None, None, int]) -> int:
 
 
 async def _serve(
-    config: ServerConfig, listening: socket.socket, reread: Callable[[], list[Variant]], started_s: float
+    config: ServerConfig,
+    listening: socket.socket,
+    reread: Callable[[], list[Variant]],
+    started_s: float,
+    edge: Edge | None,
 ) -> int:
     from aiohttp import web
 
@@ -200,7 +223,7 @@ async def _serve(
     from agent.server.certificates import Watcher, load, server_context
     from agent.server.door import DoorSite, Tls, door_key, raise_descriptor_limit
     from agent.server.loop_watch import LoopWatch
-    from agent.server.models import Models
+    from agent.server.models import Models, ServedModel
     from agent.server.service import Service
     from agent.server.worker_process import WorkerUnusable
     from agent.telephony.app import addresses_key
@@ -209,8 +232,8 @@ async def _serve(
     give_back_large_blocks()
     http = config.http
     certificate = server_context(http)
-    models = Models.of(reread(), reread)
-    service = Service(config, models)
+    models = Models.of(reread(), reread) if edge is None else Models([ServedModel("", 1.0, edge.pool)])
+    service = Service(config, models, store=edge.control if edge is not None else None)
     raise_descriptor_limit()
     # What is loaded once would else hold up whoever is there when the first caller needs it.
     SileroVad()
@@ -247,6 +270,8 @@ async def _serve(
     if http.keys_file:
         watchers.append(Watcher((http.keys_file,), service.keys.read))
     watching = [asyncio.create_task(watcher.run()) for watcher in watchers]
+    if service.neighbours is not None:
+        watching.append(asyncio.create_task(service.neighbours.run()))
     if service.telemetry is not None:
         watching.append(asyncio.create_task(service.telemetry.run(service.read_gauges)))
     working = asyncio.create_task(models.run())

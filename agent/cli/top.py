@@ -110,7 +110,7 @@ def _rows(service: ServiceFigures) -> dict[str, str]:
     return {
         "state": "ready" if service.ready else service.reason or "not ready",
         "model": service.model or "",
-        "workers": f"{service.workers} ({service.restarts} restarted)",
+        "workers": f"{_listed(service.workers)} ({service.restarts} restarted)",
         "busiest worker": f"{service.busy_share or 0:.0%}",
         "places": f"{service.leased} of {service.slots} taken, {service.capacity} would do",
         "sessions": _listed(service.sessions),

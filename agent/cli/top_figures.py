@@ -49,7 +49,7 @@ class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool | None = None
     reason: str | None = None
     model: str | None = None
-    workers: int | None = None
+    workers: dict[str, int] = {}
     restarts: int | None = None
     slots: int | None = None
     leased: int | None = None
@@ -105,7 +105,7 @@ def figures(url: str, before: Reading | None, now: Reading) -> ServiceFigures:
         ready=now.ready.ready,
         reason=now.ready.reason or None,
         model=now.ready.model,
-        workers=int(now.total("agogic_workers")),
+        workers=_counts(now.by("agogic_workers", "state")),
         restarts=int(now.total("agogic_worker_restarts")),
         slots=int(now.total("agogic_worker_slots")),
         leased=int(now.total("agogic_worker_leased")),

@@ -82,15 +82,19 @@ class SessionRunner:
         key_name: str = "",
         address: str = "",
         recorded: str | None = None,
+        changed: Callable[[SessionRunner], None] | None = None,
         moments: TurnMoments,
     ) -> None:
-        """`recorded`: how, in the words in which the client is told; None: not at all."""
+        """`recorded`: how, in the words in which the client is told; None: not at all. `changed` is called after
+        everything that happens in the session."""
         self.session = session
         self.account = account
         self.owner = owner
         self.key_name = key_name
         self.address = address
         self._recorded = recorded
+        self._changed = changed
+        self._rebuilt = False
         self.transport_kind = transport.kind
         self._on_end = on_end
         self._keeper = keeper
@@ -211,6 +215,17 @@ class SessionRunner:
         self.account.recount(self.session.held_bytes())
         self._keeper.keep(self)
 
+    def adopt(self) -> None:
+        """The session is the copy of one that was another server's; it waits here for its client."""
+        self._started = self._rebuilt = True
+        self._set_client(None)
+        self.account.recount(self.session.held_bytes())
+        self._keeper.keep(self)
+
+    def moved(self) -> None:
+        """Another server has the session: nothing of it is said here any more."""
+        self.close(CODE_TAKEN_OVER, "the session goes on at another server")
+
     def can_resume(self, after: str) -> bool:
         return self.session.can_resume(after)
 
@@ -227,6 +242,9 @@ class SessionRunner:
                 raise ValueError("a telephone has no token")
             extras = self._extras()
             self._do(self.session.resume(transport.kind, after, extras, input_hz=transport.input_rate_hz), transport)
+            if self._rebuilt:
+                self._rebuilt = False
+                self._do(self.session.worker_lost())
             self._ask_for_a_place()
 
     def serves(self, transport: Transport) -> bool:
@@ -470,6 +488,8 @@ class SessionRunner:
         for response in self.session.take_finished():
             self._metrics.response(response, self.model_name)
             self._moments.finished(response, self._clock.now_s())
+        if self._changed is not None:
+            self._changed(self)
         self._timer.look()
 
     def due_s(self) -> float:

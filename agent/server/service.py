@@ -15,6 +15,9 @@ from typing import NoReturn
 import msgspec
 
 from agent.clock import Clock, SystemClock
+from agent.cluster.copies import Store
+from agent.cluster.neighbours import Neighbours
+from agent.cluster.store import Owner
 from agent.config import ConfigError, ServerConfig, secrets_of
 from agent.dialogue.session import Session
 from agent.ids import Ids
@@ -51,9 +54,16 @@ class NoCapacity(Exception):
 
 
 class Service:
-    def __init__(self, config: ServerConfig, models: Models | WorkerPool, clock: Clock | None = None) -> None:
-        """`models`: all that are served, or the workers of the only one. Raises `ConfigError` where sessions are to be
-        recorded, or telemetry to be sent, and cannot be."""
+    def __init__(
+        self,
+        config: ServerConfig,
+        models: Models | WorkerPool,
+        clock: Clock | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """`models`: all that are served, or the workers of the only one. `store`: where other services find our
+        sessions, and we theirs. Raises `ConfigError` where sessions are to be recorded, or telemetry to be sent, and
+        cannot be."""
         self.config = config
         self.models = models if isinstance(models, Models) else Models([ServedModel("", 1.0, models)])
         self.clock = clock or SystemClock()
@@ -69,6 +79,8 @@ class Service:
         self.stopping = asyncio.Event()
         self.at_once = asyncio.Event()
         self.keeper: Keeper[SessionRunner] = Keeper(config.session.resume_s, config.session.max_kept)
+        self.neighbours = Neighbours(self, store) if store is not None and self.recorder is None else None
+        self.auth.has_neighbours = self.neighbours is not None
         self._budget = Budget(
             config.limits, lambda key: self.keeper.make_room(lambda kept: key is None or kept.owner == key)
         )
@@ -140,27 +152,38 @@ class Service:
         )
         if self.recorder is not None and isinstance(session, RecordedSession):
             session.record(self.recorder)
+        runner = self.runner_of(session, transport, served, Owner.of(grant), source)
+        log.info("%s: opened over %s", session.id, transport.kind)
+        return runner
+
+    def runner_of(
+        self, session: Session, transport: Transport, served: ServedModel, owner: Owner, address: str
+    ) -> SessionRunner:
+        """What runs a session that was just made."""
+        neighbours = self.neighbours if transport.kind != "telephone" else None
         runner = SessionRunner(
             session,
             transport,
             served,
             self.clock,
             self.metrics,
-            self._budget.open(owner),
+            self._budget.open(owner.owner),
             self.share,
             self._ended,
             self.keeper,
-            owner=owner,
-            key_name=grant.name,
-            address=source,
+            owner=owner.owner,
+            key_name=owner.key_name,
+            address=address,
             recorded=self.recorder.kind if self.recorder is not None else None,
+            changed=neighbours.changed if neighbours is not None else None,
             moments=TurnMoments(session.id, self.telemetry.turn if self.telemetry is not None else None),
         )
         self._runners.add(runner)
-        self._usage.began(Visit(session.id, grant.name, transport.kind, served.shown, self.clock.now_s()))
+        self._usage.began(Visit(session.id, owner.key_name, transport.kind, served.shown, self.clock.now_s()))
         self.metrics.sessions.labels(transport.kind).inc()
         self.metrics.model_sessions.labels(served.shown).inc()
-        log.info("%s: opened over %s", session.id, transport.kind)
+        if neighbours is not None:
+            neighbours.opened(runner, owner)
         return runner
 
     def host(self, runner: SessionRunner) -> None:
@@ -168,6 +191,11 @@ class Service:
         task = asyncio.create_task(runner.run(), name=f"session {runner.session_id}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def fetch(self, token: str, after: str, grant: Grant) -> None:
+        """Where the session of this token is a neighbour's, it is ours from now on."""
+        if self.neighbours is not None and not self.draining and not self.keeper.knows(token):
+            await self.neighbours.fetch(token, after, grant)
 
     def resumable(self, token: str, after: str, grant: Grant) -> SessionRunner:
         """The session that goes on by this token after that event. Raises `ResumeRefused`, or `NoCapacity` where the
@@ -265,6 +293,11 @@ class Service:
             return "load", f"No session can be opened now: {engaged} are as many as can be answered in time"
         return None
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more session may be open, whoever's it is."""
+        return not self._is_full(self.config.session.max_sessions, lambda runner: True)
+
     def _is_full(self, limit: int, of: Callable[[SessionRunner], bool]) -> bool:
         """Whether as many of these are open as may be, and none of them waits for its client and can be ended."""
         while sum(of(runner) for runner in self._runners if not runner.closed) >= limit:
@@ -317,6 +350,8 @@ class Service:
         if runner in self._runners:
             self._runners.discard(runner)
             self.keeper.ended(runner)
+            if self.neighbours is not None:
+                self.neighbours.ended(runner)
             for call_id in [key for key, value in self.calls.items() if value is runner and runner.forgets_calls]:
                 del self.calls[call_id]
             self.metrics.sessions.labels(runner.transport_kind).dec()

@@ -250,6 +250,7 @@ async def resume(
         found.resume(call, after)
         return found
 
+    await service.fetch(token, after, grant)
     runner = service.resumable(token, after, grant)
     if (former := arriving.get(runner)) is not None:
         if not former.is_answered:

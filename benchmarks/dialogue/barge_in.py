@@ -49,10 +49,10 @@ LISTENS_S = 0.5
 WATCHED_S = 1.5
 """So long is looked at what the agent does after a sound has ended."""
 ANSWERS = (
-    "Okay, one large latte with two shots and a little sugar. That is five dollars and twenty cents. Anything else?",
-    "We have coffee, latte, cappuccino, mocha and espresso, in small, medium and large, hot or with ice.",
-    "Your order is one medium dark roast house coffee with whole milk, and one small mocha with a single shot.",
-    "I am sorry, we have no tea today. You can have a coffee, a latte or a cappuccino instead, with or without milk.",
+    "Okay, one double shot light roast espresso with a lot of soy milk and a little bit of sweetener. Anything else?",
+    "Okay, one twelve ounce single shot light roast house coffee with lots of skim milk and sweetener.",
+    "Okay, one twelve ounce double shot medium roast iced coffee with soy milk and brown sugar. Anything else?",
+    "Okay, one eight ounce medium roast house coffee with lots of soy milk and a bit of sweetener. Anything else?",
 )
 
 
@@ -131,7 +131,7 @@ class Caller:
             self._made.setdefault(self._says, []).append(message)
 
     def say(self, event: dict[str, object]) -> None:
-        self._do(self._session.client_message(json.dumps(event)))
+        self._do(self._session.take(self._session.read(json.dumps(event))))
 
     def step(self, sound: Sound | None = None, *, listens: bool = True) -> Sound | None:
         """20 ms: what is heard of the agent in it, None where it is silent; `sound` [320] is what the caller says. If

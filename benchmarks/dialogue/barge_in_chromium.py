@@ -27,8 +27,8 @@ from benchmarks.progress import Progress
 
 SAMPLE_RATE_HZ = 16_000
 SAYING = (
-    "Okay, one large latte with two shots and a little sugar. That is five dollars and twenty cents. Anything else? "
-    "We have coffee, latte, cappuccino, mocha and espresso, in small, medium and large, hot or with ice."
+    "Okay, one sixteen ounce triple shot medium roast cappuccino with a lot of whole milk and lots of sweetener. "
+    "Anything else?"
 )
 _FLAGS = (
     "--no-sandbox",

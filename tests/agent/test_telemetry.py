@@ -195,11 +195,9 @@ def test_nothing_but_the_newest_moments_is_kept(on_turn: Any, kept: int) -> None
 
 
 async def speak(client: WsClient) -> None:
+    """In one piece: sound that stays away for a while, on a busy machine, would end the turn."""
     pcm = order(24_000, before_s=0.3, after_s=1.0).tobytes()
-    for begin in range(0, len(pcm), 19_200):
-        audio = base64.b64encode(pcm[begin : begin + 19_200]).decode()
-        await client.send(type="input_audio_buffer.append", audio=audio)
-        await asyncio.sleep(0.01)
+    await client.send(type="input_audio_buffer.append", audio=base64.b64encode(pcm).decode())
     await client.until("response.done")
 
 

@@ -39,7 +39,7 @@ async def speak(service: ServiceProcess, times: int) -> None:
 async def test_a_look_shows_what_happened_since_the_last(service: ServiceProcess) -> None:
     looks = Looks()
     first = looks.figures(service.base_url, reading(service, 100.0))
-    assert first.ready and first.model == "fake" and first.workers == 1 and first.slots == 16
+    assert first.ready and first.model == "fake" and first.workers == {"ready": 1} and first.slots == 16
     assert first.window_s is None and first.answers_per_s is None
     await speak(service, 4)
     second = looks.figures(service.base_url, reading(service, 102.0))
@@ -60,7 +60,7 @@ def test_once_prints_json_and_says_by_its_status_who_does_not_answer(service: Se
     alive, dead = report["services"]
     assert alive["url"] == service.base_url and alive["ready"] is True and alive["slots"] == 16
     assert dead == {"url": NOBODY, "error": "nobody listens there"} | {
-        name: {} for name in ("sessions", "answers", "refused")
+        name: {} for name in ("workers", "sessions", "answers", "refused")
     }
 
 

@@ -136,6 +136,13 @@ def _spoken_turn(acted: Acted, verdict: Verdict) -> None:
     verdict.demand(last == ["user", "assistant"], f"the client's history does not end in a turn: {last}")
 
 
+def _shown(acted: Acted, verdict: Verdict) -> None:
+    """A picture, and a spoken turn behind it."""
+    parts = [part for event in acted.client("conversation.item.create") for part in event["item"].get("content", [])]
+    verdict.demand("input_image" in [part["type"] for part in parts], "the client showed no picture")
+    _spoken_turn(acted, verdict)
+
+
 def _interrupted(acted: Acted, verdict: Verdict) -> None:
     absent = missing(interruption_of_the_golden_trace(), order_of(acted.server()))
     verdict.demand(not absent, f"no interruption as in the golden trace: {absent} is not where it should be")
@@ -191,6 +198,7 @@ def _joined(acted: Acted, verdict: Verdict) -> None:
 
 _STEPS = {
     "greeting": _unasked,
+    "second_turn": _shown,
     "joined": _joined,
     "interruption": _interrupted,
     "tool": _called,

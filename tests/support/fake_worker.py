@@ -1,11 +1,12 @@
 """A worker without a model: it speaks the wire, hears a fixed transcript and answers with a tone, at a given speed.
 
     python -m tests.support.fake_worker --socket PATH [--reply TEXT] [--pace FACTOR] [--slots N] [--die-after N]
-        [--stall-after N] [--model NAME]
+        [--stall-after N] [--model NAME] [--recite] [--direct HOST:PORT --door FILE]
 
 The word at position i sounds for 0.4 s at (300 + 20 i) Hz, one token of 5 codec frames each. `--die-after N` ends the
 process after the first chunk of the N-th response, as a crash would; `--stall-after N` never gets on with the N-th.
-SIGTERM lets its sessions leave, as with a real one.
+`--recite` answers with all that the user has said or written so far, as the worker was told. `--direct` lets services
+on other machines in, as the real worker does. SIGTERM lets its sessions leave, as with a real one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from agent import wire
+from worker.door import WorkerDoor
 
 SAMPLE_RATE_HZ = 24_000
 WORD_FRAMES = 5
@@ -38,6 +40,7 @@ class Behaviour:
     die_after: int = 0
     stall_after: int = 0
     first_delay_s: float = 0.0
+    recite: bool = False
     model: str = "fake"
 
 
@@ -57,18 +60,21 @@ class FakeWorker:
     """Serves one socket. `received` keeps every message but audio and pings, `heard_samples` counts audio per
     utterance."""
 
-    def __init__(self, socket: Path, behaviour: Behaviour | None = None) -> None:
+    def __init__(self, socket: Path, behaviour: Behaviour | None = None, door: WorkerDoor | None = None) -> None:
         self.behaviour = behaviour or Behaviour()
         self.received: list[wire.Message] = []
         self.heard_samples: dict[tuple[int, int], int] = {}
         self._socket = socket
         self._server: asyncio.Server | None = None
+        self._door = door
         self._connections: set[_Connection] = set()
         self._responses = 0
         self.draining = False
 
     async def __aenter__(self) -> FakeWorker:
         # Bound beside its final name: whoever waits for the socket must find it listening.
+        if self._door is not None:
+            await self._door.open(self._serve)
         hidden = self._socket.with_suffix(".new")
         self._server = await asyncio.start_unix_server(self._serve, str(hidden))
         hidden.rename(self._socket)
@@ -215,7 +221,10 @@ class _Connection:
         if worker._responses == behaviour.stall_after:
             return
         await asyncio.sleep(behaviour.first_delay_s)
-        words = behaviour.reply.split()
+        reply = behaviour.reply
+        if behaviour.recite:
+            reply = " ".join(entry.text for entry in message.context if entry.role == "user")
+        words = reply.split()
         for index, word in enumerate(words):
             text = word if index == 0 else " " + word
             self.send(wire.TextDelta(message.session, message.generation, text))
@@ -239,7 +248,7 @@ class _Connection:
             realised_output_hz=message.output_hz if spoken else 0.0,
             requested_output_hz=message.output_hz,
         )
-        self.send(wire.ResponseDone(message.session, message.generation, "completed", behaviour.reply, stats))
+        self.send(wire.ResponseDone(message.session, message.generation, "completed", reply, stats))
 
 
 def _sound(message: wire.Respond, index: int, word: str) -> wire.AudioOut:
@@ -260,6 +269,9 @@ async def _main() -> None:
     parser.add_argument("--die-after", type=int, default=0)
     parser.add_argument("--stall-after", type=int, default=0)
     parser.add_argument("--first-delay-s", type=float, default=0.0)
+    parser.add_argument("--recite", action="store_true")
+    parser.add_argument("--direct")
+    parser.add_argument("--door", type=Path)
     parser.add_argument("--model", default="fake")
     args = parser.parse_args()
     behaviour = Behaviour(
@@ -269,10 +281,12 @@ async def _main() -> None:
         die_after=args.die_after,
         stall_after=args.stall_after,
         first_delay_s=args.first_delay_s,
+        recite=args.recite,
         model=args.model,
     )
+    door = WorkerDoor(args.direct, args.door) if args.direct else None
     parent = os.getppid()
-    async with FakeWorker(args.socket, behaviour) as worker:
+    async with FakeWorker(args.socket, behaviour, door) as worker:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.drain)
         while os.getppid() == parent:  # nothing announces the death of a parent
             await asyncio.sleep(0.05)
