@@ -37,12 +37,14 @@ class RateRange(Section, frozen=True):
 
 
 Rate = Literal["auto"] | Hz | RateRange
+EchoCancellation = Literal["auto", "on", "off"]
 
 
 class HttpConfig(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8790
     api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
     keys_file: str = ""
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
@@ -65,6 +67,15 @@ class ModelConfig(Section, frozen=True):
     latency: Literal["usual", "low"] = "usual"
     start_timeout_s: Positive = 120.0
     stuck_after_s: Positive = 10.0
+    drain_s: Annotated[float, Meta(ge=0)] = 60.0
+
+
+class NamedModel(ModelConfig, frozen=True, kw_only=True):
+    """One of several models that are served side by side. `share`: of the sessions that name none; 0: only who names it
+    gets it."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    share: Annotated[float, Meta(ge=0)] = 1.0
 
 
 class SessionConfig(Section, frozen=True):
@@ -73,6 +84,7 @@ class SessionConfig(Section, frozen=True):
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] = 600
     input_frame_rate: Rate = "auto"
     output_frame_rate: Rate = "auto"
+    echo_cancellation: EchoCancellation = "auto"
     opening: Annotated[str, Meta(min_length=1)] = "hi"
     max_utterance_s: Positive = 60.0
     max_idle_s: Positive = 1800.0
@@ -160,6 +172,19 @@ class RecordingConfig(Section, frozen=True):
     max_folder_bytes: Annotated[int, Meta(ge=65_536)] = 8 * 1024 * 1024 * 1024
 
 
+class TelemetryConfig(Section, frozen=True):
+    """`endpoint` "" = what the OTEL_* variables say; `log_format` is that of service and workers."""
+
+    traces: bool = False
+    metrics: bool = False
+    endpoint: str = ""
+    log_format: Literal["text", "json"] = "text"
+
+    def __post_init__(self) -> None:
+        if self.endpoint and not re.match(r"https?://[^/\s@]+", self.endpoint):
+            raise ValueError(f"`endpoint` is no address such as http://127.0.0.1:4318, but {self.endpoint!r}")
+
+
 class TwilioConfig(Section, frozen=True):
     auth_token: str = ""
 
@@ -222,19 +247,45 @@ class TelephonyConfig(Section, frozen=True):
     webhook: WebhookConfig = WebhookConfig()
 
 
+class ClusterConfig(Section, frozen=True):
+    """Workers that several services share, placed and found by Ray. `address`: Ray's, "auto" = of the cluster that runs
+    on this machine; `name` tells clusters of one Ray apart; `min_workers`, `max_workers`: bounds between which their
+    number follows the load; `idle_s`: one that nobody used for so long may be stopped; `gpus_per_worker` "auto": one
+    where there are any; `worker_host`: address at which workers let services in, "" = their machine's; `store_bytes`:
+    of all copies of sessions together."""
+
+    enabled: bool = False
+    address: str = "auto"
+    name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,31}$")] = "agogic"
+    min_workers: Annotated[int, Meta(ge=1, le=1024)] = 1
+    max_workers: Annotated[int, Meta(ge=1, le=1024)] = 4
+    idle_s: Annotated[float, Meta(ge=1)] = 300.0
+    cpus_per_worker: Annotated[float, Meta(ge=0)] = 1.0
+    gpus_per_worker: Literal["auto"] | Annotated[float, Meta(ge=0)] = "auto"
+    worker_host: str = ""
+    store_bytes: Annotated[int, Meta(ge=1024 * 1024)] = 1024 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"`min_workers` must not be above `max_workers`, {self.max_workers}")
+
+
 class ServerConfig(Section, frozen=True):
     http: HttpConfig = HttpConfig()
     model: ModelConfig = ModelConfig()
+    models: tuple[NamedModel, ...] = ()
     session: SessionConfig = SessionConfig()
     turn: TurnConfig = TurnConfig()
     playout: PlayoutConfig = PlayoutConfig()
     webrtc: WebRtcConfig = WebRtcConfig()
     limits: LimitsConfig = LimitsConfig()
     recording: RecordingConfig = RecordingConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     telephony: TelephonyConfig = TelephonyConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
 
-_SECRET = re.compile(r"http\.api_keys|webrtc\.ice_servers|telephony\..*(?:token|password|secret|users\b)")
+_SECRET = re.compile(r"http\.(?:api|admin)_keys|webrtc\.ice_servers|telephony\..*(?:token|password|secret|users\b)")
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
 
@@ -293,24 +344,41 @@ def check_exposure(config: ServerConfig) -> None:
     )
 
 
+def check_models(config: ServerConfig) -> None:
+    """Models served side by side are told apart by their names. Raises `ConfigError`."""
+    if not config.models:
+        return
+    if config.model != ModelConfig():
+        raise ConfigError("[model] and [[models]] are both set; put what is under [model] into each of [[models]]")
+    names = [model.name for model in config.models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"`models`: {twice!r} stands there twice; give each a name of its own")
+
+
 def secrets_of(config: ServerConfig) -> list[str]:
     """Everything in it that no log may show."""
     phone = config.telephony
     of_calls = (phone.token, phone.twilio.auth_token, phone.plivo.auth_token, phone.vonage.signature_secret)
     of_sip = (*phone.sip.users.values(), phone.sip.register.password, phone.webhook.secret)
     of_turn = (text for server in config.webrtc.ice_servers for text in (server.secret, server.credential))
-    return [secret for secret in (*config.http.api_keys, *of_calls, *of_sip, *of_turn) if secret]
+    http = config.http
+    return [secret for secret in (*http.api_keys, *http.admin_keys, *of_calls, *of_sip, *of_turn) if secret]
 
 
 def check_keys(config: ServerConfig) -> None:
     """A key must be one that a client can send and nobody guesses by sending nothing. Raises `ConfigError`."""
-    for index, key in enumerate(config.http.api_keys):
-        if not key.strip() or key != key.strip() or not key.isascii() or not key.isprintable():
-            # Which key it is must not stand in a terminal or a log.
-            raise ConfigError(
-                f"http.api_keys[{index}] (AGOGIC_API_KEY comes last) is blank, or has letters that no header carries "
-                "or blanks at an end; use printable ASCII, such as the output of `openssl rand -hex 24`"
-            )
+    for where, variable, keys in (
+        ("api_keys", "AGOGIC_API_KEY", config.http.api_keys),
+        ("admin_keys", "AGOGIC_ADMIN_KEY", config.http.admin_keys),
+    ):
+        for index, key in enumerate(keys):
+            if not key.strip() or key != key.strip() or not key.isascii() or not key.isprintable():
+                # Which key it is must not stand in a terminal or a log.
+                raise ConfigError(
+                    f"http.{where}[{index}] ({variable} comes last) is blank, or has letters that no header carries "
+                    "or blanks at an end; use printable ASCII, such as the output of `openssl rand -hex 24`"
+                )
 
 
 def is_loopback(host: str) -> bool:

@@ -18,10 +18,24 @@ class Ids:
         self._count += 1
         return f"{kind}_{self.stem}{self._count:06x}"
 
+    @property
+    def count(self) -> int:
+        """How many were made."""
+        return self._count
+
+    def skip_to(self, count: int) -> None:
+        """As if so many had been made."""
+        self._count = max(self._count, count)
+
+    def number(self, identifier: str) -> int | None:
+        """The how-manieth of these it is, was, or would be."""
+        found = re.fullmatch(rf"[a-z]+_{re.escape(self.stem)}([0-9a-f]{{6,16}})", identifier)
+        return int(found[1], 16) if found is not None else None
+
     def is_to_come(self, identifier: str) -> bool:
         """Whether `new` would make it one day."""
-        found = re.fullmatch(rf"[a-z]+_{re.escape(self.stem)}([0-9a-f]{{6,16}})", identifier)
-        return found is not None and int(found[1], 16) > self._count
+        number = self.number(identifier)
+        return number is not None and number > self._count
 
 
 def secret(prefix: str) -> str:

@@ -6,6 +6,7 @@ not where they are made.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -14,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TextIO
+from typing import Literal, TextIO
 
 EVERY_S = 60.0
 _MAX_KINDS = 256
@@ -24,6 +25,8 @@ _SECRETS = re.compile(
     r"(?P<head>openai-insecure-api-key\.|\bbearer\s+|\b(?:ek|rtc|resume)_(?=[\w-]{16})|\bsk-(?=[\w-]{8}))[^\s,;'\"<>()\[\]{}\\]+",
     re.IGNORECASE,
 )
+# Whatever is said of a session names it (`agent.ids`).
+_SESSION = re.compile(r"\bsess_[0-9a-f]{12,}\b")
 _CHANGING = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
 
 
@@ -49,6 +52,33 @@ class RedactingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return self._redact(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """A line is an object: `time` (RFC 3339, UTC), `level`, `logger`, `process` and `message`; `session` where it is
+    about one, `exception` with its traceback where there is one. Redacted like any other line."""
+
+    def __init__(self, process: str, redact: Redactor) -> None:
+        super().__init__()
+        self._process = process
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = self._redact(record.getMessage())
+        whole = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+        line = {
+            "time": whole,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": self._process,
+            "message": message,
+        }
+        named = _SESSION.search(message)
+        if (session := getattr(record, "session", named[0] if named is not None else None)) is not None:
+            line["session"] = str(session)
+        if record.exc_info:
+            line["exception"] = self._redact(self.formatException(record.exc_info))
+        return json.dumps(line, ensure_ascii=False)
 
 
 @dataclass
@@ -89,10 +119,21 @@ class Seldom(logging.Filter):
         return True
 
 
-def configure(level: str | int, keys: Iterable[str] = (), stream: TextIO | None = None) -> None:
+def configure(
+    level: str | int,
+    keys: Iterable[str] = (),
+    stream: TextIO | None = None,
+    *,
+    log_format: Literal["text", "json"] = "text",
+    process: str = "service",
+) -> None:
     """Sends the log of this process to `stream` (stderr where None)."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(name)s %(levelname)s %(message)s", Redactor(keys)))
+    redact = Redactor(keys)
+    if log_format == "json":
+        handler.setFormatter(JsonFormatter(process, redact))
+    else:
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(name)s %(levelname)s %(message)s", redact))
     handler.addFilter(Seldom())
     logging.basicConfig(level=level, handlers=[handler], force=True)
 

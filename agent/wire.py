@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
 
 T = TypeVar("T")
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 INPUT_SAMPLE_RATE = 16_000
 CODEC_FRAME_RATE_HZ = 12.5
 """Frames of speech tokens, whose durations count them."""
@@ -220,6 +220,11 @@ class Refused(Message, frozen=True):
     message: str
 
 
+class Draining(Message, frozen=True):
+    """The worker was told to go: it opens no more sessions, goes on with those it has, and ends when they are closed,
+    or when it may wait no longer. A connection that is made later hears it behind `Ready`."""
+
+
 class WorkerLoad(Message, frozen=True):
     """How busy the worker is; sent to every connection, about twice a second while something changes.
 
@@ -246,12 +251,14 @@ class Transcript(Message, frozen=True):
 
 class EndJudged(Message, frozen=True):
     """How finished the utterance sounds where it has probably ended, after so many samples: `certainty` is the share of
-    pauses inside turns that sound less finished."""
+    pauses inside turns that sound less finished; `backchannel` the share of short interruptions that sound less like
+    "mm-hm", None where the model cannot tell."""
 
     session: int
     utterance: int
     samples: int
     certainty: float
+    backchannel: float | None = None
 
 
 class UtteranceEncoded(Message, frozen=True):
@@ -332,6 +339,7 @@ FromWorker = (
     Ready
     | SessionOpened
     | Refused
+    | Draining
     | WorkerLoad
     | Transcript
     | EndJudged

@@ -1,7 +1,8 @@
 # ruff: noqa: E501 (examples and sentences of a page)
 """Writes the two pages of the guide that follow from the code: `python docs/make_reference.py`.
 
-docs/guide/configuration.md from the configuration's structs, with what configs/embedded.toml says about each key;
+docs/guide/configuration.md from the configuration's structs, with what configs/embedded.toml (and of a cluster configs/cluster.toml)
+says about each key;
 docs/guide/events.md from the structs of the protocol's events, each with an example.
 """
 
@@ -11,7 +12,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -66,8 +67,13 @@ def configuration() -> str:
     ]
     hints = get_type_hints(ServerConfig, include_extras=True)
     for section, kind in hints.items():
-        lines += [f"## `[{section}]`", "", "| key | default | allowed | |", "|---|---|---|---|"]
-        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        is_list = get_origin(kind) is tuple
+        kind = get_args(kind)[0] if is_list else kind
+        lines += [f"## `[[{section}]]`" if is_list else f"## `[{section}]`", ""]
+        lines += [comments["", section].capitalize(), ""] if is_list else []
+        lines += ["| key | default | allowed | |", "|---|---|---|---|"]
+        own = kind.__annotations__  # of a list of models those of [model] are shown there
+        fields = {field.name: field for field in msgspec.structs.fields(kind) if not is_list or field.name in own}
         for name, field in fields.items():
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             shown = json.dumps(msgspec.to_builtins(default)) if default is not msgspec.NODEFAULT else ""
@@ -121,9 +127,16 @@ def _leaves(kind: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
 
 
 def _comments() -> dict[tuple[str, str], str]:
-    """What configs/embedded.toml says beside each key."""
+    """What configs/embedded.toml says beside each key, and of a cluster's configs/cluster.toml."""
+    found: dict[tuple[str, str], str] = {}
+    for name, only in (("cluster", ("cluster",)), ("embedded", None)):
+        found |= {key: text for key, text in _beside(name).items() if only is None or key[0] in only}
+    return found
+
+
+def _beside(name: str) -> dict[tuple[str, str], str]:
     found, section = {}, ""
-    for line in (ROOT / "configs" / "embedded.toml").read_text("utf-8").splitlines():
+    for line in (ROOT / "configs" / f"{name}.toml").read_text("utf-8").splitlines():
         if line.startswith("["):
             section = line.strip("[]")
         match = re.match(r"(\w+) = .*?\s# (.*)", line)

@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": set(),
     "streaming": {"kernels"},
     "models": {"streaming", "kernels"},
-    "worker": {"models", "streaming", "kernels", "agent.wire", "agent.memory"},
+    "worker": {"models", "streaming", "kernels", "agent.wire", "agent.memory", "agent.log", "agent.handshake"},
     "agent": set(),
     "training": {"models", "streaming", "kernels"},
 }
@@ -37,6 +37,7 @@ DOORS: dict[str, set[str]] = {
     "worker.calls": {"worker.parts"},
     "agent.protocol": {"agent.config", "agent.json_object"},
     "agent.turn": {"agent.audio"},
+    "agent.echo": {"agent.audio", "agent.clock", "agent.wire"},
     "agent.rtc": set(),
     "agent.telephony.sound": {"agent.audio", "agent.rtc.opus"},
     "agent.telephony.streams": {"agent.audio", "agent.telephony.sound"},
@@ -53,8 +54,10 @@ DOORS: dict[str, set[str]] = {
         "agent.protocol",
         "agent.turn",
     },
+    "agent.telemetry": {"agent.config", "agent.wire", "agent.dialogue.response"},
     "agent.dialogue": {
         *(f"agent.{top}" for top in ("audio", "clock", "config", "ids", "json_object", "wire")),
+        "agent.echo",
         "agent.protocol",
         "agent.turn",
     },
@@ -167,6 +170,18 @@ def test_agent_names_no_heavy_package_outside_its_verbs() -> None:
         if name.split(".")[0] in HEAVY and (at_once or not path.is_relative_to(ROOT / "agent" / "cli"))
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_one_module_knows_ray_and_only_when_it_is_asked() -> None:
+    found = {
+        (path.relative_to(ROOT).as_posix(), at_once)
+        for room in ("agent", "worker", "benchmarks")
+        for path in files(room)
+        if "import ray" in path.read_text("utf-8")
+        for name, at_once in imports(path)
+        if name.split(".")[0] == "ray"
+    }
+    assert found == {("agent/cluster/control.py", False), ("agent/cluster/host.py", False)}
 
 
 def test_loading_the_service_loads_no_torch() -> None:

@@ -56,6 +56,10 @@ class PipelineListener:
         return self.hearing.certainty
 
     @property
+    def backchannel(self) -> float | None:
+        return self.hearing.backchannel
+
+    @property
     def groups(self) -> int:
         """Those at hand, with what is prepared."""
         return sum(map(len, self._embeddings))

@@ -261,9 +261,10 @@ class Utterances:
         return self._working
 
     def _judge(self, utterance: Utterance) -> None:
-        certainty = utterance.listener.certainty
-        if certainty is not None:
-            self._send(EndJudged(self._number, utterance.number, utterance.samples, certainty))
+        listener = utterance.listener
+        if listener.certainty is not None:
+            judged = (listener.certainty, listener.backchannel)
+            self._send(EndJudged(self._number, utterance.number, utterance.samples, *judged))
 
     def _finish(self, utterance: Utterance) -> None:
         encoded = utterance.listener.finish()

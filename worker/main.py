@@ -2,7 +2,8 @@
 
 Exit code 2 with one sentence on standard error where the model or the arguments cannot be used, which another attempt
 would not change; 3 where the machine lacks something now (descriptors, memory, the socket's folder), 1 where the engine
-failed. The socket appears only when the model is ready, so that a service that can connect can be answered.
+failed. The socket appears only when the model is ready, so that a service that can connect can be answered. SIGTERM
+lets its sessions leave first; a second one, and SIGINT, do not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import sys
 from pathlib import Path
 
+from agent import log
 from worker.threads import limit_threads
 
 EMBEDDED_SLOTS, OTHER_SLOTS = 32, 4
@@ -28,26 +30,38 @@ _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOS
 def main() -> None:
     arguments = _parse()
     limit_threads(arguments.threads)
-    logging.basicConfig(level=arguments.log_level.upper(), format="worker %(levelname)s %(message)s", stream=sys.stderr)
+    level = arguments.log_level.upper()
+    if arguments.log_format == "json":
+        log.configure(level, log_format="json", process="worker")
+    else:
+        logging.basicConfig(level=level, format="worker %(levelname)s %(message)s", stream=sys.stderr)
     sys.exit(asyncio.run(_serve(arguments)))
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m worker", description="Serve a speech model on a socket.")
     parser.add_argument("--socket", required=True, help="path of a Unix socket, or HOST:PORT")
+    parser.add_argument("--direct", help="HOST:PORT where services on other machines are let in by tickets")
+    parser.add_argument("--door", type=Path, help="with --direct: file that tells how to issue tickets")
     parser.add_argument("--model", default="embedded", help="'embedded', a checkpoint directory, or a hub id")
     parser.add_argument("--voice", type=Path, help="recording that an official model is to sound like, 3 to 10 s")
     parser.add_argument("--latency", choices=["usual", "low"], default="usual", help="how soon an answer is heard")
     parser.add_argument("--slots", type=int, default=0, help="sessions open at once; 0: 32 or, not embedded, 4")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--drain-s", type=float, default=60.0, help="how long sessions may take to leave after SIGTERM")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--log-format", default="text", choices=["text", "json"])
     parser.add_argument("--exit-with-parent", action="store_true", help="end when the starting process is gone")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if (arguments.direct is None) != (arguments.door is None):
+        parser.error("--direct and --door belong together")
+    return arguments
 
 
 async def _serve(arguments: argparse.Namespace) -> int:
     # These import torch, whose thread pool has to be settled first.
     from worker.device import best_device
+    from worker.door import WorkerDoor
     from worker.engine import Engine
     from worker.loading import ModelError, load_model
     from worker.server import Server
@@ -61,13 +75,15 @@ async def _serve(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"worker: the model cannot be loaded now: {error}", file=sys.stderr)
         return SHORTAGE
-    stop = asyncio.Event()
+    stop, drain = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, lambda: stop.set() if drain.is_set() else drain.set())
+    loop.add_signal_handler(signal.SIGINT, stop.set)
     watch = asyncio.create_task(_watch_parent(stop)) if arguments.exit_with_parent else None
+    door = WorkerDoor(arguments.direct, arguments.door) if arguments.direct is not None else None
     try:
-        alive = await Server(Engine(model, slots, best_device()), arguments.socket).run(stop)
+        server = Server(Engine(model, slots, best_device()), arguments.socket, door)
+        alive = await server.run(stop, drain, arguments.drain_s)
     except OSError as error:
         print(f"worker: cannot listen on {arguments.socket}: {error.strerror or error}", file=sys.stderr)
         return SHORTAGE

@@ -106,6 +106,11 @@ class Listener(Protocol):
         """How finished what is `prepare`d sounds: the share of pauses inside turns that sound less so; None where that
         is not known."""
 
+    @property
+    def backchannel(self) -> float | None:
+        """How little somebody who says what is `prepare`d wants the word: the share of short interruptions that sound
+        more so; None where that is not known."""
+
     def prepare(self) -> None:
         """The utterance may end here: makes ready what its end needs, and it can be answered. More audio takes that
         back, once the answer is closed."""

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
-from agent.wire import Message, Ping, Pong, WireError, WorkerError, encode, read_frame, to_worker_decoder
+from agent.wire import (
+    Draining,
+    Message,
+    OpenSession,
+    Ping,
+    Pong,
+    Refused,
+    WireError,
+    WorkerError,
+    encode,
+    read_frame,
+    to_worker_decoder,
+)
+from worker.door import WorkerDoor
 from worker.engine import Engine
 
 log = logging.getLogger("agogic.worker")
 
 MAX_UNSENT_BYTES = 16 * 1024 * 1024
 """A peer that leaves this much unread is stuck: its connection is closed."""
+DRAIN_POLL_S = 0.05
 
 
 class Connection:
@@ -40,15 +56,20 @@ class Connection:
 
 
 class Server:
-    """Serves one engine on a Unix socket, or on TCP loopback where `address` is `host:port`."""
+    """Serves one engine on a Unix socket, or on TCP loopback where `address` is `host:port`; and where there is a
+    `door`, services on other machines that it lets in."""
 
-    def __init__(self, engine: Engine, address: str) -> None:
+    def __init__(self, engine: Engine, address: str, door: WorkerDoor | None = None) -> None:
         self._engine = engine
         self._address = address
+        self._door = door
+        self._connections: set[Connection] = set()
+        self._draining = False
 
-    async def run(self, stop: asyncio.Event) -> bool:
+    async def run(self, stop: asyncio.Event, drain: asyncio.Event, drain_s: float) -> bool:
         """Accepts connections until `stop` is set or the engine fails: False in that case, for nothing can be answered
-        any more. Raises OSError where the address cannot be bound."""
+        any more. Once `drain` is set, no session is opened any more, and it ends when none is left, or after `drain_s`.
+        Raises OSError where the address cannot be bound."""
         loop = asyncio.get_running_loop()
         failed = asyncio.Event()
 
@@ -61,16 +82,33 @@ class Server:
 
         thread = threading.Thread(target=work, name="engine", daemon=True)
         thread.start()
+        door = await self._door.open(self._serve) if self._door is not None else None
         server = await self._listen()
         log.info("listening on %s", self._address)
         waits = [asyncio.create_task(event.wait()) for event in (stop, failed)]
+        waits.append(asyncio.create_task(self._drained(drain, drain_s)))
         async with server:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
+        if door is not None:
+            door.close()
         self._engine.stop()
         await asyncio.to_thread(thread.join, 5.0)
         return not failed.is_set()
+
+    async def _drained(self, drain: asyncio.Event, drain_s: float) -> Literal[True]:
+        """Returns when nobody is served any more who was when `drain` was set."""
+        await drain.wait()
+        self._draining = True
+        log.info("draining: %d sessions are open", self._engine.open_sessions)
+        for connection in self._connections:
+            connection.send(Draining())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                while self._engine.open_sessions:  # noqa: ASYNC110 - the engine's thread announces nothing
+                    await asyncio.sleep(DRAIN_POLL_S)
+        return True
 
     async def _listen(self) -> asyncio.Server:
         host, _, port = self._address.rpartition(":")
@@ -81,6 +119,9 @@ class Server:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(writer)
         connection.send(self._engine.ready())
+        if self._draining:
+            connection.send(Draining())
+        self._connections.add(connection)
         try:
             while (payload := await read_frame(reader)) is not None:
                 try:
@@ -90,11 +131,14 @@ class Server:
                     continue
                 if isinstance(message, Ping):
                     connection.send(Pong(message.number, self._engine.unit_s))
+                elif isinstance(message, OpenSession) and self._draining:
+                    connection.send(Refused(message.session, "draining", "this worker is about to go"))
                 else:
                     self._engine.submit(connection, message)
         except (WireError, ConnectionError) as error:
             log.warning("connection closed: %s", error)
         finally:
+            self._connections.discard(connection)
             self._engine.client_gone(connection)
             writer.close()
 

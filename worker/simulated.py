@@ -46,6 +46,7 @@ class SimulatedDevice:
 class SimulatedListener:
     transcript = ""
     certainty = None
+    backchannel = None
     transcribes = True
 
     def __init__(self, hz: float) -> None:

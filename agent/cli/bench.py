@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.measuring import CHECKOUT, Json, Model, Threads, fail, measuring, print_report, progress, quiet
+from agent.cli.measuring import (
+    CHECKOUT,
+    Json,
+    Model,
+    Threads,
+    fail,
+    measuring,
+    print_report,
+    progress,
+    quiet,
+    ticking,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and exactness.")
 
@@ -93,6 +104,29 @@ def transport(
         shown = progress(json, "transports") or quiet
         report = benchmark.run(question(_recordings(clips)[0]), calls, seconds, shown)
     except ServerError as error:
+        fail("bench", error)
+    print_report(report, json)
+
+
+@app.command()
+def bargein(
+    clips: Annotated[Path, typer.Option(help="folder of recorded orders that interrupt")] = CHECKOUT
+    / "tests"
+    / "speech",
+    rounds: Annotated[int, typer.Option(min=1, help="interruptions")] = 20,
+    model: Model = "embedded",
+    json: Json = False,
+) -> None:
+    """From a caller's first sample in Chromium to the last that he hears of the agent, over WebRTC."""
+    from benchmarks.attacks.server import ServerError
+    from benchmarks.dialogue import barge_in_chromium as benchmark
+    from benchmarks.dialogue.barge_in import spoken
+    from worker.audio_files import read_question
+
+    voices = [benchmark.Voice(spoken(read_question(path))) for path in _recordings(clips)]
+    try:
+        report = benchmark.run(model, voices, rounds, progress(json, "interruptions"))
+    except (ServerError, benchmark.BrowserError) as error:
         fail("bench", error)
     print_report(report, json)
 
@@ -214,6 +248,35 @@ def start(model: Model = "embedded", json: Json = False) -> None:
     try:
         report = benchmark.run(model)
     except benchmark.StartError as error:
+        fail("bench", error)
+    print_report(report, json)
+
+
+@app.command()
+def rolling(
+    sessions: Annotated[int, typer.Option(min=1, help="callers at any time")] = 8,
+    minutes: Annotated[float, typer.Option(min=0.3, help="how long")] = 5.0,
+    every: Annotated[float, typer.Option(min=0.5, help="seconds between two replacements of all workers")] = 15.0,
+    call: Annotated[float, typer.Option(min=5.0, help="seconds after which a caller makes room for another")] = 40.0,
+    clips: Clips = CHECKOUT / "tests" / "speech",
+    labels: Annotated[Path, typer.Option(help="what they say")] = CHECKOUT / "tests" / "speech" / "labels.json",
+    tones: Annotated[
+        bool, typer.Option("--tones", help="a worker that answers with tones, instead of a model")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Callers in real time while all workers are replaced again and again: refusals, answers cut off, gaps."""
+    from benchmarks.attacks.server import ServerError
+    from benchmarks.load import rolling as benchmark
+    from worker.audio_files import AudioFileError
+
+    slots = 2 * sessions
+    worker = f"{sys.executable} -m tests.support.fake_worker --slots {slots} --pace 0.5" if tones else ""
+    settings = benchmark.RollingSettings(sessions, minutes * 60, every, call, clips, labels, worker)
+    try:
+        with ticking(minutes * 60, json):
+            report = benchmark.run(settings)
+    except (AudioFileError, ServerError) as error:
         fail("bench", error)
     print_report(report, json)
 
@@ -392,6 +455,17 @@ def seams(
         except FileNotFoundError as error:
             fail("bench", error)
         print_report(report, json)
+
+
+@app.command()
+def cluster(
+    pieces: Annotated[int, typer.Option(min=40, help="pieces of sound each way")] = 1000,
+    json: Json = False,
+) -> None:
+    """What the direct socket to a worker of a cluster adds to the link of one machine, side by side; needs no Ray."""
+    from benchmarks.cluster import latency
+
+    print_report(latency.run(pieces, progress(json, "pieces") or quiet), json)
 
 
 def _recordings(folder: Path) -> list[Path]:

@@ -12,6 +12,8 @@ import typer
 
 from agent.cli.measuring import CHECKOUT, Json, Model, Threads, fail, measuring, print_report, progress, quiet
 
+SPEECH = CHECKOUT / "tests" / "speech"
+
 
 class Eagerness(StrEnum):
     LOW = "low"
@@ -59,6 +61,32 @@ def barista(
         except DisturbanceError as error:
             fail("eval", error)
         print_report(report, json, lists=False)
+
+
+@app.command()
+def bargein(
+    clips: Annotated[Path, typer.Option(help="folder of recorded orders")],
+    labels: Annotated[Path, typer.Option(help="their labels.json")],
+    interjections: Annotated[
+        Path, typer.Option(help="recordings of backchannels and interruptions, with an index.json")
+    ] = CHECKOUT / "tests" / "speech" / "interjections",
+    orders: Annotated[int, typer.Option(min=0, help="held-out ones that interrupt, at most")] = 50,
+    model: Model = "embedded",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Whether "mm-hm", coughs and laughs over an answer stop it, and whether interruptions do."""
+    with measuring("eval", threads):
+        from benchmarks.dialogue import barge_in as benchmark
+        from benchmarks.dialogue.barista import LabelsError, read_clips
+        from worker.loading import load_model
+
+        try:
+            spoken = [clip.path for clip in read_clips(clips, labels, True)][:orders]
+            found = benchmark.read_interjections(interjections, spoken)
+        except (LabelsError, benchmark.InterjectionsError) as error:
+            fail("eval", error)
+        print_report(benchmark.run(load_model(model), found, progress(json, "sounds")), json)
 
 
 @app.command()
@@ -127,6 +155,34 @@ def dialogues(
         except SynthesisError as error:
             fail("eval", error)
         print_report(report, json, lists=False)
+
+
+@app.command()
+def echo(
+    clips: Annotated[Path, typer.Option(help="folder of recorded orders, spoken over answers")] = SPEECH,
+    labels: Annotated[Path, typer.Option(help="their labels.json")] = SPEECH / "labels.json",
+    answers: Annotated[int, typer.Option(min=2, help="at each strength of the echo")] = 50,
+    db: Annotated[
+        list[float] | None, typer.Option(help="the echo beside what is played; default: -6, -12, -20")
+    ] = None,
+    model: Model = "embedded",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """How often the agent takes its own voice from a loudspeaker for the caller's, and whether it still hears him."""
+    with measuring("eval", threads):
+        from agent.echo.canceller import MissingLibrary, library
+        from benchmarks.dialogue import echo as benchmark
+        from benchmarks.dialogue.barista import LabelsError, read_clips
+        from worker.loading import load_model
+
+        try:
+            library()
+            chosen = read_clips(clips, labels, True)
+        except (LabelsError, MissingLibrary) as error:
+            fail("eval", error)
+        strengths = tuple(db) if db else benchmark.ECHO_DB
+        print_report(benchmark.run(load_model(model), chosen, answers, strengths, progress(json, "callers")), json)
 
 
 @app.command()

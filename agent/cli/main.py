@@ -14,6 +14,7 @@ import typer
 # A verb whose module is not there is not shown. A module holds `app` (a Typer) or a function named as the verb.
 _VERBS = {
     "serve": "Serve the page, the Realtime API and the model.",
+    "workers": "The workers of a running server: listed, drained, replaced.",
     "talk": "One turn without a network: a sound file in, a spoken answer out.",
     "chat": "Talk to a running server from the terminal.",
     "doctor": "What works on this machine, and what to do about the rest.",
@@ -25,6 +26,7 @@ _VERBS = {
     "export": "Write a model in the official layout.",
     "loadtest": "Many callers at once.",
     "replay": "Run a recorded session again.",
+    "top": "Running services at a glance.",
 }
 
 

@@ -11,7 +11,7 @@ import typer
 
 STAGES = (
     "speech_data", "recogniser", "slm", "voice_data", "codec", "flow", "vocoder", "talker", "hard_data", "hearing",
-    "codes", "assemble", "turn_end",
+    "codes", "assemble", "turn_end", "backchannel",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from agent.dialogue.sent import Mark, Sent, SentEvents
 from agent.ids import Ids
 from agent.protocol import server_events
-from agent.protocol.server_events import AudioDelta, ServerEvent
+from agent.protocol.server_events import AudioDelta, ServerEvent, SessionCreated
 from agent.wire import Message
 
 
@@ -67,7 +67,9 @@ class Outbox:
         data = server_events.encode(event, event_id)
         if self._sent is not None and not of_others:
             sound = isinstance(event, AudioDelta)
-            self._sent.append(Sent(event_id, data, len(data), self.mark, sound))
+            # Whoever comes back has had it: there is the token by which he comes, which is kept nowhere.
+            kept = b"" if isinstance(event, SessionCreated) else data
+            self._sent.append(Sent(event_id, kept, len(kept), self.mark, sound, repeats=bool(kept)))
         self._effects.append(SendEvent(data, private))
 
     def send_large(self, make: Callable[[], ServerEvent], size: int) -> None:

@@ -29,10 +29,12 @@ from agent import audio
 from agent.dialogue.effects import Outbox
 from agent.dialogue.input_buffer import InputBuffer
 from agent.dialogue.level import Level, amplified
+from agent.echo.loop import EchoLoop
 from agent.ids import Ids
 from agent.protocol.errors import ProtocolError
 from agent.protocol.session_object import SemanticVad, ServerVad, TurnDetection, silence_ms
 from agent.turn.detector import (
+    ONSET_SAMPLES,
     LikelyStopped,
     Phase,
     Resumed,
@@ -70,9 +72,12 @@ class Utterance:
     """A stretch of the user's speech. Positions are samples at 16 kHz since the session began.
 
     `detected` is False in push-to-talk, where the client knows of it and no event tells it. `continues` names the item
-    of the turn that goes on in this utterance, whose sound it then begins with. `likely_end` is where it has probably
-    ended: the worker gets nothing from there on unless that proves wrong. `lost`: the worker failed to hear it.
-    `spoken`: somebody was heard to speak in it; only a commit can end one in which nobody was.
+    of the turn that goes on in this utterance, with whose sound it then begins: `continued` samples. `likely_end` is
+    where it has probably ended: the worker gets nothing from there on unless that proves wrong. `lost`: the worker
+    failed to hear it.
+    `spoken`: somebody was heard to speak in it; only a commit can end one in which nobody was. `told`: the client knows
+    of it; not yet of one that may be no turn (`agent.dialogue.overlap`), for which `onset`, `voiced_end` and
+    `voiced_samples` count the voice since its last pause and in all, and `rank` is what was judged of it there.
     """
 
     number: int
@@ -85,7 +90,13 @@ class Utterance:
     lost: bool = False
     transcript: str = ""
     continues: str | None = None
+    continued: int = 0
     spoken: bool = False
+    told: bool = True
+    onset: int = 0
+    voiced_end: int = 0
+    voiced_samples: int = 0
+    rank: float | None = None
     level: Level = field(default_factory=Level)
 
 
@@ -147,6 +158,7 @@ class Listening:
         outbox: Outbox,
         ids: Ids,
         vad: VoiceActivity,
+        echo: EchoLoop,
         input_hz: int,
         *,
         max_utterance_s: float,
@@ -158,6 +170,7 @@ class Listening:
         self._outbox = outbox
         self._ids = ids
         self._vad = vad
+        self._echo = echo
         self._max_utterance_samples = int(max_utterance_s * SAMPLE_RATE_HZ)
         self._open_line = open_line
         self._buffer = InputBuffer()
@@ -178,7 +191,7 @@ class Listening:
         if open_line is not None:
             self._open_line = open_line
         if input_hz != self._resampler.from_hz:
-            self._buffer.append(self._resampler.flush())
+            self._buffer.append(self._echo.cleaned(self._resampler.flush()))
             self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
         self._detection = detection
         self._detector.timing = self._timing(detection)
@@ -224,6 +237,7 @@ class Listening:
             )
         if samples.size:
             self._pending.append(samples)
+            self._echo.arrived(samples.size, self._resampler.from_hz)
 
     def process(self) -> Iterator[Happening]:
         """Works off a little of the queued sound, so that one client's flood does not hold up the others."""
@@ -234,7 +248,7 @@ class Listening:
         if head.size > size:
             self._pending.appendleft(head[size:])
             head = head[:size]
-        self._buffer.append(self._resampler.push(head))
+        self._buffer.append(self._echo.cleaned(self._resampler.push(head)))
         if self._is_pressed:
             yield from self._while_pressed(self._detector)
         elif self._detection is None:
@@ -259,6 +273,9 @@ class Listening:
                 self._forward(detector.position)
             self.open.level.hear(window, voiced=probability >= detector.timing.threshold)
         event = detector.push(probability)
+        if self.open is not None and probability >= detector.timing.threshold:
+            self.open.voiced_end = detector.position
+            self.open.voiced_samples += window.size
         if self.open is not None and self.open.level.gain is None:
             self._forward(detector.position, at_once=False)
         return event
@@ -312,7 +329,8 @@ class Listening:
             self._send_likely_end()
         elif isinstance(event, SpeechStarted | Resumed):
             self.open.spoken = True
-            self.open.likely_end = None
+            self.open.likely_end = self.open.rank = None
+            self.open.onset = position - WINDOW_SAMPLES
 
     def judged(self, message: EndJudged) -> Iterator[Happening]:
         """How finished the open utterance sounds, if it still pauses where the worker was asked."""
@@ -321,12 +339,20 @@ class Listening:
             return
         if (utterance.number, utterance.likely_end - utterance.start) != (message.utterance, message.samples):
             return
+        utterance.rank = message.backchannel
         if message.certainty >= SPECULATE_FROM:
             yield EndLikely(utterance)
         ended = self._detector.judged(message.certainty)
         if isinstance(ended, SpeechStopped):
             utterance.spoken_end = ended.speech_end_sample
             yield self._end(ended.end_sample, by_client=False)
+
+    @property
+    def paused_samples(self) -> int | None:
+        """For how long the open utterance pauses, None while somebody speaks in it."""
+        if self.open is None or self.open.likely_end is None:
+            return None
+        return self._detector.position - self.open.voiced_end
 
     @property
     def awaits_silence(self) -> bool:
@@ -360,7 +386,7 @@ class Listening:
             return False
         self._buffer.prepend(pcm)
         self.open.start = self.open.sent = first
-        self.open.continues = item_id
+        self.open.continues, self.open.continued = item_id, pcm.size
         self.open.level.hear(pcm, voiced=True)
         return True
 
@@ -379,7 +405,7 @@ class Listening:
 
     def commit(self) -> Iterator[Happening]:
         """Ends the utterance here. Raises `ProtocolError` if there are less than 100 ms to commit."""
-        self._buffer.append(self._resampler.flush())
+        self._buffer.append(self._echo.cleaned(self._resampler.flush(), last=True))
         end = self._buffer.end
         start = self.open.start if self.open is not None else self._uncommitted_from
         if self._open_line and self._detection is None:
@@ -404,6 +430,7 @@ class Listening:
         """Forgets what was not committed; returns the utterance that ends thereby, if one was open."""
         self._pending.clear()
         self._resampler.flush()
+        self._echo.skipped()
         dropped, self.open = self.open, None
         self._uncommitted_from = self._buffer.end
         self._buffer.trim(self._buffer.end)
@@ -437,6 +464,10 @@ class Listening:
         first = max(first, self._buffer.start)
         number, item_id = self.next_number(), self._ids.new("item")
         self.open = Utterance(number, item_id, detected, first, sent=first, spoken_end=first, spoken=spoken)
+        if spoken:
+            self.open.voiced_samples = ONSET_SAMPLES
+            self.open.voiced_end = self._detector.position
+            self.open.onset = self._detector.position - ONSET_SAMPLES
         return self.open
 
     def _end(self, end: int, *, by_client: bool) -> TurnEnded:

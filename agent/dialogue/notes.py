@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from agent.dialogue.response import ResponsePlan
+from agent.echo.canceller import MISSING, is_installed
 from agent.protocol.session_object import SessionSettings
 from agent.protocol.tools import FunctionTool, NamedFunction
 from agent.wire import Abilities
@@ -32,6 +33,8 @@ def on_settings(settings: SessionSettings, abilities: Abilities) -> list[str]:
             notes.append("tool_choice has no effect yet: no function is defined")
         elif abilities.calls is not None:
             notes.append(_ON_CHOICE)
+    if settings.x_agogic.echo_cancellation == "on" and not is_installed():
+        notes.append(MISSING)
     return notes
 
 

@@ -130,11 +130,16 @@ class Playout:
         self._pushed_samples = self.released_samples
         self._ended = True
 
-    def due(self, now_s: float) -> list[Slice]:
-        """Paced delivery: the slices that may leave by now."""
+    def due(self, now_s: float, until: int | None = None) -> list[Slice]:
+        """Paced delivery: the slices that may leave by now, up to the sample `until` where it is not None."""
         slices: list[Slice] = []
         while self.queued_samples and self._ahead(now_s) < self._lead_samples:
-            slices.append(self._release(min(self._slice_samples, self.queued_samples), now_s))
+            size = min(self._slice_samples, self.queued_samples)
+            if until is not None:
+                size = min(size, until - self.released_samples)
+            if size <= 0:
+                break
+            slices.append(self._release(size, now_s))
         return slices
 
     def next_due_s(self, now_s: float) -> float | None:
@@ -177,6 +182,8 @@ class Playout:
                 piece = piece[samples - first :]
             self._queue.appendleft(piece)
             self.released_samples -= piece.size
+        if self._reported_samples is not None:
+            self._reported_samples = min(self._reported_samples, self.released_samples)
         self.go_back(self.released_samples, now_s)
         return self.released_samples
 
@@ -184,6 +191,12 @@ class Playout:
         """Position of the playhead."""
         self._advance(now_s)
         return int(self._playhead)
+
+    def left_ms(self, now_s: float) -> float | None:
+        """How much of it has not been heard, None while more may come."""
+        if not self._ended:
+            return None
+        return (self._pushed_samples - self.heard_samples(now_s)) * 1000 / self.sample_rate_hz
 
     def unheard_s(self, now_s: float) -> float:
         """How long what was released goes on sounding."""
@@ -215,7 +228,7 @@ class Playout:
             self._dry = False
         first, end = self.released_samples, self.released_samples + count
         samples = self._take(count)
-        if self._reported_samples is None:
+        if not self._unreported_samples:
             self._keep(samples)
         self.released_samples = end
         words: list[WordSpan] = []

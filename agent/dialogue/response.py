@@ -91,7 +91,7 @@ class Response:
     """`server_plays` is WebRTC: sound is pulled and not sent as events. `utterance` is what it answers, if sound.
 
     `called` are calls that the worker made of it; they become `calls`, each with the id of the item before it, and are
-    told of behind all else: what is cut off calls nothing.
+    told of behind all else: what is cut off calls nothing. `overlapped`: somebody spoke over it.
     """
 
     id: str
@@ -107,6 +107,7 @@ class Response:
     utterance: int | None = None
     speculation: SpeculationReport = SpeculationReport(0.0, 0.0)
     started: bool = False
+    overlapped: bool = False
     called: list[ToolCall] = field(default_factory=list)
     calls: list[tuple[FunctionCall, str | None]] = field(default_factory=list)
     tokens: list[TokenSpan] = field(default_factory=list)

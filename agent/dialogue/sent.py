@@ -39,11 +39,12 @@ class Sent:
 
 
 class SentEvents:
-    """In the order in which they were sent."""
+    """In the order in which they were sent. `edits` counts changes of what was there already."""
 
     def __init__(self) -> None:
         self._events: deque[Sent] = deque()
         self.held_bytes = 0
+        self.edits = 0
 
     def append(self, sent: Sent) -> None:
         self._events.append(sent)
@@ -64,19 +65,31 @@ class SentEvents:
         """What was sent after it. Raises KeyError where it is not known any more."""
         return list(self._events)[self._index(event_id) + 1 :]
 
+    def since(self, sent: Sent | None) -> list[Sent] | None:
+        """What was sent after it, all for None; None where it has left."""
+        newer: list[Sent] = []
+        for event in reversed(self._events):
+            if event is sent:
+                return newer[::-1]
+            newer.append(event)
+        return newer[::-1] if sent is None else None
+
     def insert_after(self, event_id: str, sent: Sent) -> None:
         """As if it had been sent right after that event."""
+        self.edits += 1
         self._events.insert(self._index(event_id) + 1, sent)
         self.held_bytes += sent.size
 
     def forget_sound(self) -> None:
         """The sound of what was sent so far is released once more, or never again: it is not to be repeated."""
+        self.edits += 1
         for index, sent in enumerate(self._events):
             if sent.is_sound and sent.repeats:
                 self.held_bytes -= sent.size
                 self._events[index] = replace(sent, data=b"", size=0, repeats=False)
 
     def clear(self) -> None:
+        self.edits += 1
         self._events.clear()
         self.held_bytes = 0
 

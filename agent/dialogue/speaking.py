@@ -15,11 +15,13 @@ from agent import audio
 from agent.clock import Clock
 from agent.config import PlayoutConfig
 from agent.dialogue.conversation import AssistantMessage, Conversation, FunctionCall
+from agent.dialogue.ducking import Ducking
 from agent.dialogue.effects import Outbox
 from agent.dialogue.playout import Playout, Slice
 from agent.dialogue.response import Clocked, FinalStatus, Response, ResponsePlan
 from agent.dialogue.sent import Mark
 from agent.dialogue.speculation import Speculation
+from agent.echo.loop import EchoLoop
 from agent.json_object import JsonObject
 from agent.protocol import server_events as events
 from agent.protocol.errors import ProtocolError
@@ -62,6 +64,7 @@ class Speaking:
         clock: Clock,
         conversation: Conversation,
         config: PlayoutConfig,
+        echo: EchoLoop,
         ask: Callable[[Response, WorkerSlot], Respond],
         *,
         server_plays: bool,
@@ -75,6 +78,7 @@ class Speaking:
         self._clock = clock
         self._conversation = conversation
         self._config = config
+        self._echo = echo
         self._ask = ask
         self._server_plays = server_plays
         self._reports_every_s = reports_every_s
@@ -83,6 +87,7 @@ class Speaking:
         self._asked = False
         self._asked_again = False
         self._held = False
+        self._ducking = Ducking()
         self._waiting_since_s = 0.0
         self._generation = 0
         self._finished: deque[Response] = deque(maxlen=MAX_WAITING)
@@ -260,11 +265,13 @@ class Speaking:
             return
         now_s = self._clock.now_s()
         if not self._server_plays:
-            for piece in response.playout.due(now_s):
+            for piece in response.playout.due(now_s, self._ducking.until):
                 self._release(response, piece, now_s)
+        if self._ducking.until is not None:
+            return
         if response.done is not None and (response.playout.is_over(now_s) or response.plan.modality == "text"):
             self._finish(response)
-        elif not self._asked and now_s - self._waiting_since_s >= WORKER_WAIT_S:
+        elif not self._asked and now_s >= self._waiting_since_s + WORKER_WAIT_S:
             self.fail("no_worker", f"No worker had a place for this within {WORKER_WAIT_S:g} s.")
 
     def pull(self, count: int) -> Slice | None:
@@ -272,10 +279,11 @@ class Speaking:
         response = self.active
         if response is None or self._held:
             return None
-        now_s = self._clock.now_s()
-        piece = response.playout.pull(count, now_s)
+        now_s, room = self._clock.now_s(), self._ducking.room(response, count)
+        piece = response.playout.pull(room, now_s) if room else None
         if piece is not None:
             self._release(response, piece, now_s)
+            piece = self._ducking.shaped(response, piece)
         if response.done is not None:
             self.on_tick()
         return piece
@@ -293,15 +301,36 @@ class Speaking:
             return None
         if not self._asked:
             return self._waiting_since_s + WORKER_WAIT_S
+        if self._ducking.until is not None and not self._ducking.room(response, 1):
+            return None
         if self._reports_every_s is not None:
             return response.playout.over_at_s(self._clock.now_s())
         return None if self._server_plays else response.playout.next_due_s(self._clock.now_s())
+
+    # --- somebody speaks over it ---
+
+    def duck(self) -> None:
+        """It is silent until `let_go_on`, or until it is cancelled."""
+        response = self.active
+        if response is None or self._ducking.until is not None:
+            return
+        response.overlapped = True
+        self._ducking.begin(response, self._clock.now_s(), rewinds=self._server_plays and not self._reports_every_s)
+        self.on_tick()
+
+    def let_go_on(self) -> None:
+        """Nobody wanted anything: it goes on with the word at which it fell silent."""
+        if self.active is None or self._ducking.until is None:
+            return
+        self._ducking.end(self.active, self._clock.now_s())
+        self.on_tick()
 
     # --- a listener who is gone for a while ---
 
     def hold(self) -> None:
         """Nobody is there to hear: nothing leaves until `go_on`."""
         self._held = True
+        self._echo.cut()
 
     def go_on(self, mark: Mark, *, server_plays: bool, replayed: bool) -> None:
         """Somebody is there who has the sound up to `mark`. `replayed`: he gets what he missed as it was sent;
@@ -385,6 +414,7 @@ class Speaking:
         if response.plan.in_conversation:
             self.quiet_since_s = now_s + response.playout.unheard_s(now_s)
         self.active = None
+        self._ducking.forget()
         self._finished.append(response)
         self._after_close(response, cut=cut)
         self._outbox.send(events.RateLimitsUpdated(rate_limits=[]))
@@ -408,6 +438,7 @@ class Speaking:
             if self._reports_every_s is not None:
                 self._outbox.clear_playback()
         response.playout.clear()
+        self._echo.cut()
 
     def _after_close(self, response: Response, *, cut: bool) -> None:
         """Where the server plays, it also tells what became of the sound."""
@@ -438,6 +469,7 @@ class Speaking:
     def _release(self, response: Response, piece: Slice, now_s: float) -> None:
         if response.clocked.first_audio_out_s is None:
             response.clocked.first_audio_out_s = now_s
+        self._echo.said(piece.samples, response.playout.sample_rate_hz)
         self._open(response)
         # Who has a word but not the sound that comes with it is to hear that sound.
         self._outbox.mark = Mark(response.item, piece.first_sample)

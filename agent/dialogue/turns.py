@@ -16,6 +16,8 @@ holds the rest.
 A turn that nobody hears the end of, because sound has stopped coming (a microphone switched off, a line on hold), ends
 with the last of it.
 
+A voice over the agent's may be no turn at all: `agent.dialogue.overlap`.
+
 Where nobody speaks after an answer, and the client wants it, the agent speaks again by itself.
 """
 
@@ -40,10 +42,12 @@ from agent.dialogue.listening import (
     Utterance,
     milliseconds,
 )
+from agent.dialogue.overlap import Overlap
 from agent.dialogue.response import ResponsePlan
 from agent.dialogue.speaking import Speaking
 from agent.protocol import server_events as events
 from agent.protocol.session_object import SessionSettings, idle_timeout_ms
+from agent.turn.barge_in import Verdict
 from agent.turn.silero import SAMPLE_RATE_HZ
 
 # Speech that starts within this much of the answer is no reaction to it: people need 200 ms to hear that they are
@@ -82,6 +86,7 @@ class Turns:
         self._speaking = speaking
         self._settings = settings
         self._plan = plan
+        self._overlap = Overlap(clock, listening, speaking, settings)
         self._prompts = 0
         self._armed_s = clock.now_s()
         self._sound_s = clock.now_s()
@@ -107,13 +112,45 @@ class Turns:
 
     def _opened(self, utterance: Utterance) -> None:
         self._prompts = 0
-        if utterance.detected:
+        if utterance.detected and (self._going_on() is not None or not self._overlap.begin(utterance)):
             self._speech_started(utterance)
         self._briefing.start_utterance(utterance)
 
+    def weigh(self) -> None:
+        """To be called when more is known of the open utterance."""
+        utterance = self._listening.open
+        if utterance is not None and not utterance.told and self._overlap.weigh(utterance) is Verdict.STOP:
+            self._interrupted(utterance)
+
+    def _interrupted(self, utterance: Utterance) -> None:
+        """What was in doubt is a turn."""
+        utterance.told = True
+        self._speech_started(utterance)
+        self._speaking.cancel("turn_detected")
+        self._show_transcript(utterance)
+
+    def understood(self, utterance: Utterance) -> None:
+        """Of the open utterance its transcript so far."""
+        self._show_transcript(utterance)
+        self.weigh()
+
+    def _show_transcript(self, utterance: Utterance) -> None:
+        if utterance.told and utterance.transcript and "input_transcript" in self._settings().x_agogic.events:
+            own = self.own_words(utterance, utterance.transcript)
+            self._outbox.send(events.InputTranscript(item_id=utterance.item_id, transcript=own))
+
+    def cleared(self, utterance: Utterance) -> None:
+        """The client cleared what it had said of the open utterance, or could not know of."""
+        self._speaking.speculation.roll_back()
+        self._briefing.drop_utterance(utterance.number)
+        if not utterance.told:
+            self._overlap.over()
+
     def _speculate(self, utterance: Utterance) -> None:
         detection = self._settings().audio.input.turn_detection
-        if detection is None or not detection.create_response or utterance.lost or not self._speaking.idle:
+        if detection is None or not detection.create_response or utterance.lost or not utterance.told:
+            return
+        if not self._speaking.idle:
             return
         plan = self._plan()
         self._speaking.begin_speculation(plan, partial(self._briefing.foretold, plan, utterance))
@@ -138,7 +175,9 @@ class Turns:
         answer = self._speaking.active
         if detection is None or not detection.interrupt_response or answer is None or answer.plan.answers is None:
             return None
-        if answer.item.opened and (answer.plan.modality == "text" or self._speaking.heard_ms(answer) > REACTION_MS):
+        if answer.overlapped or (
+            answer.item.opened and (answer.plan.modality == "text" or self._speaking.heard_ms(answer) > REACTION_MS)
+        ):
             return None
         item = self._conversation.find(answer.plan.answers)
         if not isinstance(item, UserMessage) or any(
@@ -150,6 +189,11 @@ class Turns:
 
     def _ended(self, turn: TurnEnded) -> None:
         utterance = turn.utterance
+        if not utterance.told:
+            if not self._overlap.was_turn(turn):
+                self._briefing.drop_utterance(utterance.number)
+                return
+            self._interrupted(utterance)
         if utterance.detected:
             self._outbox.send(events.SpeechStopped(item_id=utterance.item_id, audio_end_ms=milliseconds(turn.end)))
         item = UserMessage(utterance.item_id, spoken=True, utterance=utterance.number, pcm=turn.pcm)
@@ -158,7 +202,7 @@ class Turns:
             if self._settings().x_agogic.joined_turns:
                 item.parts = self._absorbed(begun)
             else:
-                item.pcm = turn.pcm[self._conversation.sound_of(begun).size :]
+                item.pcm = turn.pcm[utterance.continued :]
                 item.continues = (*begun.continues, begun.id)
         if not utterance.spoken:
             self._committed_silence(item)
@@ -251,7 +295,12 @@ class Turns:
         self._armed_s = self._clock.now_s()
 
     def configured(self, before: SessionSettings) -> None:
-        """The settings are others than `before`: a patience that was set just now begins now."""
+        """The settings are others than `before`: a patience that was set just now begins now, and a voice in doubt is
+        what it was without them."""
+        utterance = self._listening.open
+        now = self._settings().audio.input.turn_detection
+        if utterance is not None and not utterance.told and now != before.audio.input.turn_detection:
+            self._interrupted(utterance)
         if idle_timeout_ms(before.audio.input.turn_detection) != idle_timeout_ms(
             self._settings().audio.input.turn_detection
         ):

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from agent.config import Rate, ServerConfig
+from agent.config import EchoCancellation, Rate, ServerConfig
 from agent.json_object import JsonObject
 from agent.protocol.client_events import Text
 from agent.protocol.dialects import known_settings, whole_numbers
@@ -83,12 +83,14 @@ class Extensions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`x_agogic`: frame rates in Hz (4.0 to 12.5), "auto" or a range, and extra event types this client can take.
 
     `joined_turns`: it understands that items it was told of may become one (`agent.dialogue.turns`).
+    `echo_cancellation`: whether our own voice is taken out of what its microphone hears (`agent.echo.loop`).
     """
 
     input_frame_rate: Rate = "auto"
     output_frame_rate: Rate = "auto"
     events: tuple[str, ...] = ()
     joined_turns: bool = False
+    echo_cancellation: EchoCancellation = "auto"
 
 
 class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -137,7 +139,9 @@ def default_settings(config: ServerConfig) -> SessionSettings:
             output=OutputAudio(voice=config.session.voice),
         ),
         x_agogic=Extensions(
-            input_frame_rate=config.session.input_frame_rate, output_frame_rate=config.session.output_frame_rate
+            input_frame_rate=config.session.input_frame_rate,
+            output_frame_rate=config.session.output_frame_rate,
+            echo_cancellation=config.session.echo_cancellation,
         ),
     )
 

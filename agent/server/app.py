@@ -7,13 +7,13 @@ import logging
 from aiohttp import hdrs, web, web_response
 from aiohttp.http_exceptions import HttpProcessingError
 
-from agent.server import http, middlewares, paths
+from agent.server import admin, http, middlewares, paths
 from agent.server.app_keys import service_key
 from agent.server.boundary import Boundary
 from agent.server.door import Door, door_key, through_the_door
 from agent.server.service import Service
 from agent.telephony import app as telephony
-from agent.transports import call, webrtc, websocket, whip
+from agent.transports import call, smallwebrtc, webrtc, websocket, whip
 
 # Which versions run here is for nobody to read; a header of ours would not be in answers to what is no HTTP.
 web_response.SERVER_SOFTWARE = "agogic"  # type: ignore[attr-defined]
@@ -45,7 +45,7 @@ async def _end_sessions(app: web.Application) -> None:
 
 
 def create_app(service: Service) -> web.Application:
-    """Routes only; whoever runs the application also runs `service.pool`, and puts `DoorSite` before it."""
+    """Routes only; whoever runs the application also runs `service.models`, and puts `DoorSite` before it."""
     config = service.config.http
     app = web.Application(
         middlewares=[
@@ -70,6 +70,8 @@ def create_app(service: Service) -> web.Application:
     call.register(app)
     webrtc.register(app)
     whip.register(app)
+    smallwebrtc.register(app)
     telephony.register(app)
+    admin.register(app)
     http.register(app)
     return app

@@ -122,13 +122,14 @@ async def healthz(request: web.Request) -> web.Response:
 async def readyz(request: web.Request) -> web.Response:
     """A worker answers, and new sessions are taken. `recorded`: how sessions are, where they are."""
     service = request.app[service_key]
-    pool = service.pool
-    ready = pool.ready and not service.draining
-    state: JsonObject = {"ready": ready, "model": pool.model, "slots": pool.slots, "leased": pool.leased}
+    models = service.models
+    ready = models.ready and not service.draining
+    shown = models.default.shown
+    state: JsonObject = {"ready": ready, "model": shown, "slots": models.slots, "leased": models.leased}
     if service.recorder is not None:
         state["recorded"] = service.recorder.kind
     if not ready:
-        why = "draining" if service.draining else pool.why_not_ready
+        why = "draining" if service.draining else models.why_not_ready
         return json_response(state | {"reason": why}, 503)
     return json_response(state)
 
@@ -141,13 +142,21 @@ async def metrics(request: web.Request) -> web.Response:
             raise Unauthorized("An ephemeral key cannot read the metrics; use an API key.")
     except Unauthorized as error:
         return unauthorized(error)
-    service.metrics.kept.set(service.keeper.count)
-    service.metrics.held.set(service.held_bytes)
-    service.metrics.worker_restarts.set(service.pool.restarts)
-    service.metrics.worker_slots.set(service.pool.slots)
-    service.metrics.worker_busy.set(service.pool.busy)
-    service.metrics.capacity.set(service.pool.capacity)
+    service.read_gauges()
     return web.Response(body=service.metrics.render(), headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4"})
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """What a client may ask for by name, as OpenAI's API lists it. Where only one is served, it goes by any name."""
+    service = request.app[service_key]
+    try:
+        grant = service.auth.recognise(request)
+    except Unauthorized as error:
+        return unauthorized(error)
+    allowed = grant.key.models if grant.key is not None else ()
+    names = [model.shown for model in service.models if not allowed or not model.name or model.name in allowed]
+    listed = [{"id": name, "object": "model", "created": 0, "owned_by": "agogic"} for name in names]
+    return json_response({"object": "list", "data": listed})
 
 
 async def page(request: web.Request) -> web.StreamResponse:
@@ -172,6 +181,7 @@ class Assets:
 
 def register(app: web.Application) -> None:
     app.router.add_post("/v1/realtime/client_secrets", create_client_secret)
+    app.router.add_get("/v1/models", list_models)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)

@@ -71,6 +71,18 @@ class Keeper(Generic[S]):
         self._tokens[token] = session
         return token
 
+    def adopt(self, session: S, token: str) -> None:
+        """The session was another server's, and may be resumed by this token, which that one issued."""
+        self._tokens[token] = session
+
+    def tokens(self, session: S) -> list[str]:
+        """All that are good for it now."""
+        return self._of(self._tokens, session)
+
+    def knows(self, token: str) -> bool:
+        """Whether it is, or was, good for a session here."""
+        return token in self._tokens or token in self._used
+
     def confirm(self, session: S) -> None:
         """Its client holds the newest token: the others are used up."""
         *former, _ = self._of(self._tokens, session)

@@ -22,6 +22,7 @@ import msgspec
 from agent import sockets, wire
 from agent.wire import (
     CloseSession,
+    Draining,
     FromWorker,
     Message,
     OpenSession,
@@ -64,8 +65,17 @@ class LeaseHolder(Protocol):
         """Since when (any clock, the same for all) its place has been of no use; None while it is used."""
         ...
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether the worker is at nothing of its own: it may leave now and lose nothing."""
+        ...
+
     def give_way(self) -> None:
         """Another session needs the place: release it."""
+        ...
+
+    def move(self) -> None:
+        """The worker is about to go: release the place, and take one elsewhere when one is needed."""
         ...
 
     def worker_message(self, message: FromWorker) -> None: ...
@@ -96,11 +106,16 @@ class Lease:
 
 
 class WorkerLink:
-    """`run` reads until the worker is gone; then every holder is told once. `failure`: what was wrong with it."""
+    """`run` reads until the worker is gone; then every holder is told once. `failure`: what was wrong with it.
+
+    `draining`: it takes no more sessions, because we want none there or because it says so itself (`told_to_go`).
+    """
 
     def __init__(self, ready: Ready, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.ready = ready
         self.alive = True
+        self.draining = False
+        self.told_to_go = asyncio.Event()
         self.failure = ""
         self._unanswered = 0
         self._unit_s = 0.0
@@ -141,13 +156,18 @@ class WorkerLink:
         return self.alive and self._unanswered < SUSPECT_AFTER
 
     @property
+    def accepts(self) -> bool:
+        """Whether sessions may be opened with it, as long as there is room."""
+        return self.responsive and not self.draining
+
+    @property
     def hangs(self) -> bool:
         """Whether there is no use in asking it to end."""
         return bool(self.failure) or self._unanswered >= SUSPECT_AFTER
 
     @property
     def has_room(self) -> bool:
-        return self.responsive and self.leased < self.ready.slots
+        return self.accepts and self.leased < self.ready.slots
 
     @property
     def capacity(self) -> int:
@@ -164,6 +184,10 @@ class WorkerLink:
         """The holder whose place has been of no use for the longest time."""
         idle = [(since, key) for key, holder in self._holders.items() if (since := holder.idle_since_s) is not None]
         return self._holders[min(idle)[1]] if idle else None
+
+    @property
+    def holders(self) -> tuple[LeaseHolder, ...]:
+        return tuple(self._holders.values())
 
     async def run(self, stuck_after_s: float = STUCK_AFTER_S) -> None:
         """Dispatches messages until the connection ends, or the worker proves to hang. Returns however it ends."""
@@ -242,6 +266,9 @@ class WorkerLink:
                 self._unanswered, self._unit_s = 0, message.unit_s
             case Ready():
                 pass
+            case Draining():
+                self.draining = True
+                self.told_to_go.set()
             case WorkerLoad():
                 self.load = message
                 for each in tuple(self._holders.values()):

@@ -35,8 +35,9 @@ from agent.server.guard import Guard
 from agent.server.keeper import Keeper
 from agent.server.link import Lease
 from agent.server.metrics import Metrics
+from agent.server.models import ServedModel
 from agent.server.timer import DeadlineTimer
-from agent.server.workers import WorkerPool
+from agent.telemetry.moments import TurnMoments
 from agent.transports.base import RemotePlayer, Transport
 from agent.wire import (
     AudioOut,
@@ -69,7 +70,7 @@ class SessionRunner:
         self,
         session: Session,
         transport: Transport,
-        pool: WorkerPool,
+        model: ServedModel,
         clock: Clock,
         metrics: Metrics,
         account: Account,
@@ -81,14 +82,19 @@ class SessionRunner:
         key_name: str = "",
         address: str = "",
         recorded: str | None = None,
+        changed: Callable[[SessionRunner], None] | None = None,
+        moments: TurnMoments,
     ) -> None:
-        """`recorded`: how, in the words in which the client is told; None: not at all."""
+        """`recorded`: how, in the words in which the client is told; None: not at all. `changed` is called after
+        everything that happens in the session."""
         self.session = session
         self.account = account
         self.owner = owner
         self.key_name = key_name
         self.address = address
         self._recorded = recorded
+        self._changed = changed
+        self._rebuilt = False
         self.transport_kind = transport.kind
         self._on_end = on_end
         self._keeper = keeper
@@ -97,11 +103,11 @@ class SessionRunner:
         self._client: Transport | None = transport
         self._transports = [transport]
         self._client_changed = asyncio.Event()
-        self._pool = pool
+        self._model = model
+        self.model_name = model.shown
         self._clock = clock
-        self._metrics = metrics
-        self._share = share
-        self._place = share.place()
+        self._metrics, self._moments = metrics, moments
+        self._share, self._place = share, share.place()
         self._lease: Lease | None = None
         self._over = asyncio.Event()
         self._ended = asyncio.Event()
@@ -114,6 +120,10 @@ class SessionRunner:
         self.end_reason = "abandoned"
 
     @property
+    def model(self) -> ServedModel:
+        return self._model.current
+
+    @property
     def session_id(self) -> str:
         return self.session.id
 
@@ -122,8 +132,9 @@ class SessionRunner:
         return self._lease.ready.output_sample_rate if self._lease is not None else 24_000
 
     @property
-    def answering(self) -> bool:
-        return self.session.answering
+    def in_turn(self) -> bool:
+        """Whether somebody speaks to it, or it answers."""
+        return self.session.hearing or self.session.answering
 
     @property
     def closed(self) -> bool:
@@ -147,6 +158,10 @@ class SessionRunner:
         if self._lease is None or self._used_s is None or is_used:
             return None
         return self._used_s if self._clock.now_s() - self._used_s >= IDLE_AFTER_S else None
+
+    @property
+    def at_rest(self) -> bool:
+        return self.session.at_rest
 
     @property
     def forgets_calls(self) -> bool:
@@ -200,6 +215,17 @@ class SessionRunner:
         self.account.recount(self.session.held_bytes())
         self._keeper.keep(self)
 
+    def adopt(self) -> None:
+        """The session is the copy of one that was another server's; it waits here for its client."""
+        self._started = self._rebuilt = True
+        self._set_client(None)
+        self.account.recount(self.session.held_bytes())
+        self._keeper.keep(self)
+
+    def moved(self) -> None:
+        """Another server has the session: nothing of it is said here any more."""
+        self.close(CODE_TAKEN_OVER, "the session goes on at another server")
+
     def can_resume(self, after: str) -> bool:
         return self.session.can_resume(after)
 
@@ -216,6 +242,9 @@ class SessionRunner:
                 raise ValueError("a telephone has no token")
             extras = self._extras()
             self._do(self.session.resume(transport.kind, after, extras, input_hz=transport.input_rate_hz), transport)
+            if self._rebuilt:
+                self._rebuilt = False
+                self._do(self.session.worker_lost())
             self._ask_for_a_place()
 
     def serves(self, transport: Transport) -> bool:
@@ -348,6 +377,7 @@ class SessionRunner:
                 self._do(self.session.worker_message(message))
             return
         self._used_s = now_s
+        self._moments.came(message, now_s)
         if isinstance(message, ResponseDone | WorkerError):
             self._asked_s = None
         elif isinstance(message, TextDelta | AudioOut | UtteranceEncoded) and self._asked_s is not None:
@@ -365,14 +395,23 @@ class SessionRunner:
     def give_way(self) -> None:
         """Another session needs the place more; this one asks for one again at its next use."""
         log.info("%s: lends its place", self.session_id)
+        self._leave_worker()
+
+    def move(self) -> None:
+        """The worker goes: the next one is told everything when there is something to hear or to answer."""
+        log.info("%s: moves to another worker", self.session_id)
+        self._leave_worker()
+        self._ask_for_a_place()
+
+    # --- inside ---
+
+    def _leave_worker(self) -> None:
         lease = self._lease
         self._placeless()
         if lease is not None:
             lease.release()
         with self._guard():
             self._do(self.session.worker_lost())
-
-    # --- inside ---
 
     def _placeless(self) -> None:
         self._lease = self._asked_s = None
@@ -401,10 +440,12 @@ class SessionRunner:
             self._wanted.set()
 
     async def _find_a_place(self) -> None:
-        """Stands in line as long as the session lives and its client is there."""
-        finding = asyncio.ensure_future(self._pool.lease_when_possible(self))
+        """Stands in line as long as the session lives, its client is there, and the model is served."""
+        model = self.model
+        finding = asyncio.ensure_future(model.pool.lease_when_possible(self))
         try:
-            await either(asyncio.shield(finding), self._over.wait(), self._client_changed.wait())
+            waits = (self._over.wait(), self._client_changed.wait(), model.gone.wait())
+            await either(asyncio.shield(finding), *waits)
             if finding.done() and (lease := finding.result()).alive:
                 self._wanted.clear()
                 self._take(lease)
@@ -421,6 +462,7 @@ class SessionRunner:
         if self._lease is None:
             return
         self._used_s = self._clock.now_s()
+        self._moments.told(message, self._used_s)
         if isinstance(message, Respond):
             self._asked_s = self._used_s
         elif isinstance(message, Cancel):
@@ -444,22 +486,25 @@ class SessionRunner:
             elif isinstance(effect, ToWorker):
                 self._tell_worker(effect.message)
         for response in self.session.take_finished():
-            self._metrics.response(response)
+            self._metrics.response(response, self.model_name)
+            self._moments.finished(response, self._clock.now_s())
+        if self._changed is not None:
+            self._changed(self)
         self._timer.look()
 
     def due_s(self) -> float:
         due_s = self.session.next_deadline_s()
-        return due_s if self._asked_s is None else min(due_s, self._asked_s + self._pool.stuck_after_s)
+        return due_s if self._asked_s is None else min(due_s, self._asked_s + self.model.pool.stuck_after_s)
 
     def when_due(self) -> None:
-        if self._asked_s is not None and self._clock.now_s() - self._asked_s >= self._pool.stuck_after_s:
+        if self._asked_s is not None and self._clock.now_s() - self._asked_s >= self.model.pool.stuck_after_s:
             self._give_up_worker()
         self._do(self.session.tick())
         self._ask_for_a_place()
 
     def _give_up_worker(self) -> None:
         """Its answer does not get on, though the worker lives: another place may do better."""
-        log.warning("%s: its answer made no progress for %g s", self.session_id, self._pool.stuck_after_s)
+        log.warning("%s: its answer made no progress for %g s", self.session_id, self.model.pool.stuck_after_s)
         lease = self._lease
         self.worker_lost()
         if lease is not None:

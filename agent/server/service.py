@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import NoReturn
 
 import msgspec
 
 from agent.clock import Clock, SystemClock
-from agent.config import ServerConfig, secrets_of
+from agent.cluster.copies import Store
+from agent.cluster.neighbours import Neighbours
+from agent.cluster.store import Owner
+from agent.config import ConfigError, ServerConfig, secrets_of
 from agent.dialogue.session import Session
 from agent.ids import Ids
 from agent.memory import give_back_all
@@ -28,9 +32,12 @@ from agent.server.fairness import LoopShare
 from agent.server.keeper import Keeper, ResumeRefused
 from agent.server.keys import KeyRing, NamedKey
 from agent.server.metrics import Metrics
+from agent.server.models import Models, ServedModel
 from agent.server.runner import SessionRunner
 from agent.server.usage import Usage, Visit
-from agent.server.workers import WorkerPool
+from agent.server.workers import NotReplaced, WorkerPool
+from agent.telemetry import start as start_telemetry
+from agent.telemetry.moments import TurnMoments
 from agent.transports.base import RemotePlayer, Transport
 from agent.turn.silero import SileroVad
 
@@ -47,26 +54,45 @@ class NoCapacity(Exception):
 
 
 class Service:
-    def __init__(self, config: ServerConfig, pool: WorkerPool, clock: Clock | None = None) -> None:
-        """Raises `ConfigError` where sessions are to be recorded and cannot be."""
+    def __init__(
+        self,
+        config: ServerConfig,
+        models: Models | WorkerPool,
+        clock: Clock | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """`models`: all that are served, or the workers of the only one. `store`: where other services find our
+        sessions, and we theirs. Raises `ConfigError` where sessions are to be recorded, or telemetry to be sent, and
+        cannot be."""
         self.config = config
-        self.pool = pool
+        self.models = models if isinstance(models, Models) else Models([ServedModel("", 1.0, models)])
         self.clock = clock or SystemClock()
         self.keys = KeyRing(config.http.api_keys, config.http.keys_file)
+        self.admins = KeyRing(config.http.admin_keys)
         self.auth = Authenticator(self.keys, self.clock)
         self._usage = Usage()
         self.metrics = Metrics()
+        self.telemetry = start_telemetry(config.telemetry, self.metrics.registry, self.clock.now_s)
         self.share = LoopShare()
         self.recorder = Recorder(config.recording, secrets_of(config)) if config.recording.folder else None
         self.calls: dict[str, SessionRunner] = {}
-        self.draining = False
+        self.stopping = asyncio.Event()
+        self.at_once = asyncio.Event()
         self.keeper: Keeper[SessionRunner] = Keeper(config.session.resume_s, config.session.max_kept)
+        self.neighbours = Neighbours(self, store) if store is not None and self.recorder is None else None
+        self.auth.has_neighbours = self.neighbours is not None
         self._budget = Budget(
             config.limits, lambda key: self.keeper.make_room(lambda kept: key is None or kept.owner == key)
         )
         self._runners: set[SessionRunner] = set()
         self._running: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[object]] = set()
         self._tidying: asyncio.TimerHandle | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server was told to go: it takes no more sessions."""
+        return self.stopping.is_set()
 
     @property
     def session_count(self) -> int:
@@ -103,9 +129,11 @@ class Service:
         effective = self.settings(grant.session, settings)
         owner = grant.owner
         source = "" if address is None or _is_loopback(address) else address
+        asked = self._asked(model, settings, grant.session)
         if grant.key is not None:
-            self._within_limits(grant.key, model)
+            self._within_limits(grant.key, asked or model)
         self._admit(owner, source)
+        served = self._with_room(asked, grant.key)
         self.auth.redeem(grant)
         kind = Session if self.recorder is None else RecordedSession
         session = kind(
@@ -115,34 +143,47 @@ class Service:
             clock=self.clock,
             ids=Ids(),
             vad=SileroVad(),
-            model=self.pool.model,
+            model=served.shown,
             input_hz=transport.input_rate_hz,
             reports_every_s=transport.reports_every_s if isinstance(transport, RemotePlayer) else None,
             max_idle_s=max_idle_s,
-            abilities=self.pool.abilities,
+            abilities=served.pool.abilities,
             finest_hz=grant.key.finest_hz if grant.key is not None else None,
         )
         if self.recorder is not None and isinstance(session, RecordedSession):
             session.record(self.recorder)
+        runner = self.runner_of(session, transport, served, Owner.of(grant), source)
+        log.info("%s: opened over %s", session.id, transport.kind)
+        return runner
+
+    def runner_of(
+        self, session: Session, transport: Transport, served: ServedModel, owner: Owner, address: str
+    ) -> SessionRunner:
+        """What runs a session that was just made."""
+        neighbours = self.neighbours if transport.kind != "telephone" else None
         runner = SessionRunner(
             session,
             transport,
-            self.pool,
+            served,
             self.clock,
             self.metrics,
-            self._budget.open(owner),
+            self._budget.open(owner.owner),
             self.share,
             self._ended,
             self.keeper,
-            owner=owner,
-            key_name=grant.name,
-            address=source,
+            owner=owner.owner,
+            key_name=owner.key_name,
+            address=address,
             recorded=self.recorder.kind if self.recorder is not None else None,
+            changed=neighbours.changed if neighbours is not None else None,
+            moments=TurnMoments(session.id, self.telemetry.turn if self.telemetry is not None else None),
         )
         self._runners.add(runner)
-        self._usage.began(Visit(session.id, grant.name, transport.kind, self.pool.model, self.clock.now_s()))
+        self._usage.began(Visit(session.id, owner.key_name, transport.kind, served.shown, self.clock.now_s()))
         self.metrics.sessions.labels(transport.kind).inc()
-        log.info("%s: opened over %s", session.id, transport.kind)
+        self.metrics.model_sessions.labels(served.shown).inc()
+        if neighbours is not None:
+            neighbours.opened(runner, owner)
         return runner
 
     def host(self, runner: SessionRunner) -> None:
@@ -150,6 +191,11 @@ class Service:
         task = asyncio.create_task(runner.run(), name=f"session {runner.session_id}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def fetch(self, token: str, after: str, grant: Grant) -> None:
+        """Where the session of this token is a neighbour's, it is ours from now on."""
+        if self.neighbours is not None and not self.draining and not self.keeper.knows(token):
+            await self.neighbours.fetch(token, after, grant)
 
     def resumable(self, token: str, after: str, grant: Grant) -> SessionRunner:
         """The session that goes on by this token after that event. Raises `ResumeRefused`, or `NoCapacity` where the
@@ -179,11 +225,31 @@ class Service:
                 "minutes_per_day", f"The {key.minutes_per_day:g} minutes of this key for today (UTC) are used up"
             )
 
+    def roll(self) -> None:
+        """Replaces all workers, one after the other, by what is configured now; the log says what came of it."""
+
+        async def rolled() -> None:
+            try:
+                await self.models.roll()
+                log.warning("all workers were replaced")
+            except (ConfigError, NotReplaced) as error:
+                log.error("not all workers were replaced: %s", error)
+
+        self.perform(rolled())
+
+    def perform(self, work: Coroutine[None, None, object]) -> asyncio.Task[object]:
+        """Does something to models or workers to its end, whoever stops waiting for it."""
+        task = asyncio.create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+        return task
+
     async def end_all(self) -> None:
         """Whatever still runs, at once."""
-        for task in tuple(self._running):
+        ending = (*self._running, *self._working)
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     def _admit(self, owner: str, address: str) -> None:
         """Raises `NoCapacity` where there is no room for another session, or not for another of these."""
@@ -197,13 +263,40 @@ class Service:
         here = limits.sessions_per_address
         if address and here and self._is_full(here, lambda runner: runner.address == address):
             self._refuse("sessions_per_address", f"All {here} sessions of this address are open")
-        if not self.pool.ready:
-            self._refuse("no_worker", f"No session can be opened now: {self.pool.why_not_ready}")
-        engaged = sum(runner.engaged for runner in self._runners if not runner.closed)
-        if engaged >= self.pool.slots:
-            self._refuse("no_worker", "No session can be opened now: all places are taken")
-        if engaged >= self.pool.capacity:
-            self._refuse("load", f"No session can be opened now: {engaged} are as many as can be answered in time")
+
+    def _asked(self, model: str | None, *sessions: JsonObject | None) -> str | None:
+        """The name of a model that is asked for: in the address or, if that names none of ours, in session objects."""
+        names = (model, *(session.get("model") for session in sessions if session is not None))
+        return next((name for name in names if isinstance(name, str) and self.models.has(name)), None)
+
+    def _with_room(self, name: str | None, key: NamedKey | None) -> ServedModel:
+        """The model for a new session that asks for this name. Raises `NoCapacity`."""
+        refusals = []
+        for served in self.models.choose(name, key.models if key is not None else ()):
+            refusal = self._no_room(served)
+            if refusal is None:
+                return served
+            refusals.append(refusal)
+        if not refusals:
+            raise ProtocolError("model_not_allowed", "No model is served that this key opens.", param="model")
+        self._refuse(*refusals[0])
+
+    def _no_room(self, served: ServedModel) -> tuple[str, str] | None:
+        """Why no more sessions can be opened with this model now."""
+        pool = served.pool
+        if not pool.ready:
+            return "no_worker", f"No session can be opened now: {pool.why_not_ready}"
+        engaged = sum(runner.engaged for runner in self._runners if not runner.closed and runner.model is served)
+        if engaged >= pool.slots:
+            return "no_worker", "No session can be opened now: all places are taken"
+        if engaged >= pool.capacity:
+            return "load", f"No session can be opened now: {engaged} are as many as can be answered in time"
+        return None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more session may be open, whoever's it is."""
+        return not self._is_full(self.config.session.max_sessions, lambda runner: True)
 
     def _is_full(self, limit: int, of: Callable[[SessionRunner], bool]) -> bool:
         """Whether as many of these are open as may be, and none of them waits for its client and can be ended."""
@@ -212,38 +305,57 @@ class Service:
                 return True
         return False
 
-    def _refuse(self, reason: str, why: str) -> None:
+    def _refuse(self, reason: str, why: str) -> NoReturn:
         self.metrics.refused.labels(reason).inc()
         raise NoCapacity(f"{why}; try again later.")
 
-    async def drain(self, at_once: asyncio.Event) -> None:
-        """Takes no more sessions, lets answers come to their end for `http.drain_s` or until `at_once`, then ends all
-        sessions: their clients are told to connect elsewhere."""
-        self.draining = True
+    def stop(self, *, at_once: bool = False) -> None:
+        """The server is to go: no more sessions are taken, and whoever runs it is to `drain`. The second time, or if it
+        is to be `at_once`, nothing is waited for."""
+        if at_once or self.stopping.is_set():
+            self.at_once.set()
+        self.stopping.set()
+
+    async def drain(self) -> None:
+        """Lets turns that have begun come to the end of their answers, for `http.drain_s` or until `at_once`, then ends
+        all sessions: their clients are told to connect elsewhere. Whoever is at nothing is told at once."""
+        self.stopping.set()
+        self.models.close()
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self.config.http.drain_s
         while self._runners:
-            last = at_once.is_set() or loop.time() >= deadline_s
+            last = self.at_once.is_set() or loop.time() >= deadline_s
             for runner in tuple(self._runners):
-                if last or not runner.answering or self.keeper.waits(runner):
+                if last or not runner.in_turn or self.keeper.waits(runner):
                     runner.close(1001, "the server is going away")
             if last or all(runner.closed for runner in self._runners):
                 return
             await asyncio.sleep(_DRAIN_POLL_S)
 
+    def read_gauges(self) -> None:
+        """Brings the metrics up to date that nobody counts as they happen."""
+        metrics = self.metrics
+        metrics.kept.set(self.keeper.count)
+        metrics.held.set(self.held_bytes)
+        metrics.ready.set(self.models.ready and not self.draining)
+        metrics.gauge(self.models)
+
     def session_snapshot(self, settings: SessionSettings) -> JsonObject:
         """A session object that no session has yet, for `client_secrets`."""
         preview: JsonObject = {"type": "realtime", "object": "realtime.session", "id": Ids().new("sess")}
         rendered: JsonObject = msgspec.to_builtins(settings)
-        return preview | {"model": self.pool.model} | rendered
+        return preview | {"model": self.models.default.shown} | rendered
 
     def _ended(self, runner: SessionRunner) -> None:
         if runner in self._runners:
             self._runners.discard(runner)
             self.keeper.ended(runner)
+            if self.neighbours is not None:
+                self.neighbours.ended(runner)
             for call_id in [key for key, value in self.calls.items() if value is runner and runner.forgets_calls]:
                 del self.calls[call_id]
             self.metrics.sessions.labels(runner.transport_kind).dec()
+            self.metrics.model_sessions.labels(runner.model_name).dec()
             log.info("%s: ended", runner.session_id)
             self._usage.ended(runner.session_id, runner.end_reason, self.clock.now_s(), self.clock.unix_s())
             if self._tidying is None:

@@ -44,7 +44,7 @@ class Call:
         self,
         config: WebRtcConfig,
         network: Network,
-        resume: Callable[[Call], SessionRunner] | None = None,
+        resume: TakeUp | None = None,
     ) -> None:
         """`resume` moves a session here once there is a connection; it raises `NoCapacity` or `ResumeRefused`."""
         self._runner: SessionRunner | None = None
@@ -191,6 +191,8 @@ class Calls:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+TakeUp = Callable[[Call], SessionRunner]
+Kind = Callable[[WebRtcConfig, Network, TakeUp | None], Call]
 calls_key: web.AppKey[Calls] = web.AppKey("calls", Calls)
 
 
@@ -209,11 +211,11 @@ async def start(
     grant: Grant,
     settings: JsonObject | None = None,
     *,
-    kind: type[Call] = Call,
+    kind: Kind = Call,
 ) -> Started:
     """Answers an offer and lets the call live. Raises `ProtocolError`, `NoCapacity`, or `BadOffer`."""
     service = request.app[service_key]
-    call = kind(service.config.webrtc, _network(service))
+    call = kind(service.config.webrtc, _network(service), None)
     runner: SessionRunner | None = None
     try:
         # A full server must not gather candidates for everybody who asks.
@@ -231,13 +233,15 @@ async def start(
     return _let_live(request, call, runner, answer)
 
 
-async def resume(request: web.Request, offer: str, grant: Grant) -> Started:
+async def resume(
+    request: web.Request, offer: str, grant: Grant, token: str, after: str, *, kind: Kind = Call
+) -> Started:
     """Answers the offer of a client whose connection was lost. Raises `ResumeRefused`, `NoCapacity`, or `BadOffer`.
 
-    A session has one call at most that is on its way: sockets are not for whoever offers often.
+    `token` is the session's, `after` the last event that the client has received. A session has one call at most that
+    is on its way: sockets are not for whoever offers often.
     """
     service, arriving = request.app[service_key], request.app[calls_key].arriving
-    token, after = request.query["resume"], request.query.get("after", "")
 
     def take_up(call: Call) -> SessionRunner:
         if arriving.get(runner) is call:
@@ -246,12 +250,13 @@ async def resume(request: web.Request, offer: str, grant: Grant) -> Started:
         found.resume(call, after)
         return found
 
+    await service.fetch(token, after, grant)
     runner = service.resumable(token, after, grant)
     if (former := arriving.get(runner)) is not None:
         if not former.is_answered:
             raise NoCapacity("Another offer to resume this session is being answered; try again in a moment.")
         former.hang_up("a newer offer came")
-    call = arriving[runner] = Call(service.config.webrtc, _network(service), take_up)
+    call = arriving[runner] = kind(service.config.webrtc, _network(service), take_up)
     try:
         answer = await call.peer.answer(offer)
     except BaseException:

@@ -42,7 +42,7 @@ async def create_call(request: web.Request) -> web.Response:
         grant = service.auth.return_of(request) if returns else service.auth.authenticate(request)
         offer, settings = await _read_body(request)
         if returns:
-            started = await call.resume(request, offer, grant)
+            started = await call.resume(request, offer, grant, request.query["resume"], request.query.get("after", ""))
         else:
             started = await call.start(request, offer, grant, settings)
     except (Unauthorized, BadRequest, ProtocolError, NoCapacity, BadOffer, ResumeRefused) as error:

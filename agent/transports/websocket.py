@@ -196,6 +196,7 @@ async def realtime(request: web.Request) -> web.StreamResponse:
     token, after = request.query.get("resume"), request.query.get("after", "")
     try:
         if token is not None:
+            await service.fetch(token, after, grant)
             runner = service.resumable(token, after, grant)
         else:
             runner = service.open_session(

@@ -36,8 +36,8 @@ _TAG = re.compile(r'(?:W/)?"([^"]*)"')
 class WhipCall(call.Call):
     """`etag` names the generation of ICE, without quotes."""
 
-    def __init__(self, config: WebRtcConfig, network: Network) -> None:
-        super().__init__(config, network)
+    def __init__(self, config: WebRtcConfig, network: Network, resume: call.TakeUp | None = None) -> None:
+        super().__init__(config, network, resume)
         self.etag = secret("ice")
 
 

@@ -21,6 +21,7 @@ from agent.turn.silero import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 _HYSTERESIS = 0.15
 # One loud window is a click; two in a row (64 ms) are a voice.
 _ONSET_WINDOWS = 2
+ONSET_SAMPLES = _ONSET_WINDOWS * WINDOW_SAMPLES
 # Silence after which an answer is prepared, though not yet given: no longer than it takes to tell a pause from a stop
 # consonant, because a turn that sounds finished ends right after it.
 LIKELY_END_SAMPLES = SAMPLE_RATE_HZ * 160 // 1000

@@ -80,6 +80,7 @@ class Server:
                 self._command,
                 cwd=ROOT,
                 env=os.environ | self._environment,
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,

@@ -59,6 +59,7 @@ class Answer:
     report: dict[str, Any] = field(default_factory=dict)
     transcript: str = ""
     status: str = ""
+    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -250,6 +251,7 @@ class Caller:
             return
         answer = answers[-1]
         answer.status, answer.report = str(response.get("status")), response.get("x_agogic") or {}
+        answer.reason = str((response.get("status_details") or {}).get("reason", ""))
         if answer is not self._answer or answer.order is not self._expected:
             return
         if answer.status not in ("completed", "incomplete"):

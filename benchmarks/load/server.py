@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.attacks.server import ServerError, children
@@ -20,10 +21,13 @@ STOP_TIMEOUT_S = 15.0
 
 
 class OwnServer:
-    """`agogic serve` on a free port of 127.0.0.1. config: TOML. Raises ServerError when entered."""
+    """`agogic serve` on a free port of 127.0.0.1. config: TOML; environment: on top of ours; worker_command: in place
+    of the embedded model's. Raises ServerError when entered."""
 
-    def __init__(self, config: str) -> None:
+    def __init__(self, config: str, environment: Mapping[str, str] | None = None, worker_command: str = "") -> None:
         self._config = config
+        self._environment = environment or {}
+        self._worker_command = worker_command
         self._folder = tempfile.TemporaryDirectory(prefix="agogic-load-")
         self._process: subprocess.Popen[str] | None = None
         self.port = 0
@@ -36,7 +40,11 @@ class OwnServer:
         path = Path(self._folder.name, "agogic.toml")
         path.write_text(self._config)
         command = [sys.executable, "-m", "agent.cli.main", "serve", "--port", "0", "--config", str(path)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        command += ["--worker-command", self._worker_command] if self._worker_command else []
+        environment = os.environ | self._environment
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment, text=True
+        )
         assert self._process.stdout is not None
         found = re.search(r"http://127\.0\.0\.1:(\d+)/", self._process.stdout.readline())
         if found is None:

@@ -76,7 +76,7 @@ def barge_in(transport: str) -> SessionDriver:
     driver.send(type="session.update", event_id="c1", session={"type": "realtime", "instructions": "Be brief."})
     driver.speak(1.2)
     driver.hush(1.9)
-    driver.speak(0.3)
+    driver.interrupt(0.3)
     if transport == "websocket":
         item_id = driver.last("response.done")["response"]["output"][0]["id"]
         truncate = {"item_id": item_id, "content_index": 0, "audio_end_ms": 600}

@@ -146,7 +146,7 @@ async def test_its_memory_goes_when_another_needs_it() -> None:
 async def test_nobody_stands_in_line_for_a_place_whose_client_is_away() -> None:
     async with service_of(ServerConfig(), slots=1) as service:
         holder, away, here = Client(service), Client(service), Client(service)
-        lease = await service.pool.lease(holder.runner)
+        lease = await service.models.default.pool.lease(holder.runner)
         for client in (away, here):
             await client.send(type="conversation.item.create", item=TEXT_ITEM)
             await client.send(type="response.create")
@@ -154,9 +154,9 @@ async def test_nobody_stands_in_line_for_a_place_whose_client_is_away() -> None:
         away.lose()
         lease.release()
         await until(lambda: here.has_place)
-        assert away.runner.answering and not away.runner.engaged, "its answer is made when it is back"
+        assert away.runner.in_turn and not away.runner.engaged, "its answer is made when it is back"
         here.runner.disconnect("over")
-        await until(lambda: service.session_count == 2 and service.pool.leased == 0)
+        await until(lambda: service.session_count == 2 and service.models.leased == 0)
         assert not away.has_place
         away.runner.resume(WebSocketTransport(None), ids(away.runner)[-1])
         await until(lambda: away.has_place)

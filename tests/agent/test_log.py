@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -97,3 +99,24 @@ def test_the_memory_of_kinds_is_bounded() -> None:
         name = f"logger {'x' * (number % 50)}{chr(33 + number % 90)}"
         seldom.filter(logging.LogRecord(name, logging.WARNING, "f", 1, "m", None, None))
     assert len(seldom._kinds) <= log._MAX_KINDS
+
+
+def test_a_line_of_json_has_its_session_and_no_secret(lines: io.StringIO) -> None:
+    stream = io.StringIO()
+    log.configure("DEBUG", ["correct horse battery"], stream, log_format="json", process="service")
+    session = "sess_0123456789ab000001"
+    logging.getLogger("agogic.service").info("%s: opened over %s", session, "websocket")
+    logging.getLogger("agogic.audit").info('{"key": "shop"}', extra={"session": session})
+    try:
+        raise ValueError('cannot use "correct horse battery"\nnor Bearer verysecretvalue')
+    except ValueError:
+        logging.getLogger("aiohttp.server").exception("Error\nhandling request")
+    opened, audited, failed = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", opened.pop("time"))
+    assert opened == {
+        "level": "info", "logger": "agogic.service", "process": "service", "session": session,
+        "message": f"{session}: opened over websocket",
+    }  # fmt: skip
+    assert audited["session"] == session and audited["message"] == '{"key": "shop"}'
+    assert "Traceback" in failed["exception"] and "session" not in failed
+    assert "horse" not in str(failed) and "verysecretvalue" not in str(failed)

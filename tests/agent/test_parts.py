@@ -276,9 +276,14 @@ class Holder:
         self.idle_since_s: float | None = None
         self.coarsest_hz = 4.0
         self.gave_way = False
+        self.at_rest = True
+        self.moved = False
 
     def give_way(self) -> None:
         self.gave_way = True
+
+    def move(self) -> None:
+        self.moved = True
 
     def worker_message(self, message: wire.FromWorker) -> None:
         self.messages.append(message)

@@ -26,7 +26,7 @@ from agent.recording.log import Header, LogError, Recording
 from agent.recording.recorder import Recorder
 from agent.recording.replay import Result, replay
 from agent.recording.session import RecordedSession
-from tests.agent.test_fuzz import STEP, act
+from tests.fuzz.steps import STEP, act
 from tests.support.session_driver import LoudnessVad, SessionDriver
 
 SECRET = "sk-abcdefgh12345678"
@@ -464,7 +464,7 @@ def test_whatever_can_be_done_to_a_session_is_recorded() -> None:
     """Who adds a way into the session adds it to the recording, or to those that only look."""
     only_looks = {
         *("worth_keeping", "can_resume", "has_pending_audio", "answering", "making_answer", "needs_worker"),
-        *("held_bytes", "take_finished", "coarsest_hz"),
+        *("held_bytes", "take_finished", "coarsest_hz", "hearing", "at_rest"),
     }
     made_of_others = {"snapshot", "read"}
     public = {name for name in vars(Session) if not name.startswith("_")} - only_looks - made_of_others

@@ -93,7 +93,7 @@ def test_what_was_sent_to_nobody_was_not_heard() -> None:
     driver.advance(3.0)
     resume(driver, last)
     driver.advance(0.25)
-    driver.speak(0.3)
+    driver.interrupt(0.3)
     driver.hush(0.8)
     assert driver.of("response.done")[0]["response"]["status"] == "cancelled"
     spoken = [entry.text for entry in driver.asked(wire.Respond)[-1].context if entry.role == "assistant"]

@@ -229,7 +229,7 @@ def test_history_after_barge_in_is_what_was_heard() -> None:
     driver = SessionDriver(reply="one two three four five six seven eight nine ten")
     driver.speak(0.5)
     driver.hush(1.8)
-    driver.speak(0.5)
+    driver.interrupt(0.5)
     driver.hush(0.7)
     said = next(item.text for item in driver.asked(wire.Respond)[-1].context if item.role == "assistant")
     sent = driver.of("response.done")[0]["response"]["output"][0]["content"][0]["transcript"]

@@ -227,3 +227,13 @@ def test_what_was_lost_is_written_down_though_nobody_wants_an_answer() -> None:
     driver.advance(0.1)
     assert driver.last(COMPLETED)["transcript"] == driver.transcript
     check(driver.events)
+
+
+@pytest.mark.parametrize("asked_s", [510.138, 56.695, 50.892])
+def test_the_moment_at_which_no_worker_is_waited_for_any_more_is_the_one_that_was_told(asked_s: float) -> None:
+    driver = SessionDriver(worker=False)
+    driver.clock.advance(asked_s)
+    driver.send(type="response.create")
+    driver.clock.stand_at(driver.session.next_deadline_s())
+    driver.do(driver.session.tick())
+    assert driver.of("response.done")

@@ -19,6 +19,7 @@ from openai.resources.realtime.realtime import AsyncRealtimeConnection
 from models.orders import parse_order
 from tests.support.conformance import check
 from tests.support.service_process import ROOT, ServiceProcess
+from tests.support.speech import with_pause
 
 CLIPS = ROOT / "tests" / "speech"
 RATE_HZ = 24_000
@@ -66,19 +67,6 @@ async def order(
     return events
 
 
-def with_pause(pcm: bytes, seconds: float) -> bytes:
-    """Silence put in where the middle of the clip is quietest."""
-    samples = np.frombuffer(pcm, "<i2")
-    window = RATE_HZ // 50
-    loudness = np.abs(samples[: samples.size // window * window].astype(float)).reshape(-1, window).mean(1)
-    loudness = np.convolve(loudness, np.ones(5) / 5, "same")
-    spoken = np.flatnonzero(loudness > 0.1 * loudness.max())
-    first, last = spoken[0], spoken[-1]
-    middle = slice(first + (last - first) * 3 // 10, first + (last - first) * 7 // 10)
-    cut = (middle.start + int(loudness[middle].argmin())) * window
-    return np.insert(samples, cut, np.zeros(int(seconds * RATE_HZ), "<i2")).tobytes()
-
-
 def said(events: list[dict[str, Any]]) -> str:
     (content,) = events[-1]["response"]["output"][0]["content"]
     return str(content.get("transcript") or content.get("text"))
@@ -122,7 +110,7 @@ async def test_an_order_with_a_pause_in_the_middle_is_one_order(service: Service
         ("1e37483d-173a-4527-949c-317182a92d49.wav", True),
         ("33bdf715-ce04-408d-b3d7-c77900fc9ed1.wav", False),
     ):
-        pcm = with_pause(clip(CLIPS / Path(name).with_suffix(".opus")), 0.7)
+        pcm = with_pause(clip(CLIPS / Path(name).with_suffix(".opus")), 0.7, RATE_HZ)
         async with client.realtime.connect(model="agogic") as connection:
             await connection.session.update(session={"type": "realtime", "x_agogic": {"joined_turns": joins}})
             events = await order(connection, pcm, piece_s=0.02, pause_s=0.02, answers=2)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import signal
 import time
 from pathlib import Path
 
 import aiohttp
+import numpy as np
 import pytest
 
 from tests.support.rtc_client import RtcClient
 from tests.support.service_process import ServiceProcess, fake_worker_command
+from tests.support.speech import order
 from tests.support.ws_client import WsClient
 
 
@@ -80,3 +83,30 @@ async def test_a_call_notices_the_end_of_the_server_at_once() -> None:
         assert await asyncio.to_thread(process.process.wait, 10) == 0
     finally:
         process.stop()
+
+
+async def test_who_speaks_when_the_server_is_told_to_go_is_heard_and_answered(tmp_path: Path) -> None:
+    config = tmp_path / "agogic.toml"
+    config.write_text("[http]\ndrain_s = 30.0\n")
+    process = ServiceProcess(fake_worker_command("--reply", "'one two'"), config=config)
+    try:
+        async with aiohttp.ClientSession() as http, http.ws_connect(url(process)) as socket:
+            client = WsClient(socket)
+            sound = order(24_000)
+            half = sound.size // 2
+            await client.send(type="input_audio_buffer.append", audio=base64.b64encode(sound[:half].tobytes()).decode())
+            await client.until("input_audio_buffer.speech_started")
+            process.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(told_to_go, process)
+            rest = np.concatenate([sound[half:], np.zeros(24_000, np.int16)])
+            await client.send(type="input_audio_buffer.append", audio=base64.b64encode(rest.tobytes()).decode())
+            assert (await client.until("response.done"))["response"]["status"] == "completed"
+            assert await client.closed() == 1001
+        assert await asyncio.to_thread(process.process.wait, 10) == 0
+    finally:
+        process.stop()
+
+
+def told_to_go(process: ServiceProcess) -> None:
+    while process.get("/readyz")[0] != 503:
+        time.sleep(0.02)

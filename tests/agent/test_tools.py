@@ -265,7 +265,7 @@ def test_an_answer_that_is_interrupted_calls_nothing(transport: Literal["websock
     driver.hush(0.6)
     driver.worker(*called(driver.asked(wire.Respond)[-1], ("submit_order", ARGUMENTS), text=LONG))
     driver.hush(1.5)
-    driver.speak(0.5)
+    driver.interrupt(0.5)
     assert driver.last("response.done")["response"]["status"] == "cancelled"
     assert [item["type"] for item in driver.last("response.done")["response"]["output"]] == ["message"]
     assert not driver.of("response.function_call_arguments.done")

@@ -9,6 +9,7 @@ import pytest
 
 from agent import wire
 from agent.config import ServerConfig, SessionConfig
+from agent.dialogue.conversation import UserMessage
 from agent.dialogue.speaking import WorkerSlot
 from agent.turn.detector import LIKELY_END_SAMPLES
 from tests.support.conformance import check
@@ -420,3 +421,17 @@ def test_the_oldest_age_is_configured() -> None:
     driver.advance(1.1)
     assert driver.closed is not None
     assert "maximum age of 100 s; open a new one" in driver.last("error")["error"]["message"]
+
+
+def test_a_turn_that_goes_on_while_its_sound_is_let_go_ends_as_what_came_since() -> None:
+    driver = SessionDriver(reply=None)
+    driver.speak(0.4)
+    driver.hush(0.6)
+    driver.speak(0.4)
+    assert "continues" in driver.last("input_audio_buffer.speech_started").get("x_agogic", {})
+    driver.session.forget_sound()
+    driver.hush(0.6)
+    kept = driver.session._conversation.find(driver.last("input_audio_buffer.committed")["item_id"])
+    assert isinstance(kept, UserMessage) and kept.pcm is not None
+    assert 0.9 * 16_000 <= kept.pcm.size <= 1.3 * 16_000, "its own sound, without that of the turn it goes on with"
+    check(driver.events)

@@ -18,7 +18,8 @@ import pytest
 
 from agent import wire
 from agent.server.link import HUNG_AFTER, PING_INTERVAL_S, WorkerLink
-from agent.server.workers import WorkerPool, WorkerUnusable
+from agent.server.worker_process import WorkerUnusable
+from agent.server.workers import WorkerPool
 from tests.agent.test_parts import Holder
 from tests.support.service_process import ServiceProcess, fake_worker_command
 from tests.support.ws_client import WsClient

@@ -1,10 +1,8 @@
-"""The stock `@openai/agents-realtime` against our server: in Chromium over WebRTC, in Node over WebSocket."""
+"""The stock `@openai/agents-realtime` in Chromium over WebRTC; over WebSocket it acts `tests/conformance`."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,9 +12,10 @@ from playwright.async_api import Page, Route
 from tests.clients.conftest import ROOT, Server
 from tests.clients.test_page import LISTEN
 from tests.support.chromium import chromium
-from tests.support.speech import order
+from tests.support.conformance import check
 
 INTEROP = ROOT / "clients" / "web" / "interop"
+ENDS_WITH = ["that's all", "Great, that is four dollars.", "Your order number is seven."]
 TURN = [
     "input_audio_buffer.speech_started",
     "input_audio_buffer.committed",
@@ -52,7 +51,7 @@ async def open_agent(page: Page, server: Server, script: Path) -> None:
 
 
 @pytest.mark.browser
-async def test_agents_sdk_holds_a_spoken_turn_over_webrtc(
+async def test_agents_sdk_holds_a_conversation_over_webrtc(
     server: Server, microphone: Path, browser_bundle: Path
 ) -> None:
     async with chromium(microphone=microphone) as page:
@@ -67,6 +66,34 @@ async def test_agents_sdk_holds_a_spoken_turn_over_webrtc(
         spoken = [item for item in report["history"] if item["role"] == "assistant"]
         assert spoken and len(spoken[-1]["text"].split()) > 2
         assert await page.evaluate("window.loudest") > 0.02
+        check(report["raw"])
+
+        await written(page, "how much is that", answers=2)
+        await written(page, "that's all", answers=4)
+        report = await page.evaluate("window.report")
+        assert report["errors"] == []
+        assert [item["text"] for item in report["history"]][-3:] == ENDS_WITH
+        assert report["calls"] == [{"coffeeDrink": "americano", "roast": "light roast", "size": "large"}]
+        check(report["raw"])
+
+        await page.evaluate("window.reconnectAgent()")
+        # A microphone that is opened again begins with the recording again.
+        await heard(page, answers=1)
+        report = await page.evaluate("window.report")
+        assert report["errors"] == [] and report["history"][-1]["role"] == "assistant"
+        assert [kind for kind in report["events"] if kind in TURN] == TURN
+        check(report["raw"])
+
+
+async def written(page: Page, text: str, answers: int) -> None:
+    await page.evaluate("text => window.writeAgent(text)", text)
+    await heard(page, answers)
+
+
+async def heard(page: Page, answers: int) -> None:
+    """Listens until so many answers of this connection have been heard to their end."""
+    ended = f"window.report.events.filter(type => type === 'output_audio_buffer.stopped').length >= {answers}"
+    await page.wait_for_function(ended, timeout=40_000)
 
 
 @pytest.mark.browser
@@ -83,20 +110,3 @@ async def test_agents_sdk_interrupts_over_webrtc(fake_server: Server, microphone
         assert report["errors"] == []
         assert "output_audio_buffer.cleared" in report["events"]
         assert await page.evaluate("window.now") < 0.01
-
-
-def test_agents_sdk_holds_a_spoken_turn_over_websocket(server: Server, node_modules: Path, tmp_path: Path) -> None:
-    node = shutil.which("node")
-    if node is None:
-        pytest.fail("Node is needed for this test: apt-get install nodejs npm, or run `make test`")
-    script = bundle(node_modules, "node.ts", tmp_path / "turn.cjs", "--platform=node", "--format=cjs")
-    sound = tmp_path / "order.pcm"
-    sound.write_bytes(order(24_000, before_s=0.3, after_s=1.5).tobytes())
-    address = server.url.replace("http", "ws") + "/v1/realtime?model=agogic"
-    done = subprocess.run([node, str(script), address, str(sound)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["errors"] == []
-    assert [kind for kind in report["events"] if kind in TURN] == TURN
-    assert report["audioBytes"] > 24_000
-    assert len(report["reply"].split()) > 2

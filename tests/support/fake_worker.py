@@ -1,16 +1,19 @@
 """A worker without a model: it speaks the wire, hears a fixed transcript and answers with a tone, at a given speed.
 
     python -m tests.support.fake_worker --socket PATH [--reply TEXT] [--pace FACTOR] [--slots N] [--die-after N]
-        [--stall-after N]
+        [--stall-after N] [--model NAME] [--recite] [--direct HOST:PORT --door FILE]
 
 The word at position i sounds for 0.4 s at (300 + 20 i) Hz, one token of 5 codec frames each. `--die-after N` ends the
 process after the first chunk of the N-th response, as a crash would; `--stall-after N` never gets on with the N-th.
+`--recite` answers with all that the user has said or written so far, as the worker was told. `--direct` lets services
+on other machines in, as the real worker does. SIGTERM lets its sessions leave, as with a real one.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 from dataclasses import dataclass, field
@@ -19,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from agent import wire
+from worker.door import WorkerDoor
 
 SAMPLE_RATE_HZ = 24_000
 WORD_FRAMES = 5
@@ -36,6 +40,8 @@ class Behaviour:
     die_after: int = 0
     stall_after: int = 0
     first_delay_s: float = 0.0
+    recite: bool = False
+    model: str = "fake"
 
 
 @dataclass
@@ -54,17 +60,21 @@ class FakeWorker:
     """Serves one socket. `received` keeps every message but audio and pings, `heard_samples` counts audio per
     utterance."""
 
-    def __init__(self, socket: Path, behaviour: Behaviour | None = None) -> None:
+    def __init__(self, socket: Path, behaviour: Behaviour | None = None, door: WorkerDoor | None = None) -> None:
         self.behaviour = behaviour or Behaviour()
         self.received: list[wire.Message] = []
         self.heard_samples: dict[tuple[int, int], int] = {}
         self._socket = socket
         self._server: asyncio.Server | None = None
+        self._door = door
         self._connections: set[_Connection] = set()
         self._responses = 0
+        self.draining = False
 
     async def __aenter__(self) -> FakeWorker:
         # Bound beside its final name: whoever waits for the socket must find it listening.
+        if self._door is not None:
+            await self._door.open(self._serve)
         hidden = self._socket.with_suffix(".new")
         self._server = await asyncio.start_unix_server(self._serve, str(hidden))
         hidden.rename(self._socket)
@@ -77,6 +87,16 @@ class FakeWorker:
             connection.abort()
         await self._server.wait_closed()
 
+    def drain(self) -> None:
+        """It was told to go."""
+        self.draining = True
+        for connection in self._connections:
+            connection.send(wire.Draining())
+
+    @property
+    def open_sessions(self) -> int:
+        return sum(len(connection._slots) for connection in self._connections)
+
     def responses_begun(self) -> int:
         return self._responses
 
@@ -84,7 +104,8 @@ class FakeWorker:
         connection = _Connection(self, writer)
         self._connections.add(connection)
         try:
-            await connection.run(reader)
+            with contextlib.suppress(ConnectionError):
+                await connection.run(reader)
         finally:
             self._connections.discard(connection)
             connection.abort()
@@ -108,7 +129,11 @@ class _Connection:
     async def run(self, reader: asyncio.StreamReader) -> None:
         self.send(
             wire.Ready(
-                wire.WIRE_VERSION, "fake", self._worker.behaviour.slots, SAMPLE_RATE_HZ, codec_frame_rate_hz=12.5
+                wire.WIRE_VERSION,
+                self._worker.behaviour.model,
+                self._worker.behaviour.slots,
+                SAMPLE_RATE_HZ,
+                codec_frame_rate_hz=12.5,
             )
         )
         while (payload := await wire.read_frame(reader)) is not None:
@@ -129,6 +154,9 @@ class _Connection:
             self._in_session(self._slots[message.session], message)
 
     def _open(self, session: int) -> None:
+        if self._worker.draining:
+            self.send(wire.Refused(session, "draining", "this worker is about to go"))
+            return
         if len(self._slots) >= self._worker.behaviour.slots:
             self.send(wire.Refused(session, "capacity", "all slots are taken"))
             return
@@ -193,7 +221,10 @@ class _Connection:
         if worker._responses == behaviour.stall_after:
             return
         await asyncio.sleep(behaviour.first_delay_s)
-        words = behaviour.reply.split()
+        reply = behaviour.reply
+        if behaviour.recite:
+            reply = " ".join(entry.text for entry in message.context if entry.role == "user")
+        words = reply.split()
         for index, word in enumerate(words):
             text = word if index == 0 else " " + word
             self.send(wire.TextDelta(message.session, message.generation, text))
@@ -217,7 +248,7 @@ class _Connection:
             realised_output_hz=message.output_hz if spoken else 0.0,
             requested_output_hz=message.output_hz,
         )
-        self.send(wire.ResponseDone(message.session, message.generation, "completed", behaviour.reply, stats))
+        self.send(wire.ResponseDone(message.session, message.generation, "completed", reply, stats))
 
 
 def _sound(message: wire.Respond, index: int, word: str) -> wire.AudioOut:
@@ -238,6 +269,10 @@ async def _main() -> None:
     parser.add_argument("--die-after", type=int, default=0)
     parser.add_argument("--stall-after", type=int, default=0)
     parser.add_argument("--first-delay-s", type=float, default=0.0)
+    parser.add_argument("--recite", action="store_true")
+    parser.add_argument("--direct")
+    parser.add_argument("--door", type=Path)
+    parser.add_argument("--model", default="fake")
     args = parser.parse_args()
     behaviour = Behaviour(
         reply=args.reply,
@@ -246,11 +281,17 @@ async def _main() -> None:
         die_after=args.die_after,
         stall_after=args.stall_after,
         first_delay_s=args.first_delay_s,
+        recite=args.recite,
+        model=args.model,
     )
+    door = WorkerDoor(args.direct, args.door) if args.direct else None
     parent = os.getppid()
-    async with FakeWorker(args.socket, behaviour):
-        while os.getppid() == parent:  # noqa: ASYNC110 nothing announces the death of a parent
-            await asyncio.sleep(1.0)
+    async with FakeWorker(args.socket, behaviour, door) as worker:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.drain)
+        while os.getppid() == parent:  # nothing announces the death of a parent
+            await asyncio.sleep(0.05)
+            if worker.draining and not worker.open_sessions:
+                return
 
 
 if __name__ == "__main__":

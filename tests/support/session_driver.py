@@ -142,6 +142,13 @@ class SessionDriver:
     def speak(self, seconds: float) -> None:
         self.sound(seconds, 8000)
 
+    def interrupt(self, seconds: float) -> None:
+        """Speaks over the answer, and is soon understood to want the word."""
+        self.speak(0.12)
+        utterance = self.asked(wire.StartUtterance)[-1].utterance
+        self.worker(wire.Transcript(1, utterance, "no wait please", final=False))
+        self.speak(seconds - 0.12)
+
     def hush(self, seconds: float) -> None:
         self.sound(seconds, 0)
 

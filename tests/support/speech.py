@@ -32,3 +32,16 @@ def endless_order_file(path: Path, *, times: int, rate_hz: int = 48_000) -> Path
     words = order(rate_hz)[: int(SPOKEN_S * rate_hz)]
     soundfile.write(path, np.tile(words, times), rate_hz, subtype="PCM_16")
     return path
+
+
+def with_pause(pcm: bytes, seconds: float, rate_hz: int) -> bytes:
+    """Silence put in where the middle of the clip is quietest; s16le mono."""
+    samples = np.frombuffer(pcm, "<i2")
+    window = rate_hz // 50
+    loudness = np.abs(samples[: samples.size // window * window].astype(float)).reshape(-1, window).mean(1)
+    loudness = np.convolve(loudness, np.ones(5) / 5, "same")
+    spoken = np.flatnonzero(loudness > 0.1 * loudness.max())
+    first, last = spoken[0], spoken[-1]
+    middle = slice(first + (last - first) * 3 // 10, first + (last - first) * 7 // 10)
+    cut = (middle.start + int(loudness[middle].argmin())) * window
+    return np.insert(samples, cut, np.zeros(int(seconds * rate_hz), "<i2")).tobytes()

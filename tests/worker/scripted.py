@@ -49,6 +49,7 @@ class ScriptedListener:
     ) -> None:
         self.transcribes = transcribes
         self.certainty = certainty
+        self.backchannel: float | None = None
         self.conversation = conversation
         self.input_hz = input_hz
         self.samples = 0

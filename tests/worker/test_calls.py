@@ -154,6 +154,11 @@ def test_what_must_be_called_is_called_without_a_word_or_refused() -> None:
     [
         ("submit_order", '{"order_number": 17}', "Your order number is seventeen."),
         ("submit_order", '{"order_id": "42"}', "Your order number is forty two."),
+        ("submit_order", "{'order_number': 17}", "Your order number is seventeen."),
+        ("submit_order", "{'error': 'out of milk'}", FAILED),
+        ("submit_order", "{'success': False}", FAILED),
+        ("submit_order", "{" * 3000, WELCOME),
+        ("submit_order", "[7]", WELCOME),
         ("submit_order", '{"ok": true}', WELCOME),
         ("submit_order", "", WELCOME),
         ("submit_order", '{"error": "out of milk"}', FAILED),

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from agent.cli.main import build
 from agent.config import parse_config
-from agent.server.workers import worker_command
+from agent.server.worker_process import worker_command
 from models.checkpoints.hub import AUDIO_ENCODER, FLOW, VOCODER, VOICE_CODEC
 from streaming.hearing.log_mel import whisper_log_mel
 from tests.support.golden import golden_file

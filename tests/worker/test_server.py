@@ -13,13 +13,16 @@ from pathlib import Path
 from agent.wire import (
     AudioOut,
     Cancel,
+    CloseSession,
     ContextItem,
+    Draining,
     FromWorker,
     Message,
     OpenSession,
     Ping,
     Pong,
     Ready,
+    Refused,
     Respond,
     ResponseDone,
     SessionOpened,
@@ -55,7 +58,7 @@ class Peer:
 @asynccontextmanager
 async def serving(address: str, model: SpeechModel | None = None, slots: int = 2) -> AsyncIterator[Engine]:
     engine, stop = Engine(model or ScriptedModel(), slots), asyncio.Event()
-    task = asyncio.create_task(Server(engine, address).run(stop))
+    task = asyncio.create_task(Server(engine, address).run(stop, asyncio.Event(), 0.0))
     try:
         yield engine
     finally:
@@ -88,6 +91,36 @@ async def test_session_and_answer_over_a_socket(tmp_path: Path) -> None:
         peer.send(OpenSession(1))
         assert await peer.next() == SessionOpened(1)
         assert (await answer(peer, 1)).reason == "completed"
+
+
+async def test_a_worker_told_to_go_says_so_opens_no_more_sessions_and_ends_with_the_last(tmp_path: Path) -> None:
+    engine, drain, address = Engine(ScriptedModel(), 2), asyncio.Event(), str(tmp_path / "w")
+    running = asyncio.create_task(Server(engine, address).run(asyncio.Event(), drain, 60.0))
+    peer = await connect(address)
+    peer.send(OpenSession(1))
+    await peer.until(SessionOpened)
+    drain.set()
+    assert isinstance(await peer.next(), Draining)
+    peer.send(OpenSession(2))
+    refused = await peer.next()
+    assert isinstance(refused, Refused) and refused.code == "draining"
+    late = await connect(address)
+    assert isinstance(await late.next(), Draining)
+    assert (await answer(peer, 1)).reason == "completed" and not running.done()
+    peer.send(CloseSession(1))
+    async with asyncio.timeout(30):
+        assert await running
+
+
+async def test_a_worker_told_to_go_waits_no_longer_than_it_may(tmp_path: Path) -> None:
+    engine, drain, address = Engine(ScriptedModel(), 2), asyncio.Event(), str(tmp_path / "w")
+    running = asyncio.create_task(Server(engine, address).run(asyncio.Event(), drain, 0.1))
+    peer = await connect(address)
+    peer.send(OpenSession(1))
+    await peer.until(SessionOpened)
+    drain.set()
+    async with asyncio.timeout(30):
+        assert await running
 
 
 async def test_rubbish_in_a_frame_is_answered_and_nobody_else_notices(tmp_path: Path) -> None:
@@ -186,7 +219,7 @@ async def test_a_server_whose_engine_failed_ends(tmp_path: Path) -> None:
     engine = Engine(ScriptedModel(), 1)
     engine.iterate = lambda: 1 / 0  # type: ignore[assignment,return-value]
     async with asyncio.timeout(10):
-        assert await Server(engine, str(tmp_path / "w")).run(asyncio.Event()) is False
+        assert await Server(engine, str(tmp_path / "w")).run(asyncio.Event(), asyncio.Event(), 0.0) is False
 
 
 async def test_socket_left_by_a_killed_worker_is_replaced(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ What an interrupted answer was about is read from the customer's words, where th
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ WELCOME = "You are welcome. Enjoy your coffee."
 ANYTHING_ELSE = "What can I get you?"
 FAILED = "Sorry, I can not take that order. What can I get you?"
 NO_HELP = "Sorry, I can only help with coffee orders."
+_LONGEST_LITERAL = 2000
 MOST_SAID = 120
 """Of what a function gave, so many characters at most are read out."""
 
@@ -232,9 +234,14 @@ class _Result(msgspec.Struct):
 
 
 def _read(text: str) -> _Result:
+    """LiveKit's framework writes a dictionary as Python does, not as JSON."""
     try:
         return msgspec.json.decode(text, type=_Result)
     except msgspec.DecodeError:
+        pass
+    try:
+        return msgspec.convert(ast.literal_eval(text[:_LONGEST_LITERAL]), _Result)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):  # what malformed literals lead to
         return _Result()
 
 

@@ -1,7 +1,7 @@
 """The ear of the embedded weights: samples in, merged embeddings out as the user speaks.
 
     BlockEar   16 kHz ─► log-mel ─► block-causal encoder (25 Hz) ─► CTC head ─► live transcript
-                                                  ├─► end-of-turn head: how finished it sounds where it pauses
+                                                  ├─► heads: how finished it sounds, whether it wants the word
                                                   └─► causal merger at the requested Hz ─► embeddings [groups, H]
 
 It runs in blocks of 320 ms as they fill, those of several callers together, and what it gave out never changes but for
@@ -41,8 +41,8 @@ Spelling = Callable[[list[int]], str]
 
 class BlockEar:
     """exact_at_end: groups by top-k over the whole utterance, as offline, instead of as they come; the encoder and the
-    transcript go on in blocks. telephone: the encoder that goes on, in the state of the other, where `narrow_band`
-    hears a telephone; None: always the same one.
+    transcript go on in blocks. backchannel: reads the means that `turn_end` keeps. telephone: the encoder that goes on,
+    in the state of the other, where `narrow_band` hears a telephone; None: always the same one.
     """
 
     def __init__(
@@ -53,9 +53,11 @@ class BlockEar:
         exact_at_end: bool = False,
         turn_end: TurnEnd | None = None,
         telephone: BlockCausalEncoder | None = None,
+        backchannel: TurnEnd | None = None,
     ) -> None:
         self.exact_at_end = exact_at_end
         self.turn_end = turn_end
+        self.backchannel = backchannel
         self.mel = SpeechMel(encoder.config.mel_bins)
         self.encoder = encoder
         self.telephone = telephone
@@ -175,6 +177,13 @@ class BlockHearing:
             return None
         return float(head.certainty(judged))
 
+    @property
+    def backchannel(self) -> float | None:
+        head, state = self._ear.backchannel, self.heard.turn_end
+        if head is None or state is None or self.certainty is None:
+            return None
+        return float(head.certainty(head.judge(state.means))[0])
+
     def hear(self, pcm: Pcm) -> Tensor:
         return self._ear.hear([self], [pcm])[0]
 
@@ -289,12 +298,15 @@ def load_block_ear(directory: Path, slm: FlexiSLM, tokenizer: TextTokenizer, exa
     encoder = _encoder(directory, config.agogic.encoder)
     name = "encoder_telephone.safetensors"
     telephone = _encoder(directory, config.agogic.encoder, name) if (directory / name).exists() else None
-    return BlockEar(encoder, merger, spelling, exact_at_end, _turn_end(directory), telephone)
+    turn_end, backchannel = _head(directory, "turn_end"), _head(directory, "backchannel")
+    if backchannel is not None and (turn_end is None or turn_end.keep != backchannel.keep):
+        raise CheckpointError(f"{directory}/backchannel.safetensors does not fit turn_end.safetensors; restore both")
+    return BlockEar(encoder, merger, spelling, exact_at_end, turn_end, telephone, backchannel)
 
 
-def _turn_end(directory: Path) -> TurnEnd | None:
-    """The end-of-turn head, which a model may lack: its turns then end by silence alone."""
-    path = directory / "turn_end.safetensors"
+def _head(directory: Path, name: str) -> TurnEnd | None:
+    """The end-of-turn head or that for backchannels, which a model may lack: silence and lengths decide then."""
+    path = directory / f"{name}.safetensors"
     if not path.exists():
         return None
     try:

@@ -38,6 +38,11 @@ class Hearing(Protocol):
         """How finished what is `prepare`d sounds: the share of pauses inside turns that sound less so; None where that
         is not known."""
 
+    @property
+    def backchannel(self) -> float | None:
+        """How little somebody who says what is `prepare`d wants the word: the share of short interruptions that sound
+        more so; None where that is not known."""
+
     def hear(self, pcm: Pcm) -> Tensor:
         """Takes samples [n]; the embeddings [groups, H] that became final. Takes back what was prepared."""
 

@@ -90,6 +90,7 @@ class OmniHearing:
     transcript = ""
     transcribes = False
     certainty = None
+    backchannel = None
 
     def __init__(self, ear: OmniEar, target_hz: float) -> None:
         self.samples = self.frames = 0
@@ -167,6 +168,7 @@ class CausalOmniHearing:
     transcript = ""
     transcribes = False
     certainty = None
+    backchannel = None
 
     def __init__(self, ear: OmniEar, merger: CausalMerger, target_hz: float, previous: object | None) -> None:
         self.samples = self.frames = 0

@@ -1,0 +1,263 @@
+"""Several services, workers that are nobody's own, one store: all of a cluster but Ray, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+from msgspec.structs import replace
+
+from agent.cluster.messages import ClusterOrder, WorkerOrder
+from agent.cluster.pool import ClusterPool
+from agent.cluster.store import Claim
+from agent.config import ServerConfig
+from agent.server.app import create_app
+from agent.server.service import Service
+from tests.support.cluster import LocalControl, Talker, becomes
+from tests.support.service_process import fake_worker_command
+from tests.support.speech import SPOKEN_S
+from tests.support.speech import order as spoken_order
+
+KEY = "key-of-all-services"
+
+
+@dataclass
+class Edge:
+    """A service as the others see it."""
+
+    url: str
+    service: Service
+    runner: web.AppRunner
+    tasks: list[asyncio.Task[None]]
+
+    async def die(self) -> None:
+        """Without a word to anybody: neither clients nor the store hear a farewell."""
+        for task in self.tasks:
+            task.cancel()
+        for site in tuple(self.runner.sites):
+            await site.stop()
+        assert self.runner.server is not None
+        for connection in self.runner.server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+
+
+def order(workers: int = 2, *options: str) -> ClusterOrder:
+    command = shlex.split(fake_worker_command("--recite", "--pace", "0.3", "--slots", "16", *options))
+    return ClusterOrder(WorkerOrder(command, "127.0.0.1", 30.0, 10.0), workers, workers, 60.0, 1.0, None)
+
+
+@asynccontextmanager
+async def edge(control: LocalControl, wanted: ClusterOrder) -> AsyncIterator[Edge]:
+    config = ServerConfig()
+    config = replace(config, http=replace(config.http, api_keys=(KEY,)))
+    pool = ClusterPool(control, f"edge-{id(control)}", wanted, 60.0, 1 << 26)
+    service = Service(config, pool, store=control)
+    runner = web.AppRunner(create_app(service), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    assert service.neighbours is not None
+    port = runner.addresses[0][1]
+    tasks = [asyncio.create_task(pool.run()), asyncio.create_task(service.neighbours.run())]
+    try:
+        await becomes(lambda: len(pool._links) >= wanted.least)
+        yield Edge(f"http://127.0.0.1:{port}", service, runner, tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def cluster(workers: int = 2) -> AsyncIterator[tuple[LocalControl, Edge, Edge]]:
+    wanted = order(workers)
+    control = LocalControl(wanted)
+    try:
+        async with edge(control, wanted) as first, edge(control, wanted) as second:
+            yield control, first, second
+    finally:
+        await control.stop()
+
+
+@asynccontextmanager
+async def talker(*edges: Edge, key: str = KEY) -> AsyncIterator[Talker]:
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as http:
+        client = Talker(http, [each.url for each in edges], 0)
+        running = asyncio.create_task(client.run())
+        try:
+            async with asyncio.timeout(30.0):
+                await client.ready()
+            yield client
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+async def copied(control: LocalControl) -> None:
+    """Until the store knows of everything that was said so far."""
+    await asyncio.sleep(0.2)
+
+
+async def test_a_conversation_survives_its_worker_and_its_service() -> None:
+    async with cluster() as (control, first, second), talker(first, second) as client:
+        await client.ask("alpha")
+        assert (await client.done()).said == "alpha"
+        link = next(link for link in first.service.models.default.pool._links.values() if link.leased)
+        index = next(index for index, each in first.service.models.default.pool._links.items() if each is link)
+        await client.ask("bravo")
+        os.kill(first.service.models.default.pool.pids[index], signal.SIGKILL)
+        assert (await client.done()).status in ("completed", "failed")
+        await client.ask("charlie")
+        assert (await client.done()).said == "alpha bravo charlie"
+        assert client.losses == 0
+        await copied(control)
+        await first.die()
+        await client.ask("delta")
+        assert (await client.done()).said == "alpha bravo charlie delta"
+        assert client.losses >= 1 and second.service.session_count == 1
+        for item, text in client.items().items():
+            assert await client.retrieved(item) == text
+        assert client.complaints() == []
+
+
+async def test_a_worker_that_is_told_to_go_cuts_no_answer_and_another_goes_on() -> None:
+    async with cluster() as (_control, first, second), talker(first, second) as client:
+        pool = first.service.models.default.pool
+        await client.ask("one two three four five six")
+        index = next(index for index, link in pool._links.items() if link.leased)
+        gone = pool.pids[index]
+        os.kill(gone, signal.SIGTERM)
+        assert (await client.done()).said == "one two three four five six"
+        await client.ask("seven")
+        assert (await client.done()).said == "one two three four five six seven"
+        await becomes(lambda: pool.pids.get(index) not in (None, gone))
+        assert client.losses == 0 and client.complaints() == []
+
+
+async def test_an_answer_that_its_service_takes_along_is_not_said_again() -> None:
+    async with cluster(1) as (control, first, second), talker(first, second) as client:
+        await client.ask("one two three four five six seven eight")
+        await copied(control)
+        await first.die()
+        turn = await client.done()
+        assert turn.status == "failed" and 0 < len(turn.said) < len(turn.text)
+        await client.ask("nine")
+        assert (await client.done()).said == "one two three four five six seven eight nine"
+        assert client.complaints() == []
+
+
+async def test_speech_that_was_begun_at_one_service_is_answered_at_another() -> None:
+    async with cluster(1) as (control, first, second), talker(first, second) as client:
+        await client.ask("alpha")
+        await client.done()
+        speaking = asyncio.create_task(client.say(spoken_order(24_000)[: int(SPOKEN_S * 24_000)].tobytes()))
+        await client.until(lambda: client.events[-1]["type"] == "input_audio_buffer.speech_started")
+        await copied(control)
+        await first.die()
+        done = sum(event["type"] == "response.done" for event in client.events)
+        await speaking
+        await client.until(lambda: sum(event["type"] == "response.done" for event in client.events) > done)
+        starts = [event for event in client.events if event["type"] == "input_audio_buffer.speech_started"]
+        committed = [event["item_id"] for event in client.events if event["type"] == "input_audio_buffer.committed"]
+        assert starts[0]["item_id"] == committed[0]
+        heard = client.turns[-1].said.removeprefix("alpha")
+        assert heard.startswith("alpha a large"), "the fake worker recites what it was told, but for the last word"
+        assert client.complaints() == []
+
+
+async def test_two_services_do_not_have_one_session() -> None:
+    """The client changes its way, and the service that it left lives."""
+    async with cluster(1) as (control, first, second), talker(first, second) as client:
+        await client.ask("alpha")
+        await client.done()
+        await copied(control)
+        socket = await client.ready()
+        connection = socket._response.connection
+        assert connection is not None and connection.transport is not None
+        connection.transport.abort()
+        await client.ask("bravo")
+        assert (await client.done()).said == "alpha bravo"
+        await becomes(lambda: first.service.session_count == 0 and second.service.session_count == 1)
+        assert control.store.count == 1
+        assert client.complaints() == []
+
+
+async def test_nobody_guesses_a_token_and_no_other_key_may_use_one() -> None:
+    async with cluster(1) as (control, first, second), talker(first) as client:
+        await client.ask("alpha")
+        await client.done()
+        await copied(control)
+        assert client.token not in str(vars(control.store)), "the store knows digests only"
+        refused = []
+        for token in (client.token[:-1] + ("a" if client.token[-1] != "a" else "b"), "resume_", "", "x" * 4000):
+            async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http:
+                url = f"{second.url}/v1/realtime?resume={token}&after=event_1"
+                async with http.ws_connect(url) as socket:
+                    refused.append(((await socket.receive_json())["error"]["code"], (await socket.receive()).data))
+        assert refused == [("resume_token_unknown", 4004)] * 4
+        second.service.keys._plain += type(second.service.keys)(("other-key",))._plain
+        async with aiohttp.ClientSession(headers={"Authorization": "Bearer other-key"}) as http:
+            url = f"{second.url}/v1/realtime?resume={client.token}&after=event_1"
+            async with http.ws_connect(url) as socket:
+                assert (await socket.receive_json())["error"]["code"] == "resume_token_unknown"
+        assert second.service.session_count == 0
+        await client.ask("bravo")
+        assert (await client.done()).said == "alpha bravo", "whose session it is, keeps it"
+
+
+async def test_without_the_control_plane_conversations_go_on() -> None:
+    async with cluster(1) as (control, first, second), talker(first, second) as client:
+        await client.ask("alpha")
+        await client.done()
+        control.away = True
+        await asyncio.sleep(0.7)
+        await client.ask("bravo")
+        assert (await client.done()).said == "alpha bravo"
+        control.away = False
+        await asyncio.sleep(1.2)
+        await first.die()
+        await client.ask("charlie")
+        assert (await client.done()).said == "alpha bravo charlie", "what was not copied then is copied now"
+
+
+async def test_a_store_that_lost_everything_gets_everything_again() -> None:
+    async with cluster(1) as (control, first, second), talker(first, second) as client:
+        await client.ask("alpha")
+        await client.done()
+        await copied(control)
+        control.store = type(control.store)(60.0, 1 << 26, "second life")
+        await client.ask("bravo")
+        await client.done()
+        await copied(control)
+        await first.die()
+        await client.ask("charlie")
+        assert (await client.done()).said == "alpha bravo charlie"
+
+
+@pytest.mark.parametrize("ends", ["farewell", "expiry"])
+async def test_what_nobody_can_resume_is_not_kept(ends: str) -> None:
+    async with cluster(1) as (control, first, _second):
+        async with talker(first) as client:
+            await client.ask("alpha")
+            await client.done()
+            await copied(control)
+            assert control.store.count == 1 and control.store.held_bytes > 0
+            if ends == "farewell":
+                await (await client.ready()).close()
+            else:
+                control.store._keep_s = 0.0
+                await first.die()
+                await asyncio.sleep(0.1)
+                control.store.claim(msgspec.msgpack.encode(Claim("nobody", "", "")))
+        await becomes(lambda: control.store.count == 0)
+        assert control.store.held_bytes == 0
