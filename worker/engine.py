@@ -35,7 +35,7 @@ from agent.wire import (
     WorkerLoad,
 )
 from worker.device import Cpu, Device
-from worker.load import BEGINNING_STEPS, MOST_BUSY, LoadMeter
+from worker.load import MOST_BUSY, LoadMeter
 from worker.parts import UNIT_SAMPLES, Listener, Pcm, RequestError, Speaker, SpeechModel, SpoiltError, Spoken
 from worker.scheduler import Key, Plan, Work, next_at_s, schedule
 from worker.session import Session
@@ -184,16 +184,14 @@ class Engine:
     def _works(self) -> list[Work]:
         """What all sessions could do next."""
         answers = self._answers()
-        step_s = self.times.predict(UnitSize("token", max(1, answers)))
-        sound_s = self.times.predict(UnitSize("sound", 1, self._model.output_sample_rate))
-        lead_s = LEAD_STEPS * step_s + sound_s
-        first_lead_s = BEGINNING_STEPS * step_s + sound_s
+        lead_s = LEAD_STEPS * self.times.predict(UnitSize("token", max(1, answers)))
+        lead_s += self.times.predict(UnitSize("sound", 1, self._model.output_sample_rate))
         others_s = self.times.predict(UnitSize("hearing", 1, UNIT_SAMPLES)) if len(self._sessions) > 1 else 0.0
         next_in_s = HASTE * lead_s + others_s
         works: list[Work] = []
         for key, session in self._sessions.items():
             session.other_answers = answers - session.answering
-            session.lead_s, session.first_lead_s, session.next_in_s = lead_s, first_lead_s, next_in_s
+            session.lead_s, session.next_in_s = lead_s, next_in_s
             works += session.works(key)
         return works
 

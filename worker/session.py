@@ -104,7 +104,7 @@ class Session:
         self._response: Response | None = None
         self._generation = -1
         self.other_answers = 0
-        self.lead_s = self.first_lead_s = self.next_in_s = 0.0
+        self.lead_s = self.next_in_s = 0.0
         self.active_at = clock()
         self.first_sounds: list[bool] = []
         written = lambda utterance, text: send(Transcript(number, utterance, text, True))  # noqa: E731
@@ -274,7 +274,7 @@ class Session:
             deadline = self._first_sound_due(response)
         speaker = response.speaker
         if speaker is None:
-            yield Work(key, "beginning", deadline - self.first_lead_s, BEGINNING_SIZE)
+            yield Work(key, "beginning", deadline, BEGINNING_SIZE)
             return
         in_hand_s = (dry_at if dry_at is not None else response.arrived_at + FIRST_SOUND_S) - now
         hurried = in_hand_s < HURRY_S + HURRY_EACH_S * self.other_answers
@@ -283,13 +283,12 @@ class Session:
         if unit != "token":
             size = {"sound": speaker.unit_samples, "beginning": BEGINNING_SIZE}.get(unit, 0)
             cuts = speaker.cuts if unit == "sound" else ()
-            first_s = self.first_lead_s if unit == "sound" and dry_at is None else 0.0
-            yield Work(key, unit, deadline - first_s, size, playing=dry_at is not None, cuts=cuts)
+            yield Work(key, unit, deadline, size, playing=dry_at is not None, cuts=cuts)
         if not speaker.talks:
             return
         if dry_at is None:
             if unit == "token":
-                yield Work(key, "token", deadline - self.lead_s)
+                yield Work(key, "token", deadline)
             return
         made_until = response.first_audio_at + speaker.made_samples / rate
         token_deadline = (deadline if unit == "token" else made_until - ON_THE_WAY_S) - self.lead_s
