@@ -144,10 +144,13 @@ class SessionDriver:
 
     def interrupt(self, seconds: float) -> None:
         """Speaks over the answer, and is soon understood to want the word."""
-        self.speak(0.12)
+        before, spoken = len(self.asked(wire.StartUtterance)), 0.0
+        while len(self.asked(wire.StartUtterance)) == before and spoken < seconds:
+            self.speak(0.04)
+            spoken += 0.04
         utterance = self.asked(wire.StartUtterance)[-1].utterance
         self.worker(wire.Transcript(1, utterance, "no wait please", final=False))
-        self.speak(seconds - 0.12)
+        self.speak(max(0.0, seconds - spoken))
 
     def hush(self, seconds: float) -> None:
         self.sound(seconds, 0)
