@@ -84,7 +84,7 @@ class SessionConfig(Section, frozen=True):
     max_output_tokens: Annotated[int, Meta(ge=1, le=4096)] = 600
     input_frame_rate: Rate = "auto"
     output_frame_rate: Rate = "auto"
-    echo_cancellation: EchoCancellation = "auto"
+    echo_cancellation: EchoCancellation = "off"
     opening: Annotated[str, Meta(min_length=1)] = "hi"
     max_utterance_s: Positive = 60.0
     max_idle_s: Positive = 1800.0

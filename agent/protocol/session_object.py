@@ -90,7 +90,7 @@ class Extensions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_frame_rate: Rate = "auto"
     events: tuple[str, ...] = ()
     joined_turns: bool = False
-    echo_cancellation: EchoCancellation = "auto"
+    echo_cancellation: EchoCancellation = "off"
 
 
 class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
