@@ -21,6 +21,7 @@ from agent.cli.measuring import (
     quiet,
     ticking,
 )
+from agent.cli.simulated import CardName, Released, fleet
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and exactness.")
 
@@ -29,13 +30,6 @@ class CallTransport(StrEnum):
     """Transports whose network can be made bad."""
 
     SIP = "sip"
-
-
-class Released(StrEnum):
-    """Sizes of the released FlexiSLM."""
-
-    HALF_B = "0.5B"
-    SEVEN_B = "7B"
 
 
 Clips = Annotated[Path, typer.Option(help="folder of recorded questions")]
@@ -215,13 +209,6 @@ def dial(
         print_report({**report, "threads": threads}, json)
 
 
-class CardName(StrEnum):
-    """Whose speed is known."""
-
-    H200 = "H200"
-    H100 = "H100"
-
-
 @app.command()
 def simulate(
     size: Annotated[Released, typer.Option(help="released size")] = Released.SEVEN_B,
@@ -238,6 +225,9 @@ def simulate(
     if plot is not None:
         plot.write_text(benchmark.curves(size.value, progress(json, "points") or quiet))
     print_report(benchmark.run(size.value, card.value, callers, output_rate, seconds), json)
+
+
+app.command()(fleet)
 
 
 @app.command()
