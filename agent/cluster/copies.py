@@ -1,8 +1,8 @@
 """Copies of our sessions, brought to the store of the cluster as they change, and sessions of others taken over.
 
 One message at a time is on its way, and whatever happens meanwhile goes with the next: a copy is as old as that takes.
-Nothing waits for it, neither sound nor events; what a client received and the copy does not know is told by the ids of
-its events (`agent.dialogue.copying`).
+What a client is told of its session waits for it (`agent.cluster.holding`), the sound of an answer does not; what a
+client received of that and the copy does not know is told by the ids of its events (`agent.dialogue.copying`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
+from agent.cluster.holding import Outgoing
 from agent.cluster.messages import ControlError
 from agent.cluster.store import Answer, Batch, Claim, Claimed, Owner, Update, digest
 from agent.dialogue.copying import Changes, Copier
@@ -40,6 +41,7 @@ class Copied(Protocol):
     """A session as it is copied."""
 
     session: Session
+    out: Outgoing
 
     @property
     def session_id(self) -> str: ...
@@ -117,6 +119,9 @@ class Copies(Generic[S]):
             self._anew(dirty)
             raise
         self._heed(msgspec.msgpack.decode(data, type=Answer))
+        for session in dirty:
+            if session in self._copiers and session not in self._whole:
+                session.out.copied()
 
     async def claim(self, token: str, owner: str) -> Claimed | None:
         """The copy of the session that this token resumes, which is ours from now on; None where there is none. Raises
@@ -129,6 +134,7 @@ class Copies(Generic[S]):
         copier, owner = self._copiers[session]
         whole = session in self._whole
         self._whole.discard(session)
+        session.out.copying()
         tokens = [digest(token) for token in self._tokens(session)]
         return Update(session.session_id, tokens, owner, copier.changes(), whole=whole)
 
@@ -140,7 +146,9 @@ class Copies(Generic[S]):
         self._anew([by_id[name] for name in answer.unknown if name in by_id])
         for name in answer.full:
             log.error("%s is not copied any more: the store is full", name)
-            self._forget(by_id.get(name))
+            self._forget(session := by_id.get(name))
+            if session is not None:
+                session.out.let_go()
         for name in answer.moved:
             session = by_id.get(name)
             self._forget(session)

@@ -174,9 +174,13 @@ async def test_eight_conversations_go_on_through_the_loss_of_a_worker_a_service_
         assert all(client.at == 1 for client in clients)
 
         await turn(clients, number)
-        for client in clients:
-            for item, text in client.items().items():
+        for at, client in enumerate(clients):
+            told = client.items()
+            assert client.history() == list(told), "what it was told of is the whole conversation, in this order"
+            for item, text in told.items():
                 assert await client.retrieved(item) == text
+            assert client.answers() == {question(at, asked): (1, 1) for asked in range(number + 1)}
+            assert [each.text for each in client.turns] == [question(at, asked) for asked in range(number + 1)]
             assert client.complaints() == []
 
 
