@@ -67,6 +67,7 @@ class Copies(Generic[S]):
         self._ended: list[str] = []
         self._news = asyncio.Event()
         self._life = ""
+        self._bringing = asyncio.Lock()
 
     @property
     def count(self) -> int:
@@ -107,6 +108,29 @@ class Copies(Generic[S]):
 
     async def bring(self) -> None:
         """All that changed since the last time. Raises `ControlError`; then everything is brought anew."""
+        async with self._bringing:
+            await self._bring()
+
+    async def flush(self, within_s: float) -> bool:
+        """Whether the store has all that had happened when this was called."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self.bring()
+        except (ControlError, TimeoutError) as error:
+            log.warning("sessions cannot be left to other services: %s", error or "the store does not answer")
+            return False
+        return True
+
+    def leave(self, session: S) -> bool:
+        """Its copy stays for whoever claims it, and what its client was not told yet is told there. False where there
+        is none."""
+        if session not in self._copiers or session in self._whole:
+            return False
+        self._forget(session)
+        session.out.drop()
+        return True
+
+    async def _bring(self) -> None:
         self._news.clear()
         ended, self._ended = self._ended, []
         dirty, self._dirty = list(self._dirty), {}
@@ -114,7 +138,7 @@ class Copies(Generic[S]):
         updates += [Update(name, [], Owner(""), Changes(), ended=True) for name in ended]
         try:
             data = await self._store.update(msgspec.msgpack.encode(Batch(self._service, updates)))
-        except ControlError:
+        except (ControlError, asyncio.CancelledError):
             self._ended = ended + self._ended
             self._anew(dirty)
             raise

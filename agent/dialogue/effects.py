@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from agent.dialogue.sent import Mark, Sent, SentEvents
 from agent.ids import Ids
 from agent.protocol import server_events
-from agent.protocol.server_events import AudioDelta, ItemAdded, ResponseCreated, ServerEvent, SessionCreated
+from agent.protocol.server_events import AudioDelta, ResponseCreated, ServerEvent, SessionCreated
 from agent.wire import Message
 
 
@@ -55,21 +55,17 @@ _ACKNOWLEDGING = (
     SessionCreated,
     server_events.SessionResumed,
     server_events.SessionUpdated,
-    ItemAdded,
+    server_events.ItemAdded,
     server_events.ItemDone,
     server_events.ItemDeleted,
     server_events.ItemTruncated,
     server_events.InputCommitted,
     server_events.InputCleared,
     ResponseCreated,
+    server_events.OutputItemAdded,
     server_events.ResponseDone,
 )
-
-
-def _acknowledges(event: ServerEvent) -> bool:
-    # The item of an answer is known since the answer was begun, and its sound comes right behind it.
-    is_of_answer = isinstance(event, ItemAdded) and event.item.get("role") == "assistant"
-    return isinstance(event, _ACKNOWLEDGING) and not is_of_answer
+"""Whoever has one of these counts on our knowing what it says."""
 
 
 class Outbox:
@@ -94,7 +90,9 @@ class Outbox:
             # Whoever comes back has had it: there is the token by which he comes, which is kept nowhere.
             kept = b"" if isinstance(event, SessionCreated) else data
             self._sent.append(Sent(event_id, kept, len(kept), self.mark, sound, repeats=bool(kept)))
-        self._effects.append(SendEvent(data, private, _acknowledges(event), isinstance(event, ResponseCreated)))
+        self._effects.append(
+            SendEvent(data, private, isinstance(event, _ACKNOWLEDGING), isinstance(event, ResponseCreated))
+        )
 
     def send_large(self, make: Callable[[], ServerEvent], size: int) -> None:
         """`size`: about how many bytes it will have."""
@@ -114,7 +112,7 @@ class Outbox:
         if self._sent is not None:
             mark = self._sent.mark_of(after)
             self._sent.insert_after(after, Sent(event_id, b"", len(event_id), mark, repeats=False))
-        self._effects.append(SendEvent(data, private=True, acknowledges=_acknowledges(event)))
+        self._effects.append(SendEvent(data, private=True, acknowledges=isinstance(event, _ACKNOWLEDGING)))
 
     def again(self, sent: Sent) -> None:
         """Sends it once more, as it was, to the client alone."""

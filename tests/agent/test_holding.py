@@ -131,11 +131,11 @@ def test_where_nothing_is_copied_nothing_waits() -> None:
 
 def test_which_events_a_client_counts_on() -> None:
     outbox = Outbox(Ids())
-    outbox.send(events.ItemAdded(item={"role": "user"}, previous_item_id=None))
-    outbox.send(events.ItemAdded(item={"type": "function_call"}, previous_item_id=None))
+    outbox.send(events.ItemAdded(item={}, previous_item_id=None))
     outbox.send(events.ResponseCreated(response={}))
-    outbox.send(events.ItemAdded(item={"role": "assistant"}, previous_item_id=None))
+    outbox.send(events.OutputItemAdded(response_id="", item={}))
+    outbox.send(events.RateLimitsUpdated(rate_limits=[]))
     outbox.send(events.Error(error={}))
     effects = [effect for effect in outbox.take() if isinstance(effect, SendEvent)]
     assert [effect.acknowledges for effect in effects] == [True, True, True, False, False]
-    assert [effect.begins_answer for effect in effects] == [False, False, True, False, False]
+    assert [effect.begins_answer for effect in effects] == [False, True, False, False, False]

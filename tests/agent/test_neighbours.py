@@ -200,6 +200,39 @@ async def test_a_store_that_does_not_answer_holds_nobody_up_for_long(caplog: pyt
         assert (await client.done()).said == "alpha bravo charlie delta"
 
 
+async def test_a_service_that_is_to_go_leaves_its_sessions_to_the_others() -> None:
+    """Who is being answered hears that to the end; who is away finds the session all the same."""
+    async with cluster(1) as (control, first, second), talker(first, second) as client, talker(first, second) as other:
+        await other.ask("zulu")
+        await other.done()
+        await client.ask("one two three four")
+        draining = asyncio.create_task(first.service.drain())
+        assert (await client.done()).said == "one two three four"
+        await draining
+        await becomes(lambda: first.service.session_count == 0)
+        await client.ask("five")
+        assert (await client.done()).said == "one two three four five"
+        await other.ask("yankee")
+        assert (await other.done()).said == "zulu yankee"
+        assert second.service.session_count == 2 and control.store.count == 2
+        for each in (client, other):
+            assert each.closed == [1012] and each.history() == list(each.items())
+            assert set(each.answers().values()) == {(1, 1)}
+            for item, text in each.items().items():
+                assert await each.retrieved(item) == text
+            assert each.complaints() == []
+
+
+async def test_without_a_store_a_service_that_is_to_go_ends_its_sessions() -> None:
+    async with cluster(1) as (control, first, second), talker(first, second) as client:
+        await client.ask("alpha")
+        await client.done()
+        await copied(control)
+        control.away = True
+        await first.service.drain()
+        await becomes(lambda: client.closed == [1001])
+
+
 async def test_speech_that_was_begun_at_one_service_is_answered_at_another() -> None:
     async with cluster(1) as (control, first, second), talker(first, second) as client:
         await client.ask("alpha")

@@ -107,6 +107,7 @@ class Talker:
     turns: list[Turn] = field(default_factory=list)
     losses: int = 0
     refusals: list[str] = field(default_factory=list)
+    closed: list[int] = field(default_factory=list)
     token: str = ""
     _sent: list[dict[str, Any]] = field(default_factory=list)
     _socket: aiohttp.ClientWebSocketResponse | None = None
@@ -141,6 +142,8 @@ class Talker:
                     await self._send_again(socket, event.get("last_client_event_id"))
                     self._socket = socket
                 self._changed.set()
+            if socket.close_code is not None and self._socket is socket:
+                self.closed.append(socket.close_code)
 
     async def _send_again(self, socket: aiohttp.ClientWebSocketResponse, last: str | None) -> None:
         """What the service that is gone was sent and had not told anybody."""
