@@ -1,8 +1,8 @@
 """Copies of our sessions, brought to the store of the cluster as they change, and sessions of others taken over.
 
 One message at a time is on its way, and whatever happens meanwhile goes with the next: a copy is as old as that takes.
-Nothing waits for it, neither sound nor events; what a client received and the copy does not know is told by the ids of
-its events (`agent.dialogue.copying`).
+What a client is told of its session waits for it (`agent.cluster.holding`), the sound of an answer does not; what a
+client received of that and the copy does not know is told by the ids of its events (`agent.dialogue.copying`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
+from agent.cluster.holding import Outgoing
 from agent.cluster.messages import ControlError
 from agent.cluster.store import Answer, Batch, Claim, Claimed, Owner, Update, digest
 from agent.dialogue.copying import Changes, Copier
@@ -40,6 +41,7 @@ class Copied(Protocol):
     """A session as it is copied."""
 
     session: Session
+    out: Outgoing
 
     @property
     def session_id(self) -> str: ...
@@ -65,6 +67,7 @@ class Copies(Generic[S]):
         self._ended: list[str] = []
         self._news = asyncio.Event()
         self._life = ""
+        self._bringing = asyncio.Lock()
 
     @property
     def count(self) -> int:
@@ -105,6 +108,29 @@ class Copies(Generic[S]):
 
     async def bring(self) -> None:
         """All that changed since the last time. Raises `ControlError`; then everything is brought anew."""
+        async with self._bringing:
+            await self._bring()
+
+    async def flush(self, within_s: float) -> bool:
+        """Whether the store has all that had happened when this was called."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self.bring()
+        except (ControlError, TimeoutError) as error:
+            log.warning("sessions cannot be left to other services: %s", error or "the store does not answer")
+            return False
+        return True
+
+    def leave(self, session: S) -> bool:
+        """Its copy stays for whoever claims it, and what its client was not told yet is told there. False where there
+        is none."""
+        if session not in self._copiers or session in self._whole:
+            return False
+        self._forget(session)
+        session.out.drop()
+        return True
+
+    async def _bring(self) -> None:
         self._news.clear()
         ended, self._ended = self._ended, []
         dirty, self._dirty = list(self._dirty), {}
@@ -112,11 +138,14 @@ class Copies(Generic[S]):
         updates += [Update(name, [], Owner(""), Changes(), ended=True) for name in ended]
         try:
             data = await self._store.update(msgspec.msgpack.encode(Batch(self._service, updates)))
-        except ControlError:
+        except (ControlError, asyncio.CancelledError):
             self._ended = ended + self._ended
             self._anew(dirty)
             raise
         self._heed(msgspec.msgpack.decode(data, type=Answer))
+        for session in dirty:
+            if session in self._copiers and session not in self._whole:
+                session.out.copied()
 
     async def claim(self, token: str, owner: str) -> Claimed | None:
         """The copy of the session that this token resumes, which is ours from now on; None where there is none. Raises
@@ -129,6 +158,7 @@ class Copies(Generic[S]):
         copier, owner = self._copiers[session]
         whole = session in self._whole
         self._whole.discard(session)
+        session.out.copying()
         tokens = [digest(token) for token in self._tokens(session)]
         return Update(session.session_id, tokens, owner, copier.changes(), whole=whole)
 
@@ -140,7 +170,9 @@ class Copies(Generic[S]):
         self._anew([by_id[name] for name in answer.unknown if name in by_id])
         for name in answer.full:
             log.error("%s is not copied any more: the store is full", name)
-            self._forget(by_id.get(name))
+            self._forget(session := by_id.get(name))
+            if session is not None:
+                session.out.let_go()
         for name in answer.moved:
             session = by_id.get(name)
             self._forget(session)

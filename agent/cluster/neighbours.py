@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agogic.cluster")
 
+FLUSH_S = 1.0
+
 
 class _Away:
     """In place of the connection that the other service had."""
@@ -58,6 +60,14 @@ class Neighbours:
 
     def ended(self, runner: SessionRunner) -> None:
         self._copies.ended(runner)
+
+    async def flush(self) -> bool:
+        """Whether sessions can be left to others now."""
+        return await self._copies.flush(FLUSH_S)
+
+    def leave(self, runner: SessionRunner) -> bool:
+        """Leaves this session to whichever service its client comes to; False where it cannot be."""
+        return self._copies.leave(runner)
 
     async def fetch(self, token: str, after: str, grant: Grant) -> None:
         """Takes the session of this token over, if a neighbour has one for that owner. What cannot be had is not there;

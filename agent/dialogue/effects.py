@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from agent.dialogue.sent import Mark, Sent, SentEvents
 from agent.ids import Ids
 from agent.protocol import server_events
-from agent.protocol.server_events import AudioDelta, ServerEvent, SessionCreated
+from agent.protocol.server_events import AudioDelta, ResponseCreated, ServerEvent, SessionCreated
 from agent.wire import Message
 
 
 @dataclass(frozen=True)
 class SendEvent:
-    """JSON for the client. `private`: for the connection whose message it answers, not for those that look on."""
+    """JSON for the client. `private`: for the connection whose message it answers, not for those that look on.
+    `acknowledges`: whoever has it counts on our knowing what it says; `begins_answer`: its sound comes after it."""
 
     data: bytes
     private: bool = False
+    acknowledges: bool = False
+    begins_answer: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,23 @@ class Close:
 Effect = SendEvent | SendLarge | ToWorker | ClearPlayback | Close
 
 
+_ACKNOWLEDGING = (
+    SessionCreated,
+    server_events.SessionResumed,
+    server_events.SessionUpdated,
+    server_events.ItemAdded,
+    server_events.ItemDone,
+    server_events.ItemDeleted,
+    server_events.ItemTruncated,
+    server_events.InputCommitted,
+    server_events.InputCleared,
+    ResponseCreated,
+    server_events.OutputItemAdded,
+    server_events.ResponseDone,
+)
+"""Whoever has one of these counts on our knowing what it says."""
+
+
 class Outbox:
     """Collects effects in order; the shell takes them after every call into the session.
 
@@ -70,7 +90,9 @@ class Outbox:
             # Whoever comes back has had it: there is the token by which he comes, which is kept nowhere.
             kept = b"" if isinstance(event, SessionCreated) else data
             self._sent.append(Sent(event_id, kept, len(kept), self.mark, sound, repeats=bool(kept)))
-        self._effects.append(SendEvent(data, private))
+        self._effects.append(
+            SendEvent(data, private, isinstance(event, _ACKNOWLEDGING), isinstance(event, ResponseCreated))
+        )
 
     def send_large(self, make: Callable[[], ServerEvent], size: int) -> None:
         """`size`: about how many bytes it will have."""
@@ -90,7 +112,7 @@ class Outbox:
         if self._sent is not None:
             mark = self._sent.mark_of(after)
             self._sent.insert_after(after, Sent(event_id, b"", len(event_id), mark, repeats=False))
-        self._effects.append(SendEvent(data, private=True))
+        self._effects.append(SendEvent(data, private=True, acknowledges=isinstance(event, _ACKNOWLEDGING)))
 
     def again(self, sent: Sent) -> None:
         """Sends it once more, as it was, to the client alone."""

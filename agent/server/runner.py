@@ -17,11 +17,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from agent.clock import Clock
+from agent.cluster.holding import Outgoing
 from agent.dialogue.effects import ClearPlayback, Close, Effect, SendEvent, SendLarge, ToWorker
 from agent.dialogue.session import Session
 from agent.dialogue.speaking import Speech, WorkerSlot
@@ -102,6 +103,7 @@ class SessionRunner:
         self._has_new_token = False
         self._client: Transport | None = transport
         self._transports = [transport]
+        self.out = Outgoing(session.id, clock, held=changed is not None)
         self._client_changed = asyncio.Event()
         self._model = model
         self.model_name = model.shown
@@ -224,6 +226,7 @@ class SessionRunner:
 
     def moved(self) -> None:
         """Another server has the session: nothing of it is said here any more."""
+        self.out.drop()
         self.close(CODE_TAKEN_OVER, "the session goes on at another server")
 
     def can_resume(self, after: str) -> bool:
@@ -261,6 +264,7 @@ class SessionRunner:
         if not self._over.is_set():
             self.end_reason = f"{code} {reason}"
             self._set_over()
+            self.out.let_go()
             for transport in self._transports:
                 transport.close(code, reason)
 
@@ -271,6 +275,7 @@ class SessionRunner:
 
     def detach(self, transport: Transport) -> None:
         self._transports = [other for other in self._transports if other is not transport]
+        self.out.forget(transport)
 
     # --- from the client ---
 
@@ -311,7 +316,7 @@ class SessionRunner:
 
     def refuse(self, error: ProtocolError, sender: Transport) -> None:
         """Answers something that was not even an event."""
-        sender.send_event(events.encode(events.Error(error=error.as_dict()), self.session.new_event_id()))
+        self._say(error, [sender])
 
     def feed_audio(self, pcm: bytes) -> None:
         """Microphone, s16le mono at the transport's rate, in short pieces."""
@@ -330,6 +335,8 @@ class SessionRunner:
         if self._over.is_set():
             return None
         with self._guard():
+            if self.out.hides_an_answer:
+                return None
             piece, effects = self.session.pull_audio(samples)
             self._do(effects)
             if piece is None:
@@ -418,6 +425,7 @@ class SessionRunner:
 
     def _set_client(self, transport: Transport | None) -> None:
         self._transports = [other for other in self._transports if other is not self._client]
+        self.out.forget(self._client)
         self._client = transport
         if transport is not None:
             self._transports.insert(0, transport)
@@ -476,8 +484,7 @@ class SessionRunner:
                     self._unsent.append(effect)
                     continue
                 only = sender or self._client
-                for transport in tuple(self._transports) if not effect.private else (only,) if only else ():
-                    transport.send_event(effect.data)
+                self.out.send(effect, tuple(self._transports) if not effect.private else (only,) if only else ())
             elif isinstance(effect, ClearPlayback):
                 if isinstance(self._client, RemotePlayer):
                     self._client.clear_playback()
@@ -494,11 +501,14 @@ class SessionRunner:
 
     def due_s(self) -> float:
         due_s = self.session.next_deadline_s()
+        if self.out.due_s is not None:
+            due_s = min(due_s, self.out.due_s)
         return due_s if self._asked_s is None else min(due_s, self._asked_s + self.model.pool.stuck_after_s)
 
     def when_due(self) -> None:
         if self._asked_s is not None and self._clock.now_s() - self._asked_s >= self.model.pool.stuck_after_s:
             self._give_up_worker()
+        self.out.look()
         self._do(self.session.tick())
         self._ask_for_a_place()
 
@@ -516,9 +526,11 @@ class SessionRunner:
     def fail(self) -> None:
         """A mistake of ours inside this session: say so, and let the others live."""
         mistake = ProtocolError("internal_error", "The server made a mistake; reconnect.", kind="server_error")
-        for transport in self._transports:
-            transport.send_event(events.encode(events.Error(error=mistake.as_dict()), self.session.new_event_id()))
+        self._say(mistake, self._transports)
         self.close(1011, "internal error")
+
+    def _say(self, error: ProtocolError, to: Iterable[Transport]) -> None:
+        self.out.send(SendEvent(events.encode(events.Error(error=error.as_dict()), self.session.new_event_id())), to)
 
     def _set_over(self) -> None:
         self._over.set()
@@ -534,6 +546,7 @@ class SessionRunner:
             self._lease.release()
             self._lease = None
         self._forget()
+        self.out.let_go()
         for transport in self._transports:
             if transport is not self._client:
                 transport.close(1000, "the call has ended")

@@ -45,6 +45,7 @@ log = logging.getLogger("agogic.service")
 
 JsonObject = dict[str, object]
 RETRY_AFTER_S = 2
+CODE_GOES_ON = 1012  # to our clients no farewell: they come back by their token
 _DRAIN_POLL_S = 0.05
 _TIDY_AFTER_S = 2.0
 
@@ -318,19 +319,29 @@ class Service:
 
     async def drain(self) -> None:
         """Lets turns that have begun come to the end of their answers, for `http.drain_s` or until `at_once`, then ends
-        all sessions: their clients are told to connect elsewhere. Whoever is at nothing is told at once."""
+        all sessions: their clients are told to connect elsewhere. Whoever is at nothing is told at once. In a cluster
+        sessions are left to the other services, and their clients go on there."""
         self.stopping.set()
         self.models.close()
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self.config.http.drain_s
         while self._runners:
             last = self.at_once.is_set() or loop.time() >= deadline_s
+            others = self.neighbours
+            if not any(self._may_go(runner, last) for runner in self._runners) or not (others and await others.flush()):
+                others = None
             for runner in tuple(self._runners):
-                if last or not runner.in_turn or self.keeper.waits(runner):
-                    runner.close(1001, "the server is going away")
+                if self._may_go(runner, last):
+                    if others is not None and others.leave(runner):
+                        runner.close(CODE_GOES_ON, "the session goes on at another server")
+                    else:
+                        runner.close(1001, "the server is going away")
             if last or all(runner.closed for runner in self._runners):
                 return
             await asyncio.sleep(_DRAIN_POLL_S)
+
+    def _may_go(self, runner: SessionRunner, last: bool) -> bool:
+        return not runner.closed and (last or not runner.in_turn or self.keeper.waits(runner))
 
     def read_gauges(self) -> None:
         """Brings the metrics up to date that nobody counts as they happen."""

@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
+from agent.cluster import holding
 from agent.cluster.messages import ClusterOrder, WorkerOrder
 from agent.cluster.pool import ClusterPool
 from agent.cluster.store import Claim
@@ -154,6 +155,82 @@ async def test_an_answer_that_its_service_takes_along_is_not_said_again() -> Non
         await client.ask("nine")
         assert (await client.done()).said == "one two three four five six seven eight nine"
         assert client.complaints() == []
+
+
+async def test_what_no_copy_has_was_told_to_nobody_and_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service is gone before the store had the question, which its client sends again."""
+    monkeypatch.setattr(holding, "HELD_S", 60.0)
+    async with cluster(1) as (control, first, second), talker(first, second) as client:
+        await client.ask("alpha")
+        await client.done()
+        await copied(control)
+        told = len(client.events)
+        control.stores.clear()
+        asking = asyncio.create_task(client.ask("bravo"))
+        (runner,) = first.service._runners
+        await becomes(lambda: any(b'"response.output_audio.delta"' in event.data for _, event, _ in runner.out._queue))
+        assert len(client.events) == told, "neither that it was taken nor the sound of the answer"
+        await first.die()
+        control.stores.set()
+        await asking
+        assert (await client.done()).said == "alpha bravo"
+        assert client.answers() == {"alpha": (1, 1), "bravo": (1, 1)}
+        assert client.history() == list(client.items())
+        for item, text in client.items().items():
+            assert await client.retrieved(item) == text
+        assert client.complaints() == []
+
+
+async def test_a_store_that_does_not_answer_holds_nobody_up_for_long(caplog: pytest.LogCaptureFixture) -> None:
+    async with cluster(1) as (control, first, second), talker(first, second) as client:
+        await client.ask("alpha")
+        await client.done()
+        await copied(control)
+        control.stores.clear()
+        await client.ask("bravo")
+        assert (await client.done()).said == "alpha bravo"
+        await client.ask("charlie")
+        assert (await client.done()).said == "alpha bravo charlie"
+        said = [record.getMessage() for record in caplog.records if record.name == "agogic.cluster"]
+        assert sum("what the store does not know" in line for line in said) == 1
+        control.stores.set()
+        await copied(control)
+        await first.die()
+        await client.ask("delta")
+        assert (await client.done()).said == "alpha bravo charlie delta"
+
+
+async def test_a_service_that_is_to_go_leaves_its_sessions_to_the_others() -> None:
+    """Who is being answered hears that to the end; who is away finds the session all the same."""
+    async with cluster(1) as (control, first, second), talker(first, second) as client, talker(first, second) as other:
+        await other.ask("zulu")
+        await other.done()
+        await client.ask("one two three four")
+        draining = asyncio.create_task(first.service.drain())
+        assert (await client.done()).said == "one two three four"
+        await draining
+        await becomes(lambda: first.service.session_count == 0)
+        await client.ask("five")
+        assert (await client.done()).said == "one two three four five"
+        await other.ask("yankee")
+        assert (await other.done()).said == "zulu yankee"
+        assert second.service.session_count == 2 and control.store.count == 2
+        for each in (client, other):
+            assert each.closed == [1012] and each.history() == list(each.items())
+            assert set(each.answers().values()) == {(1, 1)}
+            for item, text in each.items().items():
+                assert await each.retrieved(item) == text
+            assert each.complaints() == []
+
+
+async def test_without_a_store_a_service_that_is_to_go_ends_its_sessions() -> None:
+    async with cluster(1) as (control, first, second), talker(first, second) as client:
+        await client.ask("alpha")
+        await client.done()
+        await copied(control)
+        control.away = True
+        await first.service.drain()
+        await becomes(lambda: client.closed == [1001])
 
 
 async def test_speech_that_was_begun_at_one_service_is_answered_at_another() -> None:

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -61,10 +61,14 @@ def config(machines: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def started(config: Path) -> ServiceProcess:
+    command = None if REAL else fake_worker_command("--recite", "--pace", "0.5", "--slots", "16")
+    return ServiceProcess(command, config=config, ready_timeout_s=120.0, log_level="info")
+
+
 @pytest.fixture(scope="module")
 def services(config: Path) -> Iterator[list[ServiceProcess]]:
-    command = None if REAL else fake_worker_command("--recite", "--pace", "0.5", "--slots", "16")
-    running = [ServiceProcess(command, config=config, ready_timeout_s=120.0, log_level="info") for _ in range(2)]
+    running = [started(config) for _ in range(2)]
     yield running
     for service in running:
         service.stop()
@@ -100,7 +104,7 @@ async def workers(control: RayControl) -> dict[str, HostReport]:
 
 
 async def linked(services: list[ServiceProcess], count: int) -> None:
-    """Until each service knows so many workers."""
+    """Until each of these services knows so many workers."""
     slots = (32 if REAL else 16) * count
     async with asyncio.timeout(120.0):
         for service in services:
@@ -124,13 +128,21 @@ async def turn(clients: list[Talker], number: int) -> list[float]:
     return [asked.heard_s - asked.asked_s for asked in turns if asked.heard_s is not None]
 
 
-async def through(clients: list[Talker], number: int, kill: object, what: str) -> int:
-    """`kill` while everybody is being answered; the next turn, asked as soon as that answer is over in whichever way,
-    is heard in time. Returns the number of the turn to come."""
-    assert callable(kill)
-    interrupted = await asyncio.gather(*(client.ask(question(at, number)) for at, client in enumerate(clients)))
+async def through(
+    clients: list[Talker], number: int, kill: Callable[[], None], what: str, asked_before_s: float | None = None
+) -> int:
+    """`kill` while everybody is being answered, or where `asked_before_s` is given, while the questions arrive, the
+    first of them so long before; the next turn, asked as soon as that answer is over in whichever way, is heard in
+    time. Returns the number of the turn to come."""
+    asking = []
+    for at, client in enumerate(clients):
+        asking.append(asyncio.create_task(client.ask(question(at, number))))
+        await asyncio.sleep((asked_before_s or 0.0) / CALLERS)
+    if asked_before_s is None:
+        await asyncio.gather(*asking)
     killed_s = time.monotonic()
     kill()
+    interrupted = await asyncio.gather(*asking)
     await asyncio.gather(*(client.done() for client in clients))
     ended = [each.status for each in interrupted]
     over_s = time.monotonic() - killed_s
@@ -150,7 +162,7 @@ async def through(clients: list[Talker], number: int, kill: object, what: str) -
 
 
 async def test_eight_conversations_go_on_through_the_loss_of_a_worker_a_service_and_a_machine(
-    machines: Cluster, services: list[ServiceProcess]
+    machines: Cluster, config: Path, services: list[ServiceProcess]
 ) -> None:
     control = RayControl("agogic")
     await workers(control)
@@ -173,10 +185,24 @@ async def test_eight_conversations_go_on_through_the_loss_of_a_worker_a_service_
         number = await through(clients, number, lambda: lost.process.kill(), "a service")
         assert all(client.at == 1 for client in clients)
 
-        await turn(clients, number)
+        # What was just asked may be known to the client, the service and the store in any combination.
+        services.append(await asyncio.to_thread(started, config))
+        await linked(services[1:], WORKERS)
         for client in clients:
-            for item, text in client.items().items():
+            client.urls = [service.base_url for service in (services[2], services[1])]
+        number = await through(
+            clients, number, lambda: services[1].process.kill(), "a service, right after the questions", 0.1
+        )
+        assert all(client.at == 0 for client in clients)
+
+        await turn(clients, number)
+        for at, client in enumerate(clients):
+            told = client.items()
+            assert client.history() == list(told), "what it was told of is the whole conversation, in this order"
+            for item, text in told.items():
                 assert await client.retrieved(item) == text
+            assert client.answers() == {question(at, asked): (1, 1) for asked in range(number + 1)}
+            assert [each.text for each in client.turns] == [question(at, asked) for asked in range(number + 1)]
             assert client.complaints() == []
 
 

@@ -30,13 +30,16 @@ async def becomes(is_so: Callable[[], bool], within_s: float = 30.0) -> None:
 
 
 class LocalControl:
-    """What `RayControl` is to services and supervisor, with everything in this process. `away`: nothing answers."""
+    """What `RayControl` is to services and supervisor, with everything in this process. `away`: nothing answers; while
+    `stores` is not set, copies are on their way and do not arrive."""
 
     def __init__(self, order: ClusterOrder, keep_s: float = 60.0, max_bytes: int = 64 * 1024 * 1024) -> None:
         self.hosts: dict[str, WorkerHost] = {}
         self.store = SessionStore(keep_s, max_bytes, "first life")
         self.supervising = Supervising(order, self)
         self.away = False
+        self.stores = asyncio.Event()
+        self.stores.set()
         self.beats: list[Beat] = []
 
     def _reach(self) -> None:
@@ -70,6 +73,7 @@ class LocalControl:
 
     async def update(self, data: bytes) -> bytes:
         self._reach()
+        await self.stores.wait()
         return self.store.update(data)
 
     async def claim(self, data: bytes) -> bytes:
@@ -103,6 +107,7 @@ class Talker:
     turns: list[Turn] = field(default_factory=list)
     losses: int = 0
     refusals: list[str] = field(default_factory=list)
+    closed: list[int] = field(default_factory=list)
     token: str = ""
     _sent: list[dict[str, Any]] = field(default_factory=list)
     _socket: aiohttp.ClientWebSocketResponse | None = None
@@ -137,6 +142,8 @@ class Talker:
                     await self._send_again(socket, event.get("last_client_event_id"))
                     self._socket = socket
                 self._changed.set()
+            if socket.close_code is not None and self._socket is socket:
+                self.closed.append(socket.close_code)
 
     async def _send_again(self, socket: aiohttp.ClientWebSocketResponse, last: str | None) -> None:
         """What the service that is gone was sent and had not told anybody."""
@@ -216,6 +223,31 @@ class Talker:
                     wrong.append(f"{event['item_id']} sounds twice from {start}")
                 at[event["item_id"]] = start
         return wrong + [f"resuming was refused: {code}" for code in self.refusals]
+
+    def history(self) -> list[str]:
+        """Ids of all items that it was told of, in the order of the conversation. Each is told with the one before it:
+        raises `AssertionError` where that is one it knows nothing of."""
+        order: list[str] = []
+        for event in self.events:
+            if event["type"] == "conversation.item.added":
+                before = event["previous_item_id"]
+                assert before is None or before in order, f"{event['item']['id']} stands behind {before}"
+                order.insert(order.index(before) + 1 if before is not None else 0, event["item"]["id"])
+        return order
+
+    def answers(self) -> dict[str, tuple[int, int]]:
+        """Of each question: how many items it became, and how many responses answered them."""
+        found: dict[str, tuple[int, int]] = {}
+        question = ""
+        for event in self.events:
+            if event["type"] == "conversation.item.added" and event["item"].get("role") == "user":
+                question = str(event["item"]["content"][0].get("text"))
+                items, responses = found.get(question, (0, 0))
+                found[question] = (items + 1, responses)
+            elif event["type"] == "response.created":
+                items, responses = found[question]
+                found[question] = (items, responses + 1)
+        return found
 
     async def retrieved(self, item_id: str) -> str:
         """What the server knows of an item."""
