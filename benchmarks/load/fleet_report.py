@@ -71,7 +71,7 @@ def summary(counted: Counted, capacity: int, price: float) -> dict[str, object]:
         "most_cards": int(counted.cards.max()),
         "least_cards": int(counted.cards.min()),
         "card_hours": round(hours),
-        "callers_per_card_mean": round(minutes / 60 / hours, 1),
+        "callers_per_card_average": round(minutes / 60 / hours, 1),
         "output_hz_mean": round(float(shares @ np.array(RATES_HZ)), 2),
         "share_by_rate": {f"{hz:g}": round(float(share), 3) for hz, share in zip(RATES_HZ, shares, strict=True)},
         "price_per_caller_minute": round(price * hours / minutes, 6),
