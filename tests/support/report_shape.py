@@ -14,7 +14,7 @@ UNIT = re.compile(r"(^|_)(ms|s|hz|mb|db|bytes|percent|bits_per_second)(_|$)")
 # Numbers without a unit say what they are: a share of something, or one thing over another.
 PLAIN = re.compile(
     r"(^|_)(share|shares|rate|ratio|error|factor|agreement|acceptance|wer|mos|similarity|distance|threshold|average|"
-    r"speedup|discrimination|per_core)(_|$)"
+    r"speedup|discrimination|per_core|price)(_|$)"
 )
 NAME = re.compile(r"[a-z0-9_]+")
 # Tables whose rows bear names of other people, files or errors.
