@@ -41,10 +41,10 @@ class Recorded:
         return path
 
     async def whole(self, session: str) -> Path:
-        """Once the session is over."""
+        """Once the session is over: a thread of the service writes the file, and begins it when it gets to it."""
         async with asyncio.timeout(30):
-            while b'\n{"end":' not in self.of(session).read_bytes():  # noqa: ASYNC110 another process
-                await asyncio.sleep(0.05)
+            while not any(b'\n{"end":' in path.read_bytes() for path in self.folder.glob(f"*{session}.jsonl")):
+                await asyncio.sleep(0.05)  # noqa: ASYNC110 another process
         return self.of(session)
 
 
