@@ -250,8 +250,9 @@ class TelephonyConfig(Section, frozen=True):
 class ClusterConfig(Section, frozen=True):
     """Workers that several services share, placed and found by Ray. `address`: Ray's, "auto" = of the cluster that runs
     on this machine; `name` tells clusters of one Ray apart; `min_workers`, `max_workers`: bounds between which their
-    number follows the load; `idle_s`: one that nobody used for so long may be stopped; `gpus_per_worker` "auto": one
-    where there are any; `worker_host`: address at which workers let services in, "" = their machine's; `store_bytes`:
+    number follows the load; `idle_s`: where the others could have done without one for so long, it gets no newcomers any
+    more; `leave_s`: so long its callers may then take to end, before they go over to others and it ends;
+    `gpus_per_worker` "auto": one where there are any; `worker_host`: address at which workers let services in, "" = their machine's; `store_bytes`:
     of all copies of sessions together."""
 
     enabled: bool = False
@@ -260,6 +261,7 @@ class ClusterConfig(Section, frozen=True):
     min_workers: Annotated[int, Meta(ge=1, le=1024)] = 1
     max_workers: Annotated[int, Meta(ge=1, le=1024)] = 4
     idle_s: Annotated[float, Meta(ge=1)] = 300.0
+    leave_s: Annotated[float, Meta(ge=0)] = 600.0
     cpus_per_worker: Annotated[float, Meta(ge=0)] = 1.0
     gpus_per_worker: Literal["auto"] | Annotated[float, Meta(ge=0)] = "auto"
     worker_host: str = ""

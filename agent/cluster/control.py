@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from agent.cluster.host import WorkerHost
-from agent.cluster.messages import Beat, ClusterOrder, ControlError, HostReport
+from agent.cluster.messages import Beat, ClusterOrder, ControlError, HostReport, Told
 from agent.cluster.scaling import needs
 from agent.cluster.store import SessionStore
 
@@ -69,9 +69,9 @@ class RayControl:
         data = await self._ask(name, "report", with_ticket)
         return msgspec.msgpack.decode(data, type=HostReport)
 
-    async def beat(self, beat: Beat) -> None:
-        """Tells the supervisor, which is started where there is none. Raises `ControlError`."""
-        await self._ask(SUPERVISOR, "beat", msgspec.msgpack.encode(beat))
+    async def beat(self, beat: Beat) -> Told:
+        """Tells the supervisor. Raises `ControlError`."""
+        return msgspec.msgpack.decode(await self._ask(SUPERVISOR, "beat", msgspec.msgpack.encode(beat)), type=Told)
 
     async def update(self, data: bytes) -> bytes:
         """Of the store. Raises `ControlError`."""
@@ -95,6 +95,10 @@ class RayControl:
     async def start_worker(self, number: int, order: ClusterOrder) -> None:
         """Asks Ray to place one. Raises `ControlError`."""
         await self._in_thread(self._start_worker, number, order)
+
+    async def drain_worker(self, name: str) -> None:
+        """Its sessions are to leave, and then it ends. Raises `ControlError`."""
+        await self._ask(name, "drain")
 
     async def stop_worker(self, name: str) -> None:
         """Ends it, and Ray does not start it again. Raises `ControlError`."""

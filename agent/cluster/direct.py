@@ -18,7 +18,9 @@ _HEADER = struct.Struct("<I")
 
 
 class DirectLink(WorkerLink):
-    """As a `WorkerLink`, over the network."""
+    """As a `WorkerLink`, over the network. `leaving`: newcomers are to go elsewhere, as long as there is room."""
+
+    leaving = False
 
     @classmethod
     async def enter(cls, ticket: Ticket) -> DirectLink:
@@ -56,6 +58,10 @@ class DirectLink(WorkerLink):
     @property
     def fullness(self) -> float:
         return (self.leased + self.others) / max(1, super().capacity)
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        return self.leaving, self.fullness
 
 
 async def _enter(ticket: Ticket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> wire.Ready:

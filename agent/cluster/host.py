@@ -9,16 +9,43 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from agent.cluster.messages import HostReport, WorkerOrder
 from agent.handshake import Door, issue
+from agent.server.link import WorkerLink
 from agent.server.worker_process import WorkerUnusable
 from agent.server.workers import WorkerPool
+
+_LAST_WORDS_S = 5.0
+_POLL_S = 0.05
+
+
+class _Hosted(WorkerPool):
+    """Its worker's sessions are those of services that have connections of their own."""
+
+    def let_go(self) -> None:
+        """The worker takes no sessions any more, ends when those that it has have left, and none comes in its place."""
+        self.closing = True
+        for replica in self._replicas.values():
+            replica.retired = True
+        for pid in self.pids.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    async def _empty(self, link: WorkerLink, room_elsewhere: Callable[[], bool] | None = None) -> None:
+        """The worker ends by itself when they have left, or its own time is up: it is not to be told twice."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_s + _LAST_WORDS_S):
+                while link.alive:  # noqa: ASYNC110 - sessions of others announce nothing here
+                    await asyncio.sleep(_POLL_S)
+        await link.close()
 
 
 class WorkerHost:
@@ -27,7 +54,7 @@ class WorkerHost:
     def __init__(self, order: bytes) -> None:
         self._order = msgspec.msgpack.decode(order, type=WorkerOrder)
         self._folder: Path | None = None
-        self._pool: WorkerPool | None = None
+        self._pool: _Hosted | None = None
         self._running: asyncio.Task[None] | None = None
 
     async def report(self, with_ticket: bool) -> bytes:
@@ -48,8 +75,13 @@ class WorkerHost:
             busy=pool.busy,
             restarts=pool.restarts,
             ticket=ticket,
+            going=pool.closing,
         )
         return msgspec.msgpack.encode(report)
+
+    async def drain(self) -> None:
+        """The worker is to go: when there is no `worker_pid` in the report any more, it has gone."""
+        self._start().let_go()
 
     async def stop(self) -> None:
         """Ends the worker. Whoever calls it ends this process too."""
@@ -60,14 +92,17 @@ class WorkerHost:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self) -> WorkerPool:
+    def _start(self) -> _Hosted:
         if self._pool is not None:
             return self._pool
         self._folder = Path(tempfile.mkdtemp(prefix="agogic-door-"))
         host = self._order.host or _address_of_this_machine()
         shown = f"[{host}]" if ":" in host else host
         command = [*self._order.command, "--direct", f"{shown}:0", "--door", str(self._folder / "door")]
-        self._pool = WorkerPool(command, 1, self._order.start_timeout_s, stuck_after_s=self._order.stuck_after_s)
+        order = self._order
+        self._pool = _Hosted(
+            command, 1, order.start_timeout_s, stuck_after_s=order.stuck_after_s, drain_s=order.drain_s
+        )
         self._running = asyncio.ensure_future(self._pool.run())
         return self._pool
 

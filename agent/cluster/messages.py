@@ -14,16 +14,18 @@ class ControlError(Exception):
 
 class WorkerOrder(msgspec.Struct, frozen=True):
     """How a worker is started: the command without its sockets. `host`: the address its door listens at, "" = that of
-    the machine it is placed on."""
+    the machine it is placed on; `drain_s`: so long its sessions may take to leave when it is told to go."""
 
     command: list[str]
     host: str
     start_timeout_s: float
     stuck_after_s: float
+    drain_s: float = 60.0
 
 
 class ClusterOrder(msgspec.Struct, frozen=True):
-    """What the supervisor keeps up. `gpus` None: one for each worker where the cluster has any."""
+    """What the supervisor keeps up. `gpus` None: one for each worker where the cluster has any; `idle_s`, `leave_s`: so
+    long a worker must have been dispensable before it gets no newcomers, and then its callers may take to end."""
 
     worker: WorkerOrder
     least: int
@@ -31,11 +33,12 @@ class ClusterOrder(msgspec.Struct, frozen=True):
     idle_s: float
     cpus: float
     gpus: float | None
+    leave_s: float = 600.0
 
 
 class HostReport(msgspec.Struct, frozen=True):
     """A worker and the process that owns it. `why`: what is wrong while it is not ready; `ticket` where one was asked
-    for and it is ready."""
+    for and it is ready; `going`: it was told to go, and has gone when there is no `worker_pid`."""
 
     ready: bool
     pid: int
@@ -47,6 +50,7 @@ class HostReport(msgspec.Struct, frozen=True):
     busy: float = 0.0
     restarts: int = 0
     ticket: Ticket | None = None
+    going: bool = False
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -56,3 +60,9 @@ class Beat(msgspec.Struct, frozen=True):
     order: ClusterOrder
     leased: dict[str, int]
     refused: int = 0
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What a service hears for its beat. `leaving`: workers that get no newcomers as long as others have room."""
+
+    leaving: list[str] = []

@@ -9,7 +9,7 @@ import logging
 from typing import Protocol
 
 from agent.cluster.direct import DirectLink
-from agent.cluster.messages import Beat, ClusterOrder, ControlError, HostReport
+from agent.cluster.messages import Beat, ClusterOrder, ControlError, HostReport, Told
 from agent.server.link import Lease, LeaseHolder, LinkError
 from agent.server.workers import NoWorker, WorkerPool
 
@@ -26,7 +26,7 @@ class Control(Protocol):
 
     async def report(self, name: str, *, with_ticket: bool = False) -> HostReport: ...
 
-    async def beat(self, beat: Beat) -> None: ...
+    async def beat(self, beat: Beat) -> Told: ...
 
     async def start_services(self, order: ClusterOrder, keep_s: float, max_bytes: int) -> None: ...
 
@@ -36,7 +36,8 @@ class ClusterPool(WorkerPool):
     store's, if we are the first who needs one."""
 
     def __init__(self, control: Control, service: str, order: ClusterOrder, keep_s: float, max_bytes: int) -> None:
-        super().__init__([], 0, order.worker.start_timeout_s, stuck_after_s=order.worker.stuck_after_s)
+        worker = order.worker
+        super().__init__([], 0, worker.start_timeout_s, stuck_after_s=worker.stuck_after_s, drain_s=worker.drain_s)
         self._control = control
         self._service = service
         self._order = order
@@ -87,7 +88,10 @@ class ClusterPool(WorkerPool):
                 self._linking.pop(name).cancel()
         refused, self._refused = self._refused, 0
         leased = {name: self._links[index].leased for name, index in self._indices.items() if index in self._links}
-        await self._control.beat(Beat(self._service, self._order, leased, refused))
+        told = await self._control.beat(Beat(self._service, self._order, leased, refused))
+        for name, index in self._indices.items():
+            if isinstance(link := self._links.get(index), DirectLink):
+                link.leaving = name in told.leaving
 
     async def _keep_linked(self, name: str) -> None:
         """One connection after the other, until cancelled."""

@@ -180,6 +180,11 @@ class WorkerLink:
         return self.leased / max(1, self.capacity)
 
     @property
+    def rank(self) -> tuple[bool, float]:
+        """Of those that have room, the one with the least gets the next session."""
+        return False, self.fullness
+
+    @property
     def longest_idle(self) -> LeaseHolder | None:
         """The holder whose place has been of no use for the longest time."""
         idle = [(since, key) for key, holder in self._holders.items() if (since := holder.idle_since_s) is not None]

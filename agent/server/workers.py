@@ -288,7 +288,7 @@ class WorkerPool:
 
         Raises `NoWorker` if there is none.
         """
-        candidates = sorted((link for link in self._links.values() if link.has_room), key=lambda link: link.fullness)
+        candidates = sorted((link for link in self._links.values() if link.has_room), key=lambda link: link.rank)
         for link in candidates:
             with contextlib.suppress(LinkError, SlotRefused):
                 return await link.open(next(self._numbers), holder)

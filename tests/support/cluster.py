@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from agent.cluster.host import WorkerHost
-from agent.cluster.messages import Beat, ClusterOrder, ControlError, HostReport
+from agent.cluster.messages import Beat, ClusterOrder, ControlError, HostReport, Told
 from agent.cluster.store import SessionStore
 from agent.cluster.supervisor import Supervising
 
@@ -59,14 +59,18 @@ class LocalControl:
             raise ControlError(f"there is no {name}")
         return msgspec.msgpack.decode(await self.hosts[name].report(with_ticket), type=HostReport)
 
-    async def beat(self, beat: Beat) -> None:
+    async def beat(self, beat: Beat) -> Told:
         self._reach()
         self.beats.append(beat)
-        self.supervising.beat(beat, time.monotonic())
+        told = self.supervising.beat(beat, time.monotonic())
         await self.supervising.look(time.monotonic())
+        return told
 
     async def start_worker(self, number: int, order: ClusterOrder) -> None:
         self.hosts[f"worker-{number}"] = WorkerHost(msgspec.msgpack.encode(order.worker))
+
+    async def drain_worker(self, name: str) -> None:
+        await self.hosts[name].drain()
 
     async def stop_worker(self, name: str) -> None:
         await self.hosts.pop(name).stop()

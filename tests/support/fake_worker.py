@@ -6,7 +6,7 @@
 The word at position i sounds for 0.4 s at (300 + 20 i) Hz, one token of 5 codec frames each. `--die-after N` ends the
 process after the first chunk of the N-th response, as a crash would; `--stall-after N` never gets on with the N-th.
 `--recite` answers with all that the user has said or written so far, as the worker was told. `--direct` lets services
-on other machines in, as the real worker does. SIGTERM lets its sessions leave, as with a real one.
+on other machines in, as the real worker does. SIGTERM lets its sessions leave, the second ends it, as with a real one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class FakeWorker:
         self._door = door
         self._connections: set[_Connection] = set()
         self._responses = 0
-        self.draining = False
+        self.draining = self.stopped = False
 
     async def __aenter__(self) -> FakeWorker:
         # Bound beside its final name: whoever waits for the socket must find it listening.
@@ -88,7 +88,8 @@ class FakeWorker:
         await self._server.wait_closed()
 
     def drain(self) -> None:
-        """It was told to go."""
+        """It was told to go; the second time, at once."""
+        self.stopped = self.draining
         self.draining = True
         for connection in self._connections:
             connection.send(wire.Draining())
@@ -290,7 +291,7 @@ async def _main() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.drain)
         while os.getppid() == parent:  # nothing announces the death of a parent
             await asyncio.sleep(0.05)
-            if worker.draining and not worker.open_sessions:
+            if worker.stopped or (worker.draining and not worker.open_sessions):
                 return
 
 
