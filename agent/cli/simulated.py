@@ -40,6 +40,9 @@ def fleet(
     cells: Annotated[int, typer.Option(min=1, help="clusters that share nothing")] = 20,
     least: Annotated[int, typer.Option(min=1, help="workers of each cluster")] = 2,
     most: Annotated[int | None, typer.Option(min=1, help="workers of each cluster; absent: no bound")] = None,
+    shrinks: Annotated[
+        bool, typer.Option("--shrinks/--grows-only", help="whether workers leave when there is room")
+    ] = True,
     start: Annotated[float, typer.Option(min=1.0, help="seconds until a worker is ready")] = 120.0,
     machine_hours: Annotated[float, typer.Option(min=0.0, help="between two losses of a machine; 0: none")] = 1000.0,
     placement: Annotated[PlacementName, typer.Option(help="new callers: as served, or close")] = PlacementName.SPREAD,
@@ -55,6 +58,7 @@ def fleet(
         cells,
         least,
         most,
+        idle_s=300.0 if shrinks else None,
         start_s=start,
         machine_hours=machine_hours,
         placement="packed" if placement == "packed" else "spread",

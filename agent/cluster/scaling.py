@@ -27,8 +27,8 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of the number of workers. `idle_s`: so long one must have been dispensable before it leaves; `patience_s`: so long
-    its callers may take to end by themselves; `start_s`: so long one that is not ready is expected to become so."""
+    """Of the number of workers. `idle_s`: so long one must have been dispensable before it leaves; `patience_s`: so
+    long its callers may take to end by themselves; `start_s`: one that is not ready is counted on for so long."""
 
     least: int
     most: int
@@ -39,8 +39,8 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Seen:
-    """One worker as it is now. sessions: leased by all services; capacity: as many as it expects to carry; going: it was
-    told to end, and does when its sessions have left."""
+    """One worker as it is now. sessions: leased by all services; capacity: as many as it expects to carry; going: it
+    was told to end, and does when its sessions have left."""
 
     name: str
     ready: bool
@@ -143,26 +143,32 @@ class Scaling:
 
 
 class _Least:
-    """The least of what was said within some seconds."""
+    """The least of what was so within some seconds; what was said holds until the next is said."""
 
     def __init__(self) -> None:
         self._since_s: float | None = None
+        self._now = 0
         self._rising: deque[tuple[float, int]] = deque()
+        """Until when it was so."""
 
     def forget(self) -> None:
         self._since_s = None
         self._rising.clear()
 
     def of(self, value: int, now_s: float, within_s: float) -> int:
-        """0 as long as nothing is known of all that time."""
+        """0 as long as not all of that time is known."""
         if self._since_s is None:
             self._since_s = now_s
-        while self._rising and self._rising[-1][1] >= value:
-            self._rising.pop()
-        self._rising.append((now_s, value))
-        while self._rising[0][0] < now_s - within_s:
+        else:
+            while self._rising and self._rising[-1][1] >= self._now:
+                self._rising.pop()
+            self._rising.append((now_s, self._now))
+        self._now = value
+        while self._rising and self._rising[0][0] <= now_s - within_s:
             self._rising.popleft()
-        return self._rising[0][1] if now_s - self._since_s >= within_s else 0
+        if now_s - self._since_s < within_s:
+            return 0
+        return min(value, self._rising[0][1]) if self._rising else value
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,16 @@ from worker.load import RATES_HZ, LoadMeter
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 Placement = Literal["spread", "packed"]
-"""Where a new caller goes: to the emptiest worker, as services do, or to the fullest that is not `FULL`."""
+"""Where a new caller goes: to the emptiest worker, as services do, or to the fullest that is not `FULL`; to one that
+leaves only where no other has room."""
 DAY_S = 86_400.0
 QUIETEST_S = 3 * 3600.0
 EVENING_S = QUIETEST_S - DAY_S / 2
 """The busiest moment of the day before."""
 ROUNDING = 1e-6
+_NAME = "worker-"
 POLICIES: Mapping[str, RateRange] = {
     "fixed_12.5": RateRange(min=12.5, max=12.5),
     "fixed_6.25": RateRange(min=6.25, max=6.25),
@@ -54,14 +57,15 @@ class Day:
 
 @dataclass(frozen=True)
 class Plan:
-    """Of a fleet. least, most: workers of each cell, None: no bound; start_s: from an order to a worker that is ready;
-    machine_hours: between two losses of a machine, of `cards` workers each, 0: none is lost; replace_s: until another
-    machine has its workers ready."""
+    """Of a fleet. least, most: workers of each cell, None: no bound; idle_s, leave_s: as `[cluster]` has them, `idle_s`
+    None: no worker ever leaves; start_s: from an order to a worker that is ready; machine_hours: between two losses of
+    a machine, of `cards` workers each, 0: none is lost; replace_s: until another machine has its workers ready."""
 
     cells: int = 20
     least: int = 2
     most: int | None = None
-    idle_s: float = 300.0
+    idle_s: float | None = 300.0
+    leave_s: float = 600.0
     start_s: float = 120.0
     cards: int = 8
     machine_hours: float = 1000.0
@@ -104,13 +108,15 @@ class Card:
 @dataclass
 class Counted:
     """What became of a day: callers, and caller-seconds. offered_s: the curve itself; moved: their worker was lost;
-    waiting_s: of those for whom no other had room at once; gave_up: hung up while they waited; by_rate_s: of who was
-    served, as RATES_HZ; `callers` … `hz`: of each step, of the whole fleet (hz: times callers)."""
+    drained: it had to end before they did; waiting_s: of those for whom no other had room at once; gave_up: hung up
+    while they waited; by_rate_s: of who was served, as RATES_HZ; `callers` … `hz`: of each step, of the whole fleet
+    (hz: times callers)."""
 
     steps: int
     offered: float = 0.0
     refused: float = 0.0
     moved: float = 0.0
+    drained: float = 0.0
     gave_up: float = 0.0
     losses: int = 0
     offered_s: float = 0.0
@@ -135,12 +141,14 @@ class Cell:
         self._card, self._day, self._plan, self._counted = card, day, plan, counted
         self._chance = np.random.default_rng((plan.seed, seed))
         most = plan.most if plan.most is not None else 1_000_000
-        self._scaling = Scaling(Bounds(plan.least, most, plan.idle_s))
+        idle_s = plan.idle_s if plan.idle_s is not None else math.inf
+        self._scaling = Scaling(Bounds(plan.least, most, idle_s, plan.leave_s, start_s=max(120.0, plan.start_s)))
         enough = math.ceil(day.peak / (FULL * card.capacity)) + 1
         self._numbers: Integers = np.arange(min(most, max(plan.least, enough)))
         self._callers: Floats = np.zeros(len(self._numbers))
         self._ready_s: Floats = np.full(len(self._numbers), EVENING_S)
         self._rates: Integers = np.full(len(self._numbers), card.finest)
+        self._leaves: Flags = np.zeros(len(self._numbers), bool)
         self._was = self._refused = self._waiting = 0.0
 
     def step(self, number: int) -> None:
@@ -158,7 +166,7 @@ class Cell:
         refused = self._place(arrived, now_s)
         self._refused += refused
         self._rates = self._card.choose(self._rates, self._callers)
-        self._scale(refused, now_s)
+        self._scale(refused, now_s, counted)
         if number >= 0:
             counted.offered += arrived
             counted.refused += refused
@@ -180,16 +188,19 @@ class Cell:
     def _place(self, callers: float, now_s: float) -> float:
         """Those for whom there is no room."""
         ready = self._ready_s <= now_s
-        held = self._callers[ready]
-        before = held.sum()
-        if self._plan.placement == "packed":
-            held = packed(held, FULL * self._card.capacity, callers)
-        held = spread(held, self._card.capacity, callers - float(held.sum() - before))
-        self._callers[ready] = held
-        left = callers - float(held.sum() - before)
-        return left if left > ROUNDING else 0.0
+        for at in (ready & ~self._leaves, ready & self._leaves):
+            held = self._callers[at]
+            before = held.sum()
+            if self._plan.placement == "packed":
+                held = packed(held, FULL * self._card.capacity, callers)
+            held = spread(held, self._card.capacity, callers - float(held.sum() - before))
+            self._callers[at] = held
+            callers -= float(held.sum() - before)
+            if callers <= ROUNDING:
+                return 0.0
+        return callers
 
-    def _scale(self, refused: float, now_s: float) -> None:
+    def _scale(self, refused: float, now_s: float, counted: Counted) -> None:
         """Two looks a step: the supervisor believes what has been so for `FULL_S`."""
         for at_s in (now_s, now_s + FULL_S):
             seen = [
@@ -198,7 +209,7 @@ class Cell:
                     self._numbers.tolist(), (self._ready_s <= now_s).tolist(), self._callers.tolist(), strict=True
                 )
             ]
-            steps = self._scaling.look(seen, math.ceil(refused), at_s)
+            steps = self._scaling.look(seen, math.ceil(refused) if at_s == now_s else 0, at_s)
             if steps.start:
                 there = set(self._numbers.tolist())
                 free = (number for number in count() if number not in there)
@@ -209,11 +220,14 @@ class Cell:
                 self._rates = np.append(self._rates, np.full(len(new), self._card.finest))
             if steps.stop:
                 stays = np.array([one.name not in steps.stop for one in seen])
-                self._waiting += float(self._callers[~stays].sum())  # less than half a caller
+                drained = float(self._callers[~stays].sum())
+                counted.drained += drained
                 self._numbers, self._callers = self._numbers[stays], self._callers[stays]
                 self._ready_s, self._rates = self._ready_s[stays], self._rates[stays]
-            if steps.start or steps.stop:
-                break
+            leaving = [int(name.removeprefix(_NAME)) for name in self._scaling.leaving]
+            self._leaves = np.isin(self._numbers, leaving)
+            if steps.stop:
+                self._waiting += self._place(drained, now_s)
 
     def _count(self, number: int, offered: float) -> None:
         counted, step_s = self._counted, self._plan.step_s
@@ -276,4 +290,4 @@ def packed(held: Floats, most: float, callers: float) -> Floats:
 
 @cache
 def _seen(number: int, ready: bool, sessions: int, capacity: int) -> Seen:
-    return Seen(f"worker-{number}", ready, sessions, capacity)
+    return Seen(f"{_NAME}{number}", ready, sessions, capacity)

@@ -10,10 +10,9 @@ import pytest
 
 from agent.cluster.control import RayControl
 from agent.cluster.edge import order
-from agent.cluster.messages import Beat, ClusterOrder, ControlError, HostReport, WorkerOrder
-from agent.cluster.scaling import FULL_S, Bounds, Needs, Scaling, Seen, Steps, needs
+from agent.cluster.messages import ClusterOrder, ControlError, WorkerOrder
+from agent.cluster.scaling import Bounds, Seen
 from agent.cluster.store import Answer, Batch, Claim, Claimed, Owner, SessionStore, Update, digest
-from agent.cluster.supervisor import SILENT_S, Supervising
 from agent.config import ConfigError, load_config, parse_config
 from agent.dialogue.copying import Changes
 from benchmarks.cluster import latency
@@ -24,111 +23,6 @@ ORDER = ClusterOrder(WorkerOrder(["worker"], "", 30.0, 10.0), 1, 3, 60.0, 1.0, N
 
 def worker(name: str, sessions: int = 0, capacity: int = 10, *, ready: bool = True) -> Seen:
     return Seen(name, ready, sessions, capacity)
-
-
-# --- how many ---
-
-
-def test_there_are_never_fewer_than_asked_for() -> None:
-    assert Scaling(Bounds(3, 5, 60.0)).look([worker("a")], 0, 0.0) == Steps(start=2)
-
-
-def test_full_workers_get_another_but_not_for_a_moments_crowd() -> None:
-    scaling = Scaling(BOUNDS)
-    assert scaling.look([worker("a", 9)], 0, 0.0) == Steps()
-    assert scaling.look([worker("a", 5)], 0, 1.0) == Steps()
-    assert scaling.look([worker("a", 9)], 0, 2.0) == Steps()
-    assert scaling.look([worker("a", 9)], 0, 2.0 + FULL_S) == Steps(start=1)
-
-
-def test_who_was_refused_is_not_waited_for() -> None:
-    assert Scaling(BOUNDS).look([worker("a", 10)], 1, 0.0) == Steps(start=1)
-
-
-def test_one_that_starts_is_waited_for_and_the_bound_holds() -> None:
-    scaling = Scaling(BOUNDS)
-    assert scaling.look([worker("a", 10), worker("b", ready=False)], 5, 0.0) == Steps()
-    assert scaling.look([worker(name, 10) for name in "abc"], 5, 60.0) == Steps()
-
-
-def test_one_that_nobody_used_is_stopped_when_the_others_have_room_to_spare() -> None:
-    scaling = Scaling(BOUNDS)
-    assert scaling.look([worker("a", 3), worker("b", 1)], 0, 0.0) == Steps()
-    assert scaling.look([worker("a", 3), worker("b")], 0, 59.0) == Steps()
-    assert scaling.look([worker("a", 3), worker("b")], 0, 60.0) == Steps(stop=("b",))
-
-
-def test_none_is_stopped_that_is_used_needed_or_the_last_allowed() -> None:
-    def after_an_hour(*seen: Seen) -> Steps:
-        scaling = Scaling(BOUNDS)
-        scaling.look(seen, 0, 0.0)
-        return scaling.look(seen, 0, 3600.0)
-
-    assert after_an_hour(worker("a", 1), worker("b", 1)) == Steps()
-    assert after_an_hour(worker("a", 6), worker("b")) == Steps(), "without b, a would be fuller than is to spare"
-    assert after_an_hour(worker("a")) == Steps()
-
-
-@pytest.mark.parametrize(
-    ("cluster", "gpus", "takes"),
-    [
-        ({"CPU": 8.0}, None, Needs(1.0, 0.0)),
-        ({"CPU": 8.0, "GPU": 2.0}, None, Needs(1.0, 1.0)),
-        ({"CPU": 8.0, "GPU": 2.0}, 0.25, Needs(1.0, 0.25)),
-        ({"CPU": 8.0, "GPU": 2.0}, 0.0, Needs(1.0, 0.0)),
-    ],
-)
-def test_a_worker_takes_a_gpu_where_there_are_any(cluster: dict[str, float], gpus: float | None, takes: Needs) -> None:
-    assert needs(cluster, 1.0, gpus) == takes
-
-
-class Written:
-    """A control plane that does what it is told and remembers it."""
-
-    def __init__(self) -> None:
-        self.reports: dict[str, HostReport | None] = {}
-        self.done: list[str] = []
-
-    async def worker_names(self) -> list[str]:
-        return sorted(self.reports)
-
-    async def report(self, name: str) -> HostReport:
-        report = self.reports[name]
-        if report is None:
-            raise ControlError("its machine is lost")
-        return report
-
-    async def start_worker(self, number: int, order: ClusterOrder) -> None:
-        self.done.append(f"+{number}")
-        self.reports[f"worker-{number}"] = HostReport(ready=True, pid=1, capacity=10)
-
-    async def stop_worker(self, name: str) -> None:
-        self.done.append(f"-{name}")
-        del self.reports[name]
-
-
-async def test_the_supervisor_counts_what_all_services_use_and_forgets_those_that_are_gone() -> None:
-    written = Written()
-    supervising = Supervising(ORDER, written)
-    await supervising.look(0.0)
-    assert written.done == ["+1"]
-    for now_s in (1.0, 1.0 + FULL_S):
-        supervising.beat(Beat("a", ORDER, {"worker-1": 5}), now_s)
-        supervising.beat(Beat("b", ORDER, {"worker-1": 4}), now_s)
-        await supervising.look(now_s)
-    assert written.done == ["+1", "+2"]
-    for now_s in (10.0 + SILENT_S, 75.0 + SILENT_S):
-        supervising.beat(Beat("b", ORDER, {"worker-1": 1}), now_s)
-        await supervising.look(now_s)
-    assert written.done == ["+1", "+2", "-worker-2"]
-
-
-async def test_a_worker_whose_machine_is_lost_is_rays_to_place_again() -> None:
-    written = Written()
-    written.reports["worker-1"] = None
-    supervising = Supervising(ORDER, written)
-    await supervising.look(0.0)
-    assert written.done == []
 
 
 # --- what is stored ---
