@@ -250,10 +250,10 @@ class TelephonyConfig(Section, frozen=True):
 class ClusterConfig(Section, frozen=True):
     """Workers that several services share, placed and found by Ray. `address`: Ray's, "auto" = of the cluster that runs
     on this machine; `name` tells clusters of one Ray apart; `min_workers`, `max_workers`: bounds between which their
-    number follows the load; `idle_s`: where the others could have done without one for so long, it gets no newcomers any
-    more; `leave_s`: so long its callers may then take to end, before they go over to others and it ends;
-    `gpus_per_worker` "auto": one where there are any; `worker_host`: address at which workers let services in, "" = their machine's; `store_bytes`:
-    of all copies of sessions together."""
+    number follows the load; `idle_s`: where the others could have done without one for so long, it gets no newcomers;
+    `leave_s`: so long its callers may then take to end, before they go over to others and it ends; `gpus_per_worker`
+    "auto": one where there are any; `worker_host`: address at which workers let services in, "" = their machine's;
+    `store_bytes`: of all copies of sessions together."""
 
     enabled: bool = False
     address: str = "auto"

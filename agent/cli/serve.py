@@ -270,6 +270,8 @@ async def _serve(
     if http.keys_file:
         watchers.append(Watcher((http.keys_file,), service.keys.read))
     watching = [asyncio.create_task(watcher.run()) for watcher in watchers]
+    if service.shared_keys is not None:
+        watching.append(asyncio.create_task(service.shared_keys.run()))
     if service.neighbours is not None:
         watching.append(asyncio.create_task(service.neighbours.run()))
     if service.telemetry is not None:

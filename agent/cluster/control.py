@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from agent.cluster.host import WorkerHost
+from agent.cluster.ledger import SETTLE_S, Ledger
 from agent.cluster.messages import Beat, ClusterOrder, ControlError, HostReport, Told
 from agent.cluster.scaling import needs
 from agent.cluster.store import SessionStore
@@ -81,6 +82,10 @@ class RayControl:
         """Of the store. Raises `ControlError`."""
         return await self._ask(STORE, "claim", data)
 
+    async def ledger(self, data: bytes) -> bytes:
+        """Of the store. Raises `ControlError`."""
+        return await self._ask(STORE, "ledger", data)
+
     async def start_services(self, order: ClusterOrder, keep_s: float, max_bytes: int) -> None:
         """Supervisor and store, where there are none. Raises `ControlError`."""
         from agent.cluster.supervisor import Supervisor
@@ -126,12 +131,12 @@ class RayControl:
             # Both are kept here: what nobody holds is forgotten by Ray.
             reference = getattr(handle, method).remote(*arguments)
             answer = asyncio.wrap_future(reference.future())
+            answer.add_done_callback(lambda late: late.cancelled() or late.exception())
             done, _ = await asyncio.wait({answer}, timeout=CALL_S)
         except (ray.exceptions.RayError, ValueError) as error:
             self._handles.pop(name, None)
             raise ControlError(f"{name} cannot be asked: {_line(error)}") from error
         if not done:
-            answer.add_done_callback(lambda late: late.cancelled() or late.exception())
             raise ControlError(f"{name} has not answered for {CALL_S:g} s")
         try:
             result = answer.result()
@@ -188,7 +193,14 @@ class _Store(SessionStore):
     """In an actor of its own. Each life of it has another name."""
 
     def __init__(self, keep_s: float, max_bytes: int) -> None:
-        super().__init__(keep_s, max_bytes, secrets.token_hex(8))
+        import ray
+
+        life, again = secrets.token_hex(8), ray.get_runtime_context().was_current_actor_reconstructed
+        super().__init__(keep_s, max_bytes, life)
+        self._ledger = Ledger(life, SETTLE_S if again else 0.0)
+
+    def ledger(self, data: bytes) -> bytes:
+        return self._ledger.ask(data)
 
 
 def _line(error: BaseException) -> str:

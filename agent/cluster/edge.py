@@ -32,7 +32,9 @@ class Edge:
 def order(config: ServerConfig, command: list[str]) -> ClusterOrder:
     """What is to be kept up by this configuration."""
     cluster = config.cluster
-    worker = WorkerOrder(command, cluster.worker_host, config.model.start_timeout_s, config.model.stuck_after_s, config.model.drain_s)
+    worker = WorkerOrder(
+        command, cluster.worker_host, config.model.start_timeout_s, config.model.stuck_after_s, config.model.drain_s
+    )
     gpus = None if cluster.gpus_per_worker == "auto" else cluster.gpus_per_worker
     return ClusterOrder(
         worker,

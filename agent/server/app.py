@@ -54,6 +54,7 @@ def create_app(service: Service) -> web.Application:
             middlewares.body_in_time,
             middlewares.json_errors,
             paths.collapsed_slashes,
+            middlewares.shared_keys,
         ],
         client_max_size=config.max_message_bytes,
     )

@@ -18,8 +18,8 @@ MAX_SECRETS = 10_000
 MAX_SECRET_BYTES = 64 * 1024
 MAX_ALL_SECRETS_BYTES = 32 * 1024 * 1024
 
-
-_USED = "The ephemeral key was good for one session; mint a new one at POST /v1/realtime/client_secrets."
+TOO_MANY_SECRETS = "Too many ephemeral keys are alive already; use those."
+USED = "The ephemeral key was good for one session; mint a new one at POST /v1/realtime/client_secrets."
 
 
 class Unauthorized(Exception):
@@ -92,11 +92,31 @@ class Authenticator:
             raise Unauthorized("The API key is not valid here.")
         return Grant(owner=found.name, key=found)
 
+    def knows(self, key: str) -> bool:
+        """Whether it is an ephemeral key of ours, good or not."""
+        return key in self._secrets
+
+    def alive(self) -> list[ClientSecret]:
+        """All that have not expired."""
+        now = self._clock.unix_s()
+        return [each for each in self._secrets.values() if each.expires_at > now]
+
+    def adopt(self, minted: ClientSecret) -> None:
+        """It was minted by another server. Raises `Unauthorized` as `mint` does."""
+        self._make_room(minted.size)
+        self._secrets[minted.value] = minted
+        self._held += minted.size
+
+    def forget(self, minted: ClientSecret) -> None:
+        """Its client was never told."""
+        if self._secrets.pop(minted.value, None) is not None:
+            self._held -= minted.size
+
     def redeem(self, grant: Grant) -> None:
         """A session is opened with it. Raises `ProtocolError` where another one was, with a key for one only."""
         if grant.secret is not None and grant.secret.single_use:
             if grant.secret.used:
-                raise ProtocolError("invalid_api_key", _USED)
+                raise ProtocolError("invalid_api_key", USED)
             grant.secret.used = True
 
     def mint(
@@ -112,18 +132,22 @@ class Authenticator:
             raise ProtocolError(
                 "invalid_value", f"The session of an ephemeral key may have {MAX_SECRET_BYTES} bytes.", param="session"
             )
-        if len(self._secrets) >= MAX_SECRETS or self._held + size > MAX_ALL_SECRETS_BYTES:
-            now = self._clock.unix_s()
-            self._secrets = {key: value for key, value in self._secrets.items() if value.expires_at > now}
-            self._held = sum(value.size for value in self._secrets.values())
-        if len(self._secrets) >= MAX_SECRETS or self._held + size > MAX_ALL_SECRETS_BYTES:
-            raise Unauthorized(f"{len(self._secrets)} ephemeral keys are alive already; use those.")
+        self._make_room(size)
         minter = None if by is None or by.key is None else by.key.sha256
         expires_at = self._clock.unix_s() + lifetime_s
         minted = ClientSecret(secret("ek"), expires_at, session, size, single_use, minted_by=minter)
         self._secrets[minted.value] = minted
         self._held += size
         return minted
+
+    def _make_room(self, size: int) -> None:
+        """Raises `Unauthorized`."""
+        if len(self._secrets) >= MAX_SECRETS or self._held + size > MAX_ALL_SECRETS_BYTES:
+            now = self._clock.unix_s()
+            self._secrets = {key: value for key, value in self._secrets.items() if value.expires_at > now}
+            self._held = sum(value.size for value in self._secrets.values())
+        if len(self._secrets) >= MAX_SECRETS or self._held + size > MAX_ALL_SECRETS_BYTES:
+            raise Unauthorized(TOO_MANY_SECRETS)
 
     def _ephemeral(self, key: str, again: bool, returns: bool) -> Grant:
         found = self._secrets.get(key)
@@ -137,7 +161,7 @@ class Authenticator:
         if found.expires_at <= self._clock.unix_s() and not returns:
             raise Unauthorized("The ephemeral key has expired; mint a new one at POST /v1/realtime/client_secrets.")
         if found.used and not again:
-            raise Unauthorized(_USED)
+            raise Unauthorized(USED)
         minter = None
         if found.minted_by is not None:
             minter = self._keys.by_digest(found.minted_by, self._clock.unix_s())

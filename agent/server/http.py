@@ -14,6 +14,7 @@ from agent.protocol.errors import ProtocolError, from_validation
 from agent.protocol.limits import check_depth, check_size
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized
+from agent.server.service import RETRY_AFTER_S, NoCapacity
 
 WEB_ROOT = Path(__file__).parents[1] / "web"
 MAX_JSON_BYTES = 1024 * 1024
@@ -72,6 +73,12 @@ def json_error(
     return response
 
 
+def overloaded(error: Exception) -> web.Response:
+    return json_error(
+        503, str(error), code="server_overloaded", type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)}
+    )
+
+
 def unauthorized(error: Unauthorized) -> web.Response:
     return json_error(401, str(error), code="invalid_api_key", type="authentication_error")
 
@@ -92,6 +99,7 @@ async def create_client_secret(request: web.Request) -> web.Response:
         settings = service.settings(wanted.session)
         once = wanted.x_agogic.single_use
         minted = service.auth.mint(wanted.session, wanted.expires_after.seconds, single_use=once, by=grant)
+        await service.share_secret(minted)
     except msgspec.ValidationError as error:
         return _bad_request(from_validation(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -100,6 +108,8 @@ async def create_client_secret(request: web.Request) -> web.Response:
         return _bad_request(error)
     except Unauthorized as error:
         return json_error(429, str(error), code="rate_limit_exceeded", type="rate_limit_error")
+    except NoCapacity as error:
+        return overloaded(error)
     session = service.session_snapshot(settings) | {"expires_at": minted.expires_at}
     return json_response({"value": minted.value, "expires_at": minted.expires_at, "session": session})
 

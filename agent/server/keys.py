@@ -70,6 +70,11 @@ class KeyRing:
         if self._path:
             self._named = load(Path(self._path))
 
+    @property
+    def limited(self) -> frozenset[str]:
+        """Names of the keys whose sessions or minutes are counted."""
+        return frozenset(key.name for key in self._named if key.max_sessions or key.minutes_per_day)
+
     def find(self, key: str, now_unix_s: int) -> NamedKey | None:
         """None for a key that is unknown or has expired. Looks at all of them, so that time says nothing."""
         return self.by_digest(digest(key), now_unix_s)

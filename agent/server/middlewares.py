@@ -8,8 +8,10 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from agent.server.app_keys import service_key
+from agent.server.auth import offered_key
 from agent.server.boundary import Boundary
-from agent.server.http import json_error
+from agent.server.http import json_error, overloaded
+from agent.server.service import NoCapacity
 
 _EXPOSED = "Location, Retry-After, ETag, Link"
 _METHODS = "GET, POST, PATCH, DELETE, OPTIONS"
@@ -74,6 +76,18 @@ async def body_in_time(request: web.Request, handler: Handler) -> web.StreamResp
         return await handler(request)
     finally:
         timer.cancel()
+
+
+@web.middleware
+async def shared_keys(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """In a cluster, an ephemeral key that is unknown here may be another service's."""
+    key = offered_key(request)
+    if key is not None and key.startswith("ek_"):
+        try:
+            await request.app[service_key].learn(key)
+        except NoCapacity as error:
+            return overloaded(error)
+    return await handler(request)
 
 
 @web.middleware

@@ -10,13 +10,14 @@ import asyncio
 import ipaddress
 import logging
 from collections.abc import Callable, Coroutine
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import msgspec
 
 from agent.clock import Clock, SystemClock
 from agent.cluster.copies import Store
 from agent.cluster.neighbours import Neighbours
+from agent.cluster.shared_keys import LedgerStore, SharedKeys, Unanswered
 from agent.cluster.store import Owner
 from agent.config import ConfigError, ServerConfig, secrets_of
 from agent.dialogue.session import Session
@@ -26,7 +27,7 @@ from agent.protocol.errors import ProtocolError
 from agent.protocol.session_object import SessionSettings, default_settings, updated
 from agent.recording.recorder import Recorder
 from agent.recording.session import RecordedSession
-from agent.server.auth import Authenticator, Grant
+from agent.server.auth import TOO_MANY_SECRETS, USED, Authenticator, ClientSecret, Grant, Unauthorized
 from agent.server.budget import Budget
 from agent.server.fairness import LoopShare
 from agent.server.keeper import Keeper, ResumeRefused
@@ -54,17 +55,21 @@ class NoCapacity(Exception):
     """No session can be opened now; the message says why, and trying again later may help."""
 
 
+class ClusterStore(Store, LedgerStore, Protocol):
+    """What services of a cluster share."""
+
+
 class Service:
     def __init__(
         self,
         config: ServerConfig,
         models: Models | WorkerPool,
         clock: Clock | None = None,
-        store: Store | None = None,
+        store: ClusterStore | None = None,
     ) -> None:
         """`models`: all that are served, or the workers of the only one. `store`: where other services find our
-        sessions, and we theirs. Raises `ConfigError` where sessions are to be recorded, or telemetry to be sent, and
-        cannot be."""
+        sessions and ephemeral keys, and we theirs. Raises `ConfigError` where sessions are to be recorded, or telemetry
+        to be sent, and cannot be."""
         self.config = config
         self.models = models if isinstance(models, Models) else Models([ServedModel("", 1.0, models)])
         self.clock = clock or SystemClock()
@@ -82,6 +87,7 @@ class Service:
         self.keeper: Keeper[SessionRunner] = Keeper(config.session.resume_s, config.session.max_kept)
         self.neighbours = Neighbours(self, store) if store is not None and self.recorder is None else None
         self.auth.has_neighbours = self.neighbours is not None
+        self.shared_keys = SharedKeys(self, store) if store is not None else None
         self._budget = Budget(
             config.limits, lambda key: self.keeper.make_room(lambda kept: key is None or kept.owner == key)
         )
@@ -210,6 +216,70 @@ class Service:
             raise
         return found
 
+    # --- keys, where several services have them ---
+
+    async def learn(self, key: str) -> None:
+        """If another service minted this ephemeral key, it is known here afterwards. Raises `NoCapacity` where that
+        cannot be told now."""
+        if self.shared_keys is not None:
+            try:
+                await self.shared_keys.learn(key)
+            except Unanswered as error:
+                self._refuse("keys_unknown", f"This ephemeral key cannot be checked now: {error}")
+
+    async def share_secret(self, minted: ClientSecret) -> None:
+        """Other services know it from now on. Raises `NoCapacity`, or `Unauthorized` where there are too many; then it
+        is none."""
+        if self.shared_keys is None:
+            return
+        try:
+            fits = await self.shared_keys.mint(minted)
+        except Unanswered as error:
+            self.auth.forget(minted)
+            self._refuse("keys_unknown", f"No ephemeral key can be minted now: {error}")
+        if not fits:
+            self.auth.forget(minted)
+            raise Unauthorized(TOO_MANY_SECRETS)
+
+    async def confirm(self, runner: SessionRunner, grant: Grant) -> None:
+        """What was just opened holds in the whole cluster. Raises `NoCapacity` or `Unauthorized`; then whoever opened
+        the session is to abandon it."""
+        if self.shared_keys is None:
+            return
+        key, once = grant.key, grant.secret if grant.secret is not None and grant.secret.single_use else None
+        try:
+            code = await self.shared_keys.admit(runner.session_id, grant)
+        except Unanswered as error:
+            if once is not None:
+                once.used = False
+            self._refuse("keys_unknown", f"This ephemeral key cannot be checked now: {error}")
+        if code == "used":
+            raise Unauthorized(USED)
+        if code and once is not None:
+            once.used = False
+        if code and key is not None:
+            self._refuse_key(key, code)
+
+    def visits(self) -> list[tuple[Visit, int, bool]]:
+        """Open sessions of keys that have limits, when each began (unix), and whether it waits for its client."""
+        limited, now_s, now_unix_s = self.keys.limited, self.clock.now_s(), self.clock.unix_s()
+        waiting = {runner.session_id for runner in self._runners if self.keeper.waits(runner)} if limited else ()
+        return [
+            (visit, now_unix_s - round(now_s - visit.began_s), visit.session in waiting)
+            for visit in self._usage.open_sessions()
+            if visit.name in limited
+        ]
+
+    def spent_s(self) -> dict[str, float]:
+        """Today, by keys that have limits, on sessions that are over."""
+        limited = self.keys.limited
+        spent = self._usage.spent_s(self.clock.unix_s())
+        return {name: seconds for name, seconds in spent.items() if name in limited}
+
+    def end_kept(self, session: str) -> None:
+        """Its room is needed at another service, unless its client has come back."""
+        self.keeper.make_room(lambda runner: runner.session_id == session)
+
     def _within_limits(self, key: NamedKey, model: str | None) -> None:
         """Raises `NoCapacity` where a key has used up what it may, `ProtocolError` for a model that is not for it."""
         if key.models and model is not None and model not in key.models:
@@ -219,12 +289,10 @@ class Service:
                 param="model",
             )
         if key.max_sessions and self._is_full(key.max_sessions, lambda runner: runner.key_name == key.name):
-            self._refuse("sessions_per_key", f"All {key.max_sessions} sessions of this key are in use")
+            self._refuse_key(key, "sessions")
         spent = self._usage.minutes(key.name, self.clock.now_s(), self.clock.unix_s())
         if key.minutes_per_day and spent >= key.minutes_per_day:
-            self._refuse(
-                "minutes_per_day", f"The {key.minutes_per_day:g} minutes of this key for today (UTC) are used up"
-            )
+            self._refuse_key(key, "minutes")
 
     def roll(self) -> None:
         """Replaces all workers, one after the other, by what is configured now; the log says what came of it."""
@@ -306,6 +374,11 @@ class Service:
                 return True
         return False
 
+    def _refuse_key(self, key: NamedKey, code: str) -> NoReturn:
+        if code == "sessions":
+            self._refuse("sessions_per_key", f"All {key.max_sessions} sessions of this key are in use")
+        self._refuse("minutes_per_day", f"The {key.minutes_per_day:g} minutes of this key for today (UTC) are used up")
+
     def _refuse(self, reason: str, why: str) -> NoReturn:
         self.metrics.refused.labels(reason).inc()
         raise NoCapacity(f"{why}; try again later.")
@@ -369,6 +442,8 @@ class Service:
             self.metrics.model_sessions.labels(runner.model_name).dec()
             log.info("%s: ended", runner.session_id)
             self._usage.ended(runner.session_id, runner.end_reason, self.clock.now_s(), self.clock.unix_s())
+            if self.shared_keys is not None:
+                self.shared_keys.ended(runner.key_name)
             if self._tidying is None:
                 self._tidying = asyncio.get_running_loop().call_later(_TIDY_AFTER_S, self._tidy)
 

@@ -43,6 +43,15 @@ class Usage:
         going_on = (now_s - max(visit.began_s, midnight_s) for visit in self._open.values() if visit.name == name)
         return (self._spent_s[name] + sum(going_on)) / 60
 
+    def open_sessions(self) -> list[Visit]:
+        """Those that go on."""
+        return list(self._open.values())
+
+    def spent_s(self, now_unix_s: int) -> dict[str, float]:
+        """Of today, of sessions that are over, by name."""
+        self._turn_the_page(now_unix_s)
+        return dict(self._spent_s)
+
     def ended(self, session: str, reason: str, now_s: float, now_unix_s: int) -> None:
         """Writes the session's line."""
         visit = self._open.pop(session, None)

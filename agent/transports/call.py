@@ -213,7 +213,7 @@ async def start(
     *,
     kind: Kind = Call,
 ) -> Started:
-    """Answers an offer and lets the call live. Raises `ProtocolError`, `NoCapacity`, or `BadOffer`."""
+    """Answers an offer and lets the call live. Raises `ProtocolError`, `NoCapacity`, `Unauthorized`, or `BadOffer`."""
     service = request.app[service_key]
     call = kind(service.config.webrtc, _network(service), None)
     runner: SessionRunner | None = None
@@ -222,6 +222,7 @@ async def start(
         runner = service.open_session(
             call, grant=grant, settings=settings, address=request.remote, model=request.query.get("model")
         )
+        await service.confirm(runner, grant)
         answer = await call.peer.answer(offer)
     except BaseException:
         if runner is not None:

@@ -17,9 +17,9 @@ from agent.rtc.description import MAX_SDP_BYTES, BadOffer
 from agent.server import ice
 from agent.server.app_keys import service_key
 from agent.server.auth import Unauthorized
-from agent.server.http import json_error, json_response, unauthorized
+from agent.server.http import json_error, json_response, overloaded, unauthorized
 from agent.server.keeper import ResumeRefused
-from agent.server.service import RETRY_AFTER_S, NoCapacity
+from agent.server.service import NoCapacity
 from agent.transports import call
 
 MAX_SESSION_BYTES = 1024 * 1024
@@ -65,8 +65,7 @@ def refused(error: Exception) -> web.Response:
     if isinstance(error, ProtocolError):
         return json_error(400, error.message, code=error.code, param=error.param)
     if isinstance(error, NoCapacity):
-        headers = {"Retry-After": str(RETRY_AFTER_S)}
-        return json_error(503, str(error), code="server_overloaded", type="server_error", headers=headers)
+        return overloaded(error)
     if isinstance(error, BadOffer):
         return json_error(400, f"Invalid SDP: {error}.", code="invalid_sdp")
     raise error

@@ -28,10 +28,10 @@ from agent.server.auth import Unauthorized, offered_subprotocols
 from agent.server.budget import Account
 from agent.server.door import Connection
 from agent.server.fairness import Place
-from agent.server.http import json_error, unauthorized
+from agent.server.http import json_error, overloaded, unauthorized
 from agent.server.keeper import ResumeRefused
 from agent.server.runner import LONG_MESSAGE_BYTES, SessionRunner
-from agent.server.service import RETRY_AFTER_S, NoCapacity, Service
+from agent.server.service import NoCapacity, Service
 
 log = logging.getLogger("agogic.websocket")
 
@@ -202,11 +202,16 @@ async def realtime(request: web.Request) -> web.StreamResponse:
             runner = service.open_session(
                 transport, grant=grant, address=request.remote, model=request.query.get("model")
             )
+            try:
+                await service.confirm(runner, grant)
+            except BaseException:
+                runner.abandon()
+                raise
             service.host(runner)
+    except Unauthorized as error:
+        return unauthorized(error)
     except NoCapacity as error:
-        return json_error(
-            503, str(error), code="server_overloaded", type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)}
-        )
+        return overloaded(error)
     except ProtocolError as error:
         return json_error(400, error.message, code=error.code, param=error.param)
     except ResumeRefused as refused:

@@ -20,6 +20,7 @@ from agent.cluster import holding
 from agent.cluster.messages import ClusterOrder, WorkerOrder
 from agent.cluster.pool import ClusterPool
 from agent.cluster.store import Claim
+from agent.cluster.supervisor import Supervising
 from agent.config import ServerConfig
 from agent.server.app import create_app
 from agent.server.service import Service
@@ -58,17 +59,17 @@ def order(workers: int = 2, *options: str) -> ClusterOrder:
 
 
 @asynccontextmanager
-async def edge(control: LocalControl, wanted: ClusterOrder) -> AsyncIterator[Edge]:
+async def edge(control: LocalControl, wanted: ClusterOrder, keys_file: str = "") -> AsyncIterator[Edge]:
     config = ServerConfig()
-    config = replace(config, http=replace(config.http, api_keys=(KEY,)))
+    config = replace(config, http=replace(config.http, api_keys=(KEY,), keys_file=keys_file))
     pool = ClusterPool(control, f"edge-{id(control)}", wanted, 60.0, 1 << 26)
     service = Service(config, pool, store=control)
     runner = web.AppRunner(create_app(service), shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    assert service.neighbours is not None
+    assert service.neighbours is not None and service.shared_keys is not None
     port = runner.addresses[0][1]
-    tasks = [asyncio.create_task(pool.run()), asyncio.create_task(service.neighbours.run())]
+    tasks = [asyncio.create_task(work) for work in (pool.run(), service.neighbours.run(), service.shared_keys.run())]
     try:
         await becomes(lambda: len(pool._links) >= wanted.least)
         yield Edge(f"http://127.0.0.1:{port}", service, runner, tasks)
@@ -80,11 +81,11 @@ async def edge(control: LocalControl, wanted: ClusterOrder) -> AsyncIterator[Edg
 
 
 @asynccontextmanager
-async def cluster(workers: int = 2) -> AsyncIterator[tuple[LocalControl, Edge, Edge]]:
+async def cluster(workers: int = 2, keys_file: str = "") -> AsyncIterator[tuple[LocalControl, Edge, Edge]]:
     wanted = order(workers)
     control = LocalControl(wanted)
     try:
-        async with edge(control, wanted) as first, edge(control, wanted) as second:
+        async with edge(control, wanted, keys_file) as first, edge(control, wanted, keys_file) as second:
             yield control, first, second
     finally:
         await control.stop()
@@ -143,6 +144,24 @@ async def test_a_worker_that_is_told_to_go_cuts_no_answer_and_another_goes_on() 
         assert (await client.done()).said == "one two three four five six seven"
         await becomes(lambda: pool.pids.get(index) not in (None, gone))
         assert client.losses == 0 and client.complaints() == []
+
+
+async def test_a_worker_that_the_other_can_do_without_ends_and_cuts_no_answer() -> None:
+    async with cluster() as (control, first, _), talker(first) as one, talker(first) as other:
+        pool = first.service.models.default.pool
+        for client in (one, other):
+            await client.ask("one two three four")
+        assert sorted(link.leased for link in pool._links.values()) == [1, 1]
+        fewer = replace(order(1), most=2, idle_s=0.1, leave_s=0.3)
+        control.supervising = Supervising(fewer, control)
+        for client in (one, other):
+            pool._order = fewer
+            assert (await client.done()).said == "one two three four"
+        await becomes(lambda: len(control.hosts) == 1 and len(pool._links) == 1)
+        for client in (one, other):
+            await client.ask("five")
+            assert (await client.done()).said == "one two three four five"
+            assert client.losses == 0 and client.complaints() == []
 
 
 async def test_an_answer_that_its_service_takes_along_is_not_said_again() -> None:

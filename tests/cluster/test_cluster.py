@@ -161,6 +161,42 @@ async def through(
     return number + 2
 
 
+async def test_what_one_service_mints_opens_its_session_at_the_other_and_costs_a_message_or_two(
+    services: list[ServiceProcess],
+) -> None:
+    await linked(services, WORKERS)
+
+    async def opened(at: ServiceProcess, key: str) -> float:
+        """How long it took, in ms; raises where it is refused."""
+        began_s = time.perf_counter()
+        url = f"{at.base_url}/v1/realtime?model=agogic"
+        async with http.ws_connect(url, headers={"Authorization": f"Bearer {key}"}) as socket:
+            created = await socket.receive_json(timeout=30.0)
+            took_s = time.perf_counter() - began_s
+            assert created["type"] == "session.created"
+            assert key == KEY or created["session"]["instructions"] == "Bound."
+        return 1000 * took_s
+
+    async with aiohttp.ClientSession() as http:
+        plain, once = [], []
+        for _ in range(40):
+            wanted = {"session": {"type": "realtime", "instructions": "Bound."}, "x_agogic": {"single_use": True}}
+            secrets = f"{services[0].base_url}/v1/realtime/client_secrets"
+            async with http.post(secrets, json=wanted, headers={"Authorization": f"Bearer {KEY}"}) as answer:
+                key = (await answer.json())["value"]
+            plain.append(await opened(services[1], KEY))
+            once.append(await opened(services[1], key))
+            for at in services:
+                with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
+                    await opened(at, key)
+    print(
+        f"\nfrom connecting to session.created: p50 {statistics.median(plain):.1f} ms with an API key, "
+        f"{statistics.median(once):.1f} ms with another service's key for one session (asked for, then used up); "
+        f"longest {max(plain):.1f} and {max(once):.1f} ms",
+        flush=True,
+    )
+
+
 async def test_eight_conversations_go_on_through_the_loss_of_a_worker_a_service_and_a_machine(
     machines: Cluster, config: Path, services: list[ServiceProcess]
 ) -> None:

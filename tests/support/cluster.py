@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 
 from agent.cluster.host import WorkerHost
+from agent.cluster.ledger import Ledger
 from agent.cluster.messages import Beat, ClusterOrder, ControlError, HostReport, Told
 from agent.cluster.store import SessionStore
 from agent.cluster.supervisor import Supervising
@@ -31,7 +32,7 @@ async def becomes(is_so: Callable[[], bool], within_s: float = 30.0) -> None:
 
 class LocalControl:
     """What `RayControl` is to services and supervisor, with everything in this process. `away`: nothing answers; while
-    `stores` is not set, copies are on their way and do not arrive."""
+    `stores` is not set, copies are on their way and do not arrive. `asked`: times that keys were spoken of."""
 
     def __init__(self, order: ClusterOrder, keep_s: float = 60.0, max_bytes: int = 64 * 1024 * 1024) -> None:
         self.hosts: dict[str, WorkerHost] = {}
@@ -41,6 +42,8 @@ class LocalControl:
         self.stores = asyncio.Event()
         self.stores.set()
         self.beats: list[Beat] = []
+        self.book = Ledger("first life")
+        self.asked = 0
 
     def _reach(self) -> None:
         if self.away:
@@ -83,6 +86,12 @@ class LocalControl:
     async def claim(self, data: bytes) -> bytes:
         self._reach()
         return self.store.claim(data)
+
+    async def ledger(self, data: bytes) -> bytes:
+        self._reach()
+        await self.stores.wait()
+        self.asked += 1
+        return self.book.ask(data)
 
     async def stop(self) -> None:
         for name in tuple(self.hosts):
