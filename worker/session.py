@@ -61,7 +61,7 @@ FIRST_SOUND_S = 0.2
 """An answer should be heard this soon; those who would run dry earlier go before it."""
 LATE_FIRST_SOUND_S = 0.25
 """One that is heard later than this came late."""
-ON_THE_WAY_S = 0.08
+ON_THE_WAY_S = 0.12
 """Sound should be ready so much before it is needed: it has to get through two processes."""
 WAITED_FOR_S, LONG_S = 0.1, 10.0
 """Who waits for a first sound that is late counts as late by one to two times this, by how long he waits."""
