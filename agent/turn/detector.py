@@ -25,8 +25,8 @@ ONSET_SAMPLES = _ONSET_WINDOWS * WINDOW_SAMPLES
 # Silence after which an answer is prepared, though not yet given: no longer than it takes to tell a pause from a stop
 # consonant, because a turn that sounds finished ends right after it.
 LIKELY_END_SAMPLES = SAMPLE_RATE_HZ * 160 // 1000
-# So long before a pause ends the turn few still go on, and an answer's first sound takes about as long.
-NEAR_SAMPLES = SAMPLE_RATE_HZ * 224 // 1000
+# So long before a pause ends the turn few still go on, and a busy worker needs about as long for a first sound.
+NEAR_SAMPLES = SAMPLE_RATE_HZ * 288 // 1000
 
 
 @dataclass(frozen=True)
