@@ -14,6 +14,7 @@ import torch
 
 from agent.dialogue.level import amplified, gain_for, peak_of
 from agent.wire import ContextItem
+from benchmarks.dialogue.barge_in import Caller, spoken
 from models.orders import Order, parse_order
 from worker.audio_files import read_question
 from worker.listener import PipelineListener
@@ -184,3 +185,14 @@ def test_a_quiet_microphone_is_understood(model: Pipeline) -> None:
         raised = (amplified(quiet, gain_for(peak_of(quiet))) / 32768).astype(np.float32)
         understood += ask_by_voice(model, raised, WRITTEN).text == ask_by_voice(model, loud, WRITTEN).text
     assert understood >= len(LABELS) - 1
+
+
+def test_those_who_speak_over_answers_are_heard_one_after_another(model: Pipeline) -> None:
+    """The model has places for fewer callers than `agogic eval bargein` has sounds."""
+    voice = spoken(clip(sorted(LABELS)[0]))[: 16_000 * 6 // 10]
+    for number in range(8):
+        with Caller(model, number, {}) as caller:
+            for at in range(0, len(voice), 320):
+                caller.step(voice[at : at + 320])
+            assert caller.of("input_audio_buffer.speech_started")
+            caller.say({"type": "response.create"})  # as after an interruption: waits for nobody
