@@ -151,6 +151,15 @@ def test_the_voice_fades_within_20_ms_of_the_onset_and_begins_again_with_the_wor
     assert rest == (10 - word) * WORD_SAMPLES, "that word again and all others once"
 
 
+def test_wherever_in_a_window_a_voice_begins_the_agent_is_silent_within_80_ms() -> None:
+    """32 ms until its first window is over, what is left of the one before, 10 ms of resampling, 20 of a packet."""
+    for wait in range(12):
+        driver = answering()
+        pulled(driver, wait * 0.02)
+        sounding = [piece for piece in pulled(driver, 0.3, loud=True) if piece is not None]
+        assert len(sounding) <= 4
+
+
 def click(driver: SessionDriver) -> None:
     """20 ms of the microphone with a stroke in it that makes one window loud, never two."""
     stroke = np.zeros(960, np.int16)
