@@ -16,14 +16,12 @@ from agent.clock import ManualClock
 from agent.echo import canceller as echo_canceller
 from agent.echo.canceller import DELAY_SAMPLES, FRAME_SAMPLES, HANGOVER_SAMPLES, Canceller
 from agent.echo.loop import EchoLoop, MicrophoneTime
-from agent.echo.own_words import are_own_words, said_between
 from agent.echo.presence import Presence
 from agent.echo.reference import Reference
 from tests.support.session_driver import SessionDriver
 from tests.support.speech import SPOKEN_S, order
 
 HZ = 16_000
-needs_library = pytest.mark.skipif(not echo_canceller.is_installed(), reason="pywebrtc-audio is not installed")
 
 
 def voice(seconds: float, seed: int = 1, hz: int = HZ) -> Samples:
@@ -55,7 +53,6 @@ def of(reference: Samples) -> Any:
     return laid.read
 
 
-@needs_library
 @pytest.mark.parametrize("delay_ms", [20, 200, 400])
 def test_an_echo_is_gone_and_a_voice_over_it_is_not(delay_ms: int) -> None:
     played, theirs = voice(5.0), np.zeros(5 * HZ, np.int16)
@@ -68,7 +65,6 @@ def test_an_echo_is_gone_and_a_voice_over_it_is_not(delay_ms: int) -> None:
     assert level_db(clean[both]) > level_db(theirs[both]) - 6
 
 
-@needs_library
 @pytest.mark.parametrize("onset_s", [0.4, 2.0])
 def test_over_headphones_a_voice_over_ours_passes_as_it_came(onset_s: float) -> None:
     """Whether it is known by the silence before or only by whose voice it is."""
@@ -82,7 +78,6 @@ def test_over_headphones_a_voice_over_ours_passes_as_it_came(onset_s: float) -> 
     assert (always[known] != theirs[known]).any()
 
 
-@needs_library
 def test_who_changes_from_headphones_to_a_loudspeaker_is_noticed() -> None:
     played = voice(6.0)
     heard = echo_of(played, 3200, -6.0)
@@ -101,7 +96,6 @@ def test_an_echo_is_known_for_one(delay_ms: int, db: float) -> None:
         assert presence.present
 
 
-@needs_library
 @settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(1, 700), min_size=1, max_size=12), begins=st.integers(0, 2000))
 def test_any_chunking_of_the_microphone_gives_the_same(cuts: list[int], begins: int) -> None:
@@ -117,7 +111,6 @@ def test_any_chunking_of_the_microphone_gives_the_same(cuts: list[int], begins: 
     assert (np.concatenate(pieces)[: whole.size] == whole).all() and sum(p.size for p in pieces) == whole.size
 
 
-@needs_library
 def test_where_nothing_is_played_sound_passes_as_it_came_and_again_after_a_while() -> None:
     heard = voice(3.0)
     played = Reference()
@@ -131,7 +124,6 @@ def test_where_nothing_is_played_sound_passes_as_it_came_and_again_after_a_while
     assert (clean[last:] == heard[last:]).all()
 
 
-@needs_library
 def test_the_delay_of_the_canceller_is_what_is_told_of_it() -> None:
     heard = np.zeros(HZ, np.int16)
     heard[8000:8160] = (8000 * np.sin(np.arange(160) * 2 * np.pi * 600 / HZ)).astype(np.int16)
@@ -140,7 +132,6 @@ def test_the_delay_of_the_canceller_is_what_is_told_of_it() -> None:
     assert abs(lag - DELAY_SAMPLES) <= 2
 
 
-@needs_library
 def test_what_is_given_back_in_the_middle_of_a_frame_is_not_given_twice() -> None:
     canceller = Canceller(lambda first, count: np.zeros(count, np.int16))
     given = [canceller.push(voice(0.025)), canceller.rest(), canceller.push(voice(0.035)), canceller.rest()]
@@ -181,7 +172,6 @@ def test_the_microphone_is_placed_by_its_least_late_sound() -> None:
     assert time.of(int(2.02 * HZ)) == pytest.approx(40.0 * HZ, abs=0.005 * HZ)
 
 
-@needs_library
 def test_our_voice_is_taken_out_of_what_comes_back_however_it_travels() -> None:
     """Sound leaves 300 ms ahead and comes back in pieces of 100 ms that are late by up to 40 ms."""
     clock, chance = ManualClock(100.0), np.random.default_rng(2)
@@ -223,7 +213,6 @@ def talk_over_an_echo(wish: str) -> SessionDriver:
     return driver
 
 
-@needs_library
 def test_an_agent_does_not_interrupt_itself_over_a_loudspeaker() -> None:
     alone = talk_over_an_echo("off")
     assert alone.of("input_audio_buffer.speech_started"), "or the test shows nothing"
@@ -243,27 +232,3 @@ def test_without_the_library_who_asks_for_it_is_told(monkeypatch: pytest.MonkeyP
         assert "notes" not in SessionDriver().last("session.created")["session"]["x_agogic"]
     finally:
         echo_canceller.is_installed.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("heard", "own"),
-    [
-        ("one large latte with oat milk", True),
-        ("Large latte, with", True),
-        ("one large lady with oat milk", True),
-        ("latte", True),
-        ("no wait a small one", False),
-        ("large", True),
-        ("make it large", False),
-        ("one large latte with no milk no sugar thanks", False),
-        ("", False),
-    ],
-)
-def test_own_words_are_told_from_others(heard: str, own: bool) -> None:
-    assert are_own_words(heard, "Okay, one large latte with oat milk. Anything else?") is own
-
-
-def test_only_what_sounds_meanwhile_counts_as_said() -> None:
-    words = [wire.WordSpan(word, 1000 * at, 1000 * at + 900) for at, word in enumerate(["one", "large", "latte"])]
-    assert said_between(words, 950, 2000) == "large"
-    assert said_between(words, 500, 2100) == "one large latte"
