@@ -43,8 +43,8 @@ class Recorded:
     async def whole(self, session: str) -> Path:
         """Once the session is over: a thread of the service writes the file, and begins it when it gets to it."""
         async with asyncio.timeout(30):
-            while not any(b'\n{"end":' in path.read_bytes() for path in self.folder.glob(f"*{session}.jsonl")):
-                await asyncio.sleep(0.05)  # noqa: ASYNC110 another process
+            while not any(b'\n{"end":' in path.read_bytes() for path in self.folder.glob(f"*{session}.jsonl")):  # noqa: ASYNC110 another process
+                await asyncio.sleep(0.05)
         return self.of(session)
 
 
