@@ -65,6 +65,7 @@ class ModelConfig(Section, frozen=True):
     slots: Annotated[int, Meta(ge=0, le=256)] = 0
     threads: Annotated[int, Meta(ge=0)] = 0
     latency: Literal["usual", "low"] = "usual"
+    keep_awake: Literal["auto", "on", "off"] = "auto"
     start_timeout_s: Positive = 120.0
     stuck_after_s: Positive = 10.0
     drain_s: Annotated[float, Meta(ge=0)] = 60.0

@@ -75,7 +75,7 @@ class _Gone:
 
 class Engine:
     """slots: how many sessions may be open at once, over all clients; most_busy: the share of the time that they may
-    be expected to take."""
+    be expected to take; busy: what they were last expected to."""
 
     def __init__(
         self, model: SpeechModel, slots: int, device: Device | None = None, most_busy: float = MOST_BUSY
@@ -96,6 +96,7 @@ class Engine:
         self._reported_at_s = self.device.clock()
         self._least_slack_s = MOST_SLACK_S
         self._was_quiet = True
+        self.busy = 0.0
         self._worked_at_s = self.device.clock()
 
     @property
@@ -233,6 +234,7 @@ class Engine:
             return
         self._load.pass_time(now_s, callers := self._callers(now_s), self._answers())
         forecast = self._load.forecast(self._coarsest_hz())
+        self.busy = forecast.busy
         quiet = forecast.busy < QUIET and self._was_quiet
         self._reported_at_s, self._was_quiet = now_s, forecast.busy < QUIET
         slack_ms, self._least_slack_s = 1e3 * self._least_slack_s, MOST_SLACK_S

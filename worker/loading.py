@@ -53,6 +53,10 @@ def load_model(
         slm.fuse()
         if placement.packed:
             pack_linears(slm)
+        elif placement.products is not None:
+            # Not the Talker's condition: over inputs that wide a row rounds by how many there are.
+            for part in (slm.thinker, slm.talker_model.model, slm.talker_model.talker_length_decoder):
+                pack_linears(part, placement.products)
         tokenizer = load_tokenizer(files.directory, slm.config)
         ear = _ear(files, placement, slm, tokenizer, exact_at_end)
         # The embedded model speaks best what is likeliest; official weights are made to be drawn from.

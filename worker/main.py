@@ -48,6 +48,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--latency", choices=["usual", "low"], default="usual", help="how soon an answer is heard")
     parser.add_argument("--slots", type=int, default=0, help="sessions open at once; 0: 32 or, not embedded, 4")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--keep-awake", choices=["auto", "on", "off"], default="auto", help="see model.keep_awake")
     parser.add_argument("--drain-s", type=float, default=60.0, help="how long sessions may take to leave after SIGTERM")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--log-format", default="text", choices=["text", "json"])
@@ -60,6 +61,7 @@ def _parse() -> argparse.Namespace:
 
 async def _serve(arguments: argparse.Namespace) -> int:
     # These import torch, whose thread pool has to be settled first.
+    from worker.awake import Awake
     from worker.device import best_device
     from worker.door import WorkerDoor
     from worker.engine import Engine
@@ -82,7 +84,8 @@ async def _serve(arguments: argparse.Namespace) -> int:
     watch = asyncio.create_task(_watch_parent(stop)) if arguments.exit_with_parent else None
     door = WorkerDoor(arguments.direct, arguments.door) if arguments.direct is not None else None
     try:
-        server = Server(Engine(model, slots, best_device()), arguments.socket, door)
+        engine = Engine(model, slots, best_device())
+        server = Server(engine, arguments.socket, door, Awake(arguments.keep_awake))
         alive = await server.run(stop, drain, arguments.drain_s)
     except OSError as error:
         print(f"worker: cannot listen on {arguments.socket}: {error.strerror or error}", file=sys.stderr)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import torch
 
+from kernels.packed_linear import multiplies_bfloat16
 from kernels.paged_attention import BackendError, PagedAttention, attention_named
 from kernels.step_runner import LARGEST, buckets_for, steps_name
 from models.checkpoints.expected_speed import free_memory, needed_bytes, official_work
@@ -30,11 +31,13 @@ class BackEnds:
 
 @dataclass(frozen=True)
 class Placement:
-    """packed: products read their weights in the processor's own layout, which pays where steps are bound by that."""
+    """packed: products read their weights in the processor's own layout, which pays where steps are bound by that.
+    products: the type that Thinker and Talker multiply in, where it is not `dtype`."""
 
     device: torch.device
     dtype: torch.dtype
     packed: bool
+    products: torch.dtype | None
     back_ends: BackEnds
 
 
@@ -44,13 +47,16 @@ class _StatedDtype(msgspec.Struct, frozen=True):
 
 
 def place(files: ModelFiles, sessions: int) -> Placement:
-    """The first GPU for official weights where there is one; the embedded model computes in float32 on the CPU.
+    """The first GPU for official weights where there is one; the embedded model computes in float32 on the CPU, its
+    Thinker and Talker with products of bfloat16 where the processor has them.
 
     Looks at all files and at the free memory first. Raises `CheckpointError`.
     """
     path = files.directory / "config.json"
     if files.companions is None:
-        return _placed(torch.device("cpu"), torch.float32, read_config(path), sessions, packed=False)
+        products = torch.bfloat16 if multiplies_bfloat16() else None
+        placed = _placed(torch.device("cpu"), torch.float32, read_config(path), sessions, packed=False)
+        return replace(placed, products=products)
     inventory = inspect_files(files.directory, files.name, files.companions)
     for problem in inventory.problems:
         raise CheckpointError(problem)
@@ -73,7 +79,7 @@ def _placed(
     try:
         attention = attention_named(device, dtype, (config.thinker.head_dim, config.talker.head_dim))
         buckets_for(sessions)
-        return Placement(device, dtype, packed, BackEnds(attention, steps_name(device)))
+        return Placement(device, dtype, packed, None, BackEnds(attention, steps_name(device)))
     except BackendError as error:
         raise CheckpointError(str(error)) from None
 

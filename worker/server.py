@@ -24,6 +24,7 @@ from agent.wire import (
     read_frame,
     to_worker_decoder,
 )
+from worker.awake import Awake
 from worker.door import WorkerDoor
 from worker.engine import Engine
 
@@ -32,6 +33,8 @@ log = logging.getLogger("agogic.worker")
 MAX_UNSENT_BYTES = 16 * 1024 * 1024
 """A peer that leaves this much unread is stuck: its connection is closed."""
 DRAIN_POLL_S = 0.05
+LOOK_S = 1.0
+"""So often it is seen whether the load asks for a processor that stays awake."""
 
 
 class Connection:
@@ -59,10 +62,13 @@ class Server:
     """Serves one engine on a Unix socket, or on TCP loopback where `address` is `host:port`; and where there is a
     `door`, services on other machines that it lets in."""
 
-    def __init__(self, engine: Engine, address: str, door: WorkerDoor | None = None) -> None:
+    def __init__(
+        self, engine: Engine, address: str, door: WorkerDoor | None = None, awake: Awake | None = None
+    ) -> None:
         self._engine = engine
         self._address = address
         self._door = door
+        self._awake = awake or Awake("off")
         self._connections: set[Connection] = set()
         self._draining = False
 
@@ -87,15 +93,22 @@ class Server:
         log.info("listening on %s", self._address)
         waits = [asyncio.create_task(event.wait()) for event in (stop, failed)]
         waits.append(asyncio.create_task(self._drained(drain, drain_s)))
+        watch = asyncio.create_task(self._keep_awake())
         async with server:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
+            for wait in (*waits, watch):
                 wait.cancel()
+        self._awake.close()
         if door is not None:
             door.close()
         self._engine.stop()
         await asyncio.to_thread(thread.join, 5.0)
         return not failed.is_set()
+
+    async def _keep_awake(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self._awake.heed(self._engine.busy)
 
     async def _drained(self, drain: asyncio.Event, drain_s: float) -> Literal[True]:
         """Returns when nobody is served any more who was when `drain` was set."""

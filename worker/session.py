@@ -54,14 +54,14 @@ from worker.scheduler import AHEAD_S, ENOUGH_S, Key, Work
 
 log = logging.getLogger("agogic.worker")
 
-HURRY_S, HURRY_EACH_S = 0.1, 0.03
+HURRY_S, HURRY_EACH_S = 0.15, 0.03
 """With less sound than this in hand, the next piece is not waited for to grow; so much more for every other answer that
 is being made, whose turn may come first."""
 FIRST_SOUND_S = 0.2
 """An answer should be heard this soon; those who would run dry earlier go before it."""
 LATE_FIRST_SOUND_S = 0.25
 """One that is heard later than this came late."""
-ON_THE_WAY_S = 0.08
+ON_THE_WAY_S = 0.1
 """Sound should be ready so much before it is needed: it has to get through two processes."""
 WAITED_FOR_S, LONG_S = 0.1, 10.0
 """Who waits for a first sound that is late counts as late by one to two times this, by how long he waits."""
@@ -277,7 +277,8 @@ class Session:
             yield Work(key, "beginning", deadline, BEGINNING_SIZE)
             return
         in_hand_s = (dry_at if dry_at is not None else response.arrived_at + FIRST_SOUND_S) - now
-        hurried = in_hand_s < HURRY_S + HURRY_EACH_S * self.other_answers
+        hurry_s = HURRY_S + HURRY_EACH_S * self.other_answers
+        hurried = in_hand_s < hurry_s
         speaker.pace(hurried=hurried, alone=not self.other_answers, next_in_s=self.next_in_s)
         unit = speaker.unit
         if unit != "token":
@@ -292,7 +293,11 @@ class Session:
             return
         made_until = response.first_audio_at + speaker.made_samples / rate
         token_deadline = (deadline if unit == "token" else made_until - ON_THE_WAY_S) - self.lead_s
-        yield Work(key, "token", token_deadline, 0, made_until - AHEAD_S, made_until - ENOUGH_S, playing=True)
+        joins_from, begins_from = made_until - AHEAD_S, made_until - ENOUGH_S
+        if unit == "token":
+            # From then on sound comes of fewer tokens; where it does not, more are needed.
+            joins_from, begins_from = min(joins_from, dry_at - hurry_s), min(begins_from, dry_at - hurry_s)
+        yield Work(key, "token", token_deadline, 0, joins_from, begins_from, playing=True)
 
     def _question(self, request: Respond) -> Question:
         if not request.context and not request.say:

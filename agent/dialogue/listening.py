@@ -35,6 +35,7 @@ from agent.protocol.errors import ProtocolError
 from agent.protocol.session_object import SemanticVad, ServerVad, TurnDetection, silence_ms
 from agent.turn.detector import (
     ONSET_SAMPLES,
+    EndNear,
     LikelyStopped,
     Phase,
     Resumed,
@@ -286,7 +287,9 @@ class Listening:
             self._weigh(event, detector.position)
             if isinstance(event, SpeechStarted) and self.open is None:
                 yield TurnOpened(self._start(event.start_sample, detected=True, spoken=True))
-            elif isinstance(event, LikelyStopped) and self.open is not None and not self.worker_judges:
+            elif self.open is not None and (
+                isinstance(event, EndNear) or (isinstance(event, LikelyStopped) and not self.worker_judges)
+            ):
                 yield EndLikely(self.open)
             elif isinstance(event, Resumed) and self.open is not None:
                 yield EndDoubted(self.open)

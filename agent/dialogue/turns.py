@@ -152,7 +152,7 @@ class Turns:
         detection = self._settings().audio.input.turn_detection
         if detection is None or not detection.create_response or utterance.lost or not utterance.told:
             return
-        if not self._speaking.idle:
+        if not self._speaking.idle or self._speaking.speculation.begun is not None:
             return
         plan = self._plan()
         self._speaking.begin_speculation(plan, partial(self._briefing.foretold, plan, utterance))

@@ -35,7 +35,8 @@ def worker_command(model: ModelConfig, log_level: str, log_format: str = "text")
         command += ["--slots", str(model.slots)]
     if model.threads:
         command += ["--threads", str(model.threads)]
-    return [*command, "--latency", model.latency, "--drain-s", str(model.drain_s)]
+    command += ["--latency", model.latency, "--keep-awake", model.keep_awake]
+    return [*command, "--drain-s", str(model.drain_s)]
 
 
 async def connect(process: Child, socket: Path, timeout_s: float) -> WorkerLink:

@@ -3,7 +3,7 @@
 quiet ──(speech for `onset_windows`)──► speaking ──(silence that is long enough)──► quiet
               SpeechStarted                 │  ▲              SpeechStopped
                               LikelyStopped ▼  │ speech again: Resumed
-                                          pausing
+                                          pausing ──► EndNear, shortly before that is long enough
 
 How long is long enough: `TurnTiming.silence_samples`, unless somebody who understands what was said tells how finished
 it sounds (`judged`).
@@ -25,6 +25,8 @@ ONSET_SAMPLES = _ONSET_WINDOWS * WINDOW_SAMPLES
 # Silence after which an answer is prepared, though not yet given: no longer than it takes to tell a pause from a stop
 # consonant, because a turn that sounds finished ends right after it.
 LIKELY_END_SAMPLES = SAMPLE_RATE_HZ * 160 // 1000
+# So long before a pause ends the turn few still go on, and a busy worker needs about as long for a first sound.
+NEAR_SAMPLES = SAMPLE_RATE_HZ * 288 // 1000
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class LikelyStopped:
 
 
 @dataclass(frozen=True)
+class EndNear:
+    """After `LikelyStopped`: however it sounds, the pause will soon be long enough."""
+
+
+@dataclass(frozen=True)
 class Resumed:
     """What looked like the end was a pause."""
 
@@ -56,7 +63,7 @@ class SpeechStopped:
     end_sample: int
 
 
-TurnEvent = SpeechStarted | LikelyStopped | Resumed | SpeechStopped
+TurnEvent = SpeechStarted | LikelyStopped | EndNear | Resumed | SpeechStopped
 
 
 class Phase(Enum):
@@ -85,7 +92,7 @@ class TurnDetector:
         self._earliest_start = first_sample
         self._loud_windows = 0
         self._speech_end = first_sample
-        self._announced_likely = False
+        self._announced_likely = self._announced_near = False
         self._judged_samples: int | None = None
 
     @property
@@ -137,7 +144,7 @@ class TurnDetector:
                 self._speech_end = self.position
                 return None
             self.phase = Phase.PAUSING
-            self._announced_likely = False
+            self._announced_likely = self._announced_near = False
             self._judged_samples = None
         if (ended := self._ended()) is not None:
             return ended
@@ -145,11 +152,17 @@ class TurnDetector:
         if silence >= LIKELY_END_SAMPLES and not self._announced_likely:
             self._announced_likely = True
             return LikelyStopped(self._speech_end)
+        if self._announced_likely and not self._announced_near and silence >= self._enough - NEAR_SAMPLES:
+            self._announced_near = True
+            return EndNear()
         return None
 
+    @property
+    def _enough(self) -> int:
+        return self.timing.silence_samples if self._judged_samples is None else self._judged_samples
+
     def _ended(self) -> SpeechStopped | None:
-        enough = self.timing.silence_samples if self._judged_samples is None else self._judged_samples
-        if self.position - self._speech_end < enough:
+        if self.position - self._speech_end < self._enough:
             return None
         self.stop()
         return SpeechStopped(self._speech_end, self.position)

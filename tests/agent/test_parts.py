@@ -19,7 +19,7 @@ from agent.config import ConfigError, ServerConfig, check_exposure, load_config,
 from agent.dialogue.playout import Playout
 from agent.server.link import LinkError, SlotRefused, WorkerLink
 from agent.turn import silero
-from agent.turn.detector import LikelyStopped, Resumed, SpeechStarted, SpeechStopped, TurnDetector, TurnTiming
+from agent.turn.detector import EndNear, LikelyStopped, Resumed, SpeechStarted, SpeechStopped, TurnDetector, TurnTiming
 from agent.turn.silero import WINDOW_SAMPLES, SileroVad
 from tests.support.fake_worker import Behaviour, FakeWorker
 from tests.support.speech import order
@@ -137,9 +137,9 @@ def run(probabilities: list[float]) -> list[object]:
 
 def test_a_turn_has_padding_before_and_silence_after() -> None:
     events = run([0.0] * 20 + [0.9] * 10 + [0.0] * 20)
-    start, likely, stop = events
+    start, likely, near, stop = events
     assert start == SpeechStarted(20 * WINDOW_SAMPLES - 4800)
-    assert likely == LikelyStopped(30 * WINDOW_SAMPLES)
+    assert likely == LikelyStopped(30 * WINDOW_SAMPLES) and near == EndNear()
     assert stop == SpeechStopped(30 * WINDOW_SAMPLES, 46 * WINDOW_SAMPLES)
 
 
@@ -149,7 +149,7 @@ def test_a_click_is_no_speech() -> None:
 
 def test_a_pause_is_no_end() -> None:
     kinds = [type(event) for event in run([0.9] * 10 + [0.0] * 10 + [0.9] * 5 + [0.0] * 30)]
-    assert kinds == [SpeechStarted, LikelyStopped, Resumed, LikelyStopped, SpeechStopped]
+    assert kinds == [SpeechStarted, LikelyStopped, EndNear, Resumed, LikelyStopped, EndNear, SpeechStopped]
 
 
 def test_padding_never_reaches_into_the_turn_before() -> None:

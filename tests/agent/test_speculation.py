@@ -8,7 +8,15 @@ import pytest
 
 from agent import wire
 from agent.config import ServerConfig, TurnConfig
-from agent.turn.detector import LIKELY_END_SAMPLES, LikelyStopped, SpeechStopped, TurnDetector, TurnTiming
+from agent.turn.detector import (
+    LIKELY_END_SAMPLES,
+    NEAR_SAMPLES,
+    EndNear,
+    LikelyStopped,
+    SpeechStopped,
+    TurnDetector,
+    TurnTiming,
+)
 from agent.turn.patience import PATIENCE, Patience
 from tests.support.conformance import check
 from tests.support.session_driver import SessionDriver
@@ -71,6 +79,7 @@ def test_a_judgement_counts_for_its_pause_only() -> None:
     assert [type(event) for event in push(0.0, 6)] == [LikelyStopped]
     assert detector.judged(0.2) is None
     assert not push(0.0, 20), "longer than without a judgement"
+    assert [type(event) for event in push(0.0, 32)] == [EndNear]
     push(0.9, 10)
     events = push(0.0, 40)
     assert isinstance(events[-1], SpeechStopped), "by silence alone, where nobody has judged this pause"
@@ -187,6 +196,23 @@ def test_a_pause_that_sounds_unfinished_is_not_worth_an_answer() -> None:
     driver.speak(0.6)
     driver.hush(1.0)
     assert driver.asked(wire.LikelyEnd) and not driver.asked(wire.Respond)
+
+
+@pytest.mark.parametrize(
+    "settings", [detection(type="server_vad", silence_duration_ms=700), detection(type="semantic_vad", eagerness="high")]
+)
+def test_shortly_before_the_turn_ends_anyhow_an_answer_is_begun_however_it_sounds(settings: dict[str, Any]) -> None:
+    wait_s = 0.7 if "server_vad" in str(settings) else PATIENCE["high"].longest_ms / 1000
+    driver = SessionDriver(certainty=GOES_ON, settings=settings)
+    driver.speak(0.6)
+    driver.hush(wait_s - NEAR_SAMPLES / 16_000 - 0.1)
+    assert driver.asked(wire.LikelyEnd) and not driver.asked(wire.Respond)
+    driver.hush(0.2)
+    assert len(driver.asked(wire.Respond)) == 1 and not driver.of("input_audio_buffer.speech_stopped")
+    driver.hush(3.0)
+    assert len(driver.asked(wire.Respond)) == 1, "which is the answer then"
+    assert driver.last("response.done")["response"]["x_agogic"]["timing"]["first_audio_ms"] == 0.0
+    check(driver.events)
 
 
 def test_without_a_judge_the_likely_end_is_answered() -> None:

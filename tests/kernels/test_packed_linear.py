@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.packed_linear import PackedWeight, _takes, pack_linears
+from kernels.packed_linear import PackedWeight, _takes, multiplies_bfloat16, pack_linears
 from models.networks.qwen2 import DecoderConfig, Qwen2Model
 from streaming.layers.transformer import ProjectedTransformer, TransformerConfig
 
@@ -75,3 +75,31 @@ def test_what_cannot_be_packed_stays_plain() -> None:
     weight = half.weight
     pack_linears(half)
     assert half.weight is weight and half(torch.ones(2, 8).half()).shape == (2, 6)
+
+
+rounds = pytest.mark.skipif(not multiplies_bfloat16(), reason="the processor has no products of bfloat16")
+
+
+@rounds
+@pytest.mark.parametrize("bias", [False, True])
+@torch.inference_mode()
+def test_float32_through_products_of_bfloat16_is_off_by_their_rounding(bias: bool) -> None:
+    torch.manual_seed(2)
+    x, weight = torch.randn(5, 48), torch.randn(72, 48)
+    shift = torch.randn(72) if bias else None
+    product = F.linear(x, PackedWeight(weight, torch.bfloat16), shift)  # type: ignore[arg-type]
+    assert product.dtype == torch.float32
+    exact = F.linear(x.double(), weight.double(), None if shift is None else shift.double())
+    assert 1e-5 < error(product, exact) < ROUNDING[torch.bfloat16]
+
+
+@rounds
+@pytest.mark.parametrize(("inputs", "outputs"), [(256, 512), (256, 1536), (768, 256), (256, 1603), (1024, 32)])
+@torch.inference_mode()
+def test_a_row_rounds_alike_among_however_many(inputs: int, outputs: int) -> None:
+    """The widths of the embedded Thinker and Talker, for steps and for prompts."""
+    torch.manual_seed(3)
+    packed, x = PackedWeight(torch.randn(outputs, inputs), torch.bfloat16), torch.randn(300, inputs)
+    alone = torch.cat([F.linear(row[None], packed) for row in x])  # type: ignore[arg-type]
+    for rows in (2, 3, 8, 17, 64, 300):
+        assert torch.equal(F.linear(x[:rows], packed), alone[:rows])  # type: ignore[arg-type]

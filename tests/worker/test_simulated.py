@@ -6,9 +6,12 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from agent.wire import AudioOut, ContextItem, Message, OpenSession, Respond, ResponseDone
 from benchmarks.load import simulate
 from benchmarks.load.step_table import CARDS, StepTable
-from worker.simulated import SimulatedSpeaker
+from worker.engine import Engine
+from worker.parts import Question, Speaker, Unit
+from worker.simulated import SimulatedDevice, SimulatedModel, SimulatedSpeaker
 from worker.step_times import UnitSize
 
 
@@ -62,3 +65,46 @@ def test_a_chart_is_a_drawing_with_all_its_lines() -> None:
     assert {"title", "one & two", "three", "Hz", "callers"} <= set(texts)
     strokes = [path.get("d", "") for path in drawing.iter("{http://www.w3.org/2000/svg}path") if path.get("fill")]
     assert [stroke.count("M") for stroke in strokes] == [2, 1], "a missing point interrupts its line"
+
+
+class SlowToSound(SimulatedSpeaker):
+    """A token lasts 1.3 s, and sound is waited for until there is much of it, unless its listener is about to run dry:
+    as voices do that nobody else has to wait for."""
+
+    hurried = False
+
+    def pace(self, *, hurried: bool, alone: bool, next_in_s: float) -> None:
+        self.hurried = hurried
+
+    @property
+    def unit(self) -> Unit:
+        unit = super().unit
+        patient = self._rendered and not self.hurried and self._made < min(self._frames, self._rendered + 60)
+        return "token" if unit == "sound" and patient else unit
+
+
+class SlowModel(SimulatedModel):
+    def respond(self, question: Question) -> Speaker:
+        return SlowToSound(self.answer_s, 0.75)
+
+
+def test_a_single_listener_does_not_run_dry_while_sound_is_waited_for() -> None:
+    device = SimulatedDevice(lambda unit: 0.005 if unit.kind == "token" else 0.02, {})
+    engine = Engine(SlowModel(answer_s=12.0), 1, device)
+    came: list[tuple[float, Message]] = []
+
+    class Client:
+        def send(self, message: Message) -> None:
+            came.append((device.now, message))
+
+    client = Client()
+    engine.submit(client, OpenSession(1))
+    engine.submit(client, Respond(1, 1, [ContextItem("user", "hi")], 12.5))
+    while not any(isinstance(message, ResponseDone) for _, message in came):
+        if not engine.iterate():
+            assert engine.next_at_s is not None
+            device.now = max(device.now, engine.next_at_s)
+    sounds = [(at, message) for at, message in came if isinstance(message, AudioOut)]
+    first_s = sounds[0][0]
+    in_hand_s = [first_s + message.first_sample / 24_000 - at for at, message in sounds[1:]]
+    assert len(in_hand_s) > 3 and min(in_hand_s) > 0.05
