@@ -199,7 +199,8 @@ def test_a_pause_that_sounds_unfinished_is_not_worth_an_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [detection(type="server_vad", silence_duration_ms=700), detection(type="semantic_vad", eagerness="high")]
+    "settings",
+    [detection(type="server_vad", silence_duration_ms=700), detection(type="semantic_vad", eagerness="high")],
 )
 def test_shortly_before_the_turn_ends_anyhow_an_answer_is_begun_however_it_sounds(settings: dict[str, Any]) -> None:
     wait_s = 0.7 if "server_vad" in str(settings) else PATIENCE["high"].longest_ms / 1000
