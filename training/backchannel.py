@@ -11,6 +11,7 @@ interruptions that sound less like a backchannel.
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,22 +50,27 @@ START_FRAMES = (30, 110)
 
 class BackchannelTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """people: folders of recorded phrases; clips, labels: recorded orders; model, weights: as for the end-of-turn head.
-    Counts are of each synthesiser and side, noises of sounds that are no words; rounds: how often each is disguised."""
+    interjections: a folder with an index.json, made by `benchmarks.dialogue.interjections` with voices that it may be
+    trained on, "": none. Counts are of each synthesiser and side, noises of sounds that are no words; rounds: how often
+    each is disguised, interjection_rounds: each of that folder."""
 
     people: str
     clips: str
     labels: str
     model: str
     weights: str
+    interjections: str = ""
+    interjection_rounds: int = 6
     espeak_clips: int = 150
     flite_clips: int = 50
     festival_clips: int = 0
-    hibari_clips: int = 800
+    hibari_clips: int = 300
     noises: int = 200
     people_clips: int = 450
     starts: int = 1
     rounds: int = 1
     steps: int = 2000
+    dropout: float = 0.6
     seed: int = 31
 
 
@@ -116,6 +122,16 @@ def recorded_people(folder: Path, count: int, rng: random.Random) -> list[Short]
     return [Short(clip_of(read_mono(path) * 32767, path.stem), lets_go_on=False) for path in files]
 
 
+def made_before(folder: Path) -> list[Short]:
+    """What `benchmarks.dialogue.interjections` has made of words, by voices that are trained on."""
+    entries = [entry for entry in json.loads((folder / "index.json").read_text()) if entry["voice"]]
+    sounds = [read_mono(folder / entry["file"]) * 32767 for entry in entries]
+    return [
+        Short(clip_of(sound), lets_go_on=entry["kind"] == "backchannel")
+        for sound, entry in zip(sounds, entries, strict=True)
+    ]
+
+
 def is_aside(short: Short) -> bool:
     """Recorded phrases by people, a fifth, that tell how interruptions look to a head that was not trained on them."""
     return kept_aside(short.clip.name)
@@ -136,14 +152,18 @@ def main(config_path: Path) -> None:
     known = [order for order in orders if not held_out(order.clip.name) and not is_aside(order)]
     aside = [short for short in (*people, *orders) if is_aside(short)]
     shorts += [phrase for phrase in people if not is_aside(phrase)]
+    voices = made_before(Path(config.interjections)) if config.interjections else []
     print(f"{len(shorts)} sounds, {len(known)} orders, {len(aside)} kept aside", flush=True)
     bank = noise_bank([short.clip for short in shorts if len(short.clip.mel) > 20], rng)
     augment = Disguise(bank, rng)
     examples = [moment_of(short, rng, augment) for short in shorts for _ in range(config.rounds)]
+    examples += [moment_of(short, rng, augment) for short in voices for _ in range(config.interjection_rounds)]
     examples += [
         moment_of(order, rng, augment, rng.randint(*START_FRAMES)) for order in known for _ in range(config.starts)
     ]
-    settings = TurnEndTraining("", config.clips, config.labels, config.model, config.weights, steps=config.steps)
+    settings = TurnEndTraining(
+        "", config.clips, config.labels, config.model, config.weights, steps=config.steps, dropout=config.dropout
+    )
     known_moments = encode(encoder, examples)
     head = train(known_moments, settings)
     mild = Disguise(bank, random.Random(1))

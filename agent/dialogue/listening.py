@@ -176,7 +176,7 @@ class Listening:
         self._open_line = open_line
         self._buffer = InputBuffer()
         self._pending: deque[audio.Samples] = deque()
-        self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
+        self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ, low_delay=True)
         self._detection: TurnDetection | None = None
         self._detector = TurnDetector(_UNASKED_TIMING)
         self._uncommitted_from = 0
@@ -193,7 +193,7 @@ class Listening:
             self._open_line = open_line
         if input_hz != self._resampler.from_hz:
             self._buffer.append(self._echo.cleaned(self._resampler.flush()))
-            self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ)
+            self._resampler = audio.Resampler(input_hz, SAMPLE_RATE_HZ, low_delay=True)
         self._detection = detection
         self._detector.timing = self._timing(detection)
         if self._is_pressed != was_pressed:
@@ -356,6 +356,11 @@ class Listening:
         if self.open is None or self.open.likely_end is None:
             return None
         return self._detector.position - self.open.voiced_end
+
+    @property
+    def stirs(self) -> bool:
+        """Whether the newest of the sound may be the first of a voice: the next 32 ms tell."""
+        return self._detection is not None and self._detector.stirs
 
     @property
     def awaits_silence(self) -> bool:

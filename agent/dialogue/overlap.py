@@ -1,5 +1,6 @@
 """A voice over the agent's: held in doubt until `agent.turn.barge_in` knows whether it wants the word.
 
+    one loud window ─► the answer flinches ─► silence: it goes on
     voice ─► the answer is ducked, nobody is told ─┬─ STOP ──► `speech_started`, the answer is cancelled: a turn
                                                    └─ GO_ON ─► the answer goes on; voice again: in doubt again
     silence: what never wanted the word is no turn. Close to the answer's end any word is one: an early reply.
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 from agent.clock import Clock
 from agent.dialogue.listening import Listening, TurnEnded, Utterance, milliseconds
+from agent.dialogue.response import Response
 from agent.dialogue.speaking import Speaking
 from agent.protocol.session_object import SessionSettings
 from agent.turn.barge_in import UNJUDGED_MS, Evidence, Verdict, weigh
@@ -35,13 +37,17 @@ class Overlap:
         self._answer = ""
         self._replies = False
 
+    def stir(self, loud: bool) -> None:
+        """No utterance is open; whether the last window of the sound may be the first of one."""
+        if loud and self._interruptible is not None:
+            self._speaking.duck(flinches=True)
+        else:
+            self._speaking.calm()
+
     def begin(self, utterance: Utterance) -> bool:
         """False if it is a turn from the start: the agent is not heard, or voices do not stop it."""
-        detection = self._settings().audio.input.turn_detection
-        answer = self._speaking.active
-        if detection is None or not detection.interrupt_response or answer is None:
-            return False
-        if answer.plan.modality == "text" or not answer.item.opened:
+        answer = self._interruptible
+        if answer is None:
             return False
         utterance.told = False
         self._answer = answer.id
@@ -74,6 +80,15 @@ class Overlap:
         """It was nothing."""
         if self._is_on:
             self._speaking.let_go_on()
+
+    @property
+    def _interruptible(self) -> Response | None:
+        """The answer that is heard, if a voice is to stop it."""
+        detection = self._settings().audio.input.turn_detection
+        answer = self._speaking.active
+        if detection is None or not detection.interrupt_response or answer is None:
+            return None
+        return answer if answer.plan.modality != "text" and answer.item.opened else None
 
     @property
     def _is_on(self) -> bool:

@@ -264,6 +264,8 @@ class Speaking:
         if response is None or self._held:
             return
         now_s = self._clock.now_s()
+        if self._ducking.flinches_until_s is not None and now_s >= self._ducking.flinches_until_s:
+            self._ducking.calm(response)
         if not self._server_plays:
             for piece in response.playout.due(now_s, self._ducking.until):
                 self._release(response, piece, now_s)
@@ -302,21 +304,31 @@ class Speaking:
         if not self._asked:
             return self._waiting_since_s + WORKER_WAIT_S
         if self._ducking.until is not None and not self._ducking.room(response, 1):
-            return None
+            return self._ducking.flinches_until_s
         if self._reports_every_s is not None:
             return response.playout.over_at_s(self._clock.now_s())
-        return None if self._server_plays else response.playout.next_due_s(self._clock.now_s())
+        if self._server_plays:
+            return self._ducking.flinches_until_s
+        return response.playout.next_due_s(self._clock.now_s())
 
     # --- somebody speaks over it ---
 
-    def duck(self) -> None:
-        """It is silent until `let_go_on`, or until it is cancelled."""
+    def duck(self, *, flinches: bool = False) -> None:
+        """It is silent until `let_go_on`, or until it is cancelled; where it only flinches, until `calm` or a moment
+        later."""
         response = self.active
-        if response is None or self._ducking.until is not None:
+        if response is None:
             return
-        response.overlapped = True
-        self._ducking.begin(response, self._clock.now_s(), rewinds=self._server_plays and not self._reports_every_s)
+        response.overlapped = response.overlapped or not flinches
+        rewinds = self._server_plays and not self._reports_every_s
+        self._ducking.begin(response, self._clock.now_s(), rewinds=rewinds, flinches=flinches)
         self.on_tick()
+
+    def calm(self) -> None:
+        """What made it flinch was no voice."""
+        if self.active is not None and self._ducking.flinches_until_s is not None:
+            self._ducking.calm(self.active)
+            self.on_tick()
 
     def let_go_on(self) -> None:
         """Nobody wanted anything: it goes on with the word at which it fell silent."""

@@ -117,9 +117,11 @@ class Turns:
         self._briefing.start_utterance(utterance)
 
     def weigh(self) -> None:
-        """To be called when more is known of the open utterance."""
+        """To be called when more is known of the open utterance, or whether one begins."""
         utterance = self._listening.open
-        if utterance is not None and not utterance.told and self._overlap.weigh(utterance) is Verdict.STOP:
+        if utterance is None:
+            self._overlap.stir(self._listening.stirs)
+        elif not utterance.told and self._overlap.weigh(utterance) is Verdict.STOP:
             self._interrupted(utterance)
 
     def _interrupted(self, utterance: Utterance) -> None:

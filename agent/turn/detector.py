@@ -95,6 +95,11 @@ class TurnDetector:
         self._announced_likely = self._announced_near = False
         self._judged_samples: int | None = None
 
+    @property
+    def stirs(self) -> bool:
+        """Whether the last window was loud and the next will tell whether somebody speaks."""
+        return self.phase is Phase.QUIET and self._loud_windows > 0
+
     def push(self, probability: float) -> TurnEvent | None:
         """At most one event per window."""
         window_start = self.position

@@ -27,7 +27,17 @@ from agent.dialogue.speaking import WorkerSlot
 from agent.ids import Ids
 from agent.protocol.session_object import default_settings
 from agent.turn.silero import SAMPLE_RATE_HZ, SileroVad
-from agent.wire import AudioOut, FromWorker, Message, OpenSession, Respond, ResponseDone, TextDelta, ToEngine
+from agent.wire import (
+    AudioOut,
+    FromWorker,
+    Message,
+    OpenSession,
+    Respond,
+    ResponseDone,
+    TextDelta,
+    ToEngine,
+    WorkerError,
+)
 from benchmarks.progress import Progress
 from worker.audio_files import read_question
 from worker.device import EMBEDDED_ON_CPU
@@ -60,6 +70,10 @@ class InterjectionsError(Exception):
     """The recordings cannot be used; the message says what to do."""
 
 
+class DeafError(Exception):
+    """The worker does not hear, so there is nothing to measure."""
+
+
 @dataclass(frozen=True)
 class Interjection:
     """Something that somebody says or does while the agent speaks; `text` is what, `stops` whether it should."""
@@ -71,11 +85,12 @@ class Interjection:
 
 @dataclass
 class Course:
-    """What came of one. Times in s since its first sample; None: it did not happen."""
+    """What came of one. Times in s since its first sample; None: it did not happen. `silent_s`: since when the agent
+    was silent at the end; `gap_s`: how long its longest silence was of those after which it went on."""
 
-    ducked_s: float | None = None
+    silent_s: float | None = None
     decided_s: float | None = None
-    went_on_s: float | None = None
+    gap_s: float | None = None
 
 
 @dataclass
@@ -123,9 +138,19 @@ class Caller:
         self._do(self._session.worker_ready(WorkerSlot(1, self._engine.ready())))
         self._do(self._session.start())
 
+    def __enter__(self) -> Caller:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Hangs up: the model has places for few callers at once."""
+        self._engine.client_gone(self)
+        self._engine.iterate()
+
     def send(self, message: Message) -> None:
-        """What the worker says."""
+        """What the worker says. Raises DeafError if it is that it cannot hear."""
         assert isinstance(message, FromWorker)
+        if isinstance(message, WorkerError):
+            raise DeafError(f"the worker does not hear the caller: {message.message}")
         self._coming.append(message)
         if self._says and isinstance(message, TextDelta | AudioOut | ResponseDone):
             self._made.setdefault(self._says, []).append(message)
@@ -169,6 +194,8 @@ class Caller:
                 if not isinstance(message, Respond):
                     self._engine.submit(self, message)
                     continue
+                if not message.say:  # nobody hears what is answered to the interruption
+                    continue
                 known, self._says = self._made.get(message.say), message.say
                 if known is None:
                     self._engine.submit(self, message)
@@ -188,28 +215,29 @@ def over_an_answer(
     model: SpeechModel, interjection: Interjection, seed: int, made: dict[str, list[FromWorker]]
 ) -> Course:
     """Lets the agent say something, and somebody speak over it at a random moment."""
-    rng = random.Random(seed)
-    caller = Caller(model, seed, made)
-    say = {"x_agogic": {"say": ANSWERS[seed % len(ANSWERS)]}}
-    caller.say({"type": "response.create", "response": say})
-    begin_s, heard_s = rng.uniform(FIRST_S, LAST_S), 0.0
-    while heard_s < begin_s:
-        heard_s += STEP_S * (caller.step(listens=heard_s > begin_s - LISTENS_S) is not None)
-    course, size = Course(), int(SAMPLE_RATE_HZ * STEP_S)
-    pieces = [interjection.sound[at : at + size] for at in range(0, len(interjection.sound), size)]
-    for number in range(len(pieces) + round(WATCHED_S / STEP_S)):
-        heard = caller.step(pieces[number] if number < len(pieces) else None)
-        now_s = (number + 1) * STEP_S
-        if caller.of("input_audio_buffer.speech_started"):
-            course.decided_s = course.decided_s or now_s
-            if course.ducked_s is not None:
+    rng, course = random.Random(seed), Course()
+    with Caller(model, seed, made) as caller:
+        say = {"x_agogic": {"say": ANSWERS[seed % len(ANSWERS)]}}
+        caller.say({"type": "response.create", "response": say})
+        begin_s, heard_s = rng.uniform(FIRST_S, LAST_S), 0.0
+        while heard_s < begin_s:
+            heard_s += STEP_S * (caller.step(listens=heard_s > begin_s - LISTENS_S) is not None)
+        size = int(SAMPLE_RATE_HZ * STEP_S)
+        pieces = [interjection.sound[at : at + size] for at in range(0, len(interjection.sound), size)]
+        for number in range(len(pieces) + round(WATCHED_S / STEP_S)):
+            heard = caller.step(pieces[number] if number < len(pieces) else None)
+            now_s = (number + 1) * STEP_S
+            if caller.of("input_audio_buffer.speech_started"):
+                course.decided_s = course.decided_s or now_s
+            if heard is None or not heard[-1]:
+                course.silent_s = course.silent_s or now_s
+            elif course.silent_s is not None:
+                course.gap_s = max(course.gap_s or 0.0, now_s - course.silent_s)
+                course.silent_s = None
+            if course.decided_s is not None and course.silent_s is not None:
                 break
-        if heard is None or not heard[-1]:
-            course.ducked_s = course.ducked_s or now_s
-        elif course.ducked_s is not None and course.decided_s is None:
-            course.went_on_s = course.went_on_s or now_s
-        if caller.of("response.done") and course.decided_s is None:
-            break
+            if caller.of("response.done") and course.decided_s is None:
+                break
     return course
 
 
@@ -225,20 +253,16 @@ def run(
             progress(number, len(interjections))
     aside = [(one, course) for one, course in courses if not one.stops]
     wanting = [(one, course) for one, course in courses if one.stops]
-    gaps = [
-        (course.went_on_s - course.ducked_s) * 1000
-        for _, course in aside
-        if course.went_on_s is not None and course.ducked_s is not None
-    ]
+    gaps = [course.gap_s * 1000 for _, course in aside if course.gap_s is not None]
     return {
         "backchannels": len(aside),
         "backchannel_stop_rate": _share([course.decided_s is not None for _, course in aside]),
-        "backchannel_duck_rate": _share([course.ducked_s is not None for _, course in aside]),
+        "backchannel_duck_rate": _share([bool(course.gap_s or course.silent_s) for _, course in aside]),
         "gap_ms_p50": round(statistics.median(gaps)) if gaps else None,
         "gap_ms_p95": round(float(np.percentile(gaps, 95))) if gaps else None,
         "interruptions": len(wanting),
         "interruption_stop_rate": _share([course.decided_s is not None for _, course in wanting]),
-        **_times("silent", [course.ducked_s for _, course in wanting]),
+        **_times("silent", [course.silent_s for _, course in wanting if course.decided_s is not None]),
         **_times("decided", [course.decided_s for _, course in wanting]),
         "stopped": [one.text for one, course in aside if course.decided_s is not None],
         "passed": [one.text for one, course in wanting if course.decided_s is None],

@@ -86,7 +86,9 @@ _CALL = """async () => {
     const node = new AudioWorkletNode(context, 'meter');
     node.port.onmessage = ({ data }) => call.levels.push(data);
     context.createMediaStreamSource(streams[0]).connect(node);
-    node.connect(context.createGain());
+    const muted = context.createGain();  // nor does it work off what leads to no destination
+    muted.gain.value = 0;
+    node.connect(muted).connect(context.destination);
   };
   call.channel = peer.createDataChannel('oai-events');
   call.channel.onmessage = ({ data }) => call.events.push([context.currentTime, JSON.parse(data)]);

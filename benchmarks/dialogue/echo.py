@@ -185,7 +185,7 @@ class Caller:
             self._do(self.session.tick())
 
     def _send(self, **event: object) -> None:
-        self._do(self.session.client_message(json.dumps(event)))
+        self._do(self.session.take(self.session.read(json.dumps(event))))
         while self.session.has_pending_audio:
             self._do(self.session.process_audio())
 

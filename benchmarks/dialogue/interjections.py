@@ -1,10 +1,11 @@
 """What `agogic eval bargein` mixes into answers: makes the recordings in `tests/speech/interjections`.
 
-    python -m benchmarks.dialogue.interjections KOKORO.onnx VOICES OUT
+    python -m benchmarks.dialogue.interjections KOKORO.onnx VOICES OUT [VOICE ...]
 
-Spoken by 22 English voices of Kokoro-82M (Apache License 2.0), which nothing here was trained on; phonemes by
-hibari-tts. Coughs, laughs and clicks are made by other code, and in another way, than those of the training: noise
-through a filter that moves, and a voice of harmonics.
+With names of voices every text by each of them instead, to be trained on or looked at. Spoken by 22 English voices of
+Kokoro-82M (Apache License 2.0), none of those that something here was trained on; phonemes by hibari-tts. Coughs,
+laughs and clicks are made by other code, and in another way, than those of the training: noise through a filter that
+moves, and a voice of harmonics.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +33,10 @@ INTERRUPTIONS = (
     "Could you say that again?", "I didn't order that.", "Make that a small one.", "And a cappuccino.", "Stop, please.",
 )  # fmt: skip
 SPOKEN_BACKCHANNELS, COUGHS, LAUGHS, CLICKS, SPOKEN_INTERRUPTIONS = 68, 12, 8, 12, 50
-LOOKED_AT = ("af_alloy", "af_nova", "am_eric", "am_santa", "bm_fable")
-"""Voices by which the rules were found: none of a test."""
+TRAINED_ON = ("af_alloy", "am_eric", "bm_fable")
+"""Voices that the backchannel head is trained on."""
+LOOKED_AT = ("af_nova", "am_santa")
+"""Those by which thresholds are found. Neither are of the test."""
 _PEAK = 0.35
 
 Sound = np.ndarray
@@ -40,9 +44,9 @@ Sound = np.ndarray
 
 
 class Kokoro:
-    """The network and its English voices, `hibari`'s heart (trained on) and those looked at left out."""
+    """The network and its English voices: those of these names, or all but those and `hibari`'s heart (trained on)."""
 
-    def __init__(self, model: Path, voices: Path) -> None:
+    def __init__(self, model: Path, voices: Path, names: Sequence[str] = ()) -> None:
         import onnxruntime
         from hibari import Hibari
         from hibari.g2p import G2P
@@ -54,8 +58,9 @@ class Kokoro:
         speaker = Hibari()
         self._vocabulary = speaker.vocab
         self._spell = {"a": speaker.g2p, "b": G2P(british=True)}
-        files = sorted(path for path in voices.glob("[ab][fm]_*.bin") if path.stem not in (*LOOKED_AT, "af_heart"))
-        self.voices = {path.stem: np.fromfile(path, "f4").reshape(-1, 1, 256) for path in files}
+        files, known = sorted(voices.glob("[ab][fm]_*.bin")), (*TRAINED_ON, *LOOKED_AT, "af_heart")
+        chosen = [path for path in files if (path.stem in names if names else path.stem not in known)]
+        self.voices = {path.stem: np.fromfile(path, "f4").reshape(-1, 1, 256) for path in chosen}
 
     def speak(self, text: str, voice: str, speed: float) -> Sound:
         phonemes = self._spell[voice[0]](text)
@@ -112,17 +117,21 @@ def clicks(draw: np.random.Generator) -> Sound:
     return np.concatenate(parts)
 
 
-def main(model: Path, voices: Path, folder: Path) -> None:
+def main(model: Path, voices: Path, folder: Path, *chosen: str) -> None:
     """Writes the recordings and their `index.json`: for each file its kind, text and voice."""
-    speaker, rng, draw = Kokoro(model, voices), random.Random(1), np.random.default_rng(1)
+    speaker, seed = Kokoro(model, voices, chosen), 2 if chosen else 1
+    rng, draw = random.Random(seed), np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     made: list[tuple[str, str, str, Sound]] = []
     names = sorted(speaker.voices)
+    for name in chosen:
+        for kind, texts in (("backchannel", BACKCHANNELS), ("interruption", INTERRUPTIONS)):
+            made += [(kind, text, name, speaker.speak(text, name, rng.uniform(0.9, 1.3))) for text in texts]
     for kind, texts, count in (
         ("backchannel", BACKCHANNELS, SPOKEN_BACKCHANNELS),
         ("interruption", INTERRUPTIONS, SPOKEN_INTERRUPTIONS),
     ):
-        for number in range(count):
+        for number in range(0 if chosen else count):
             text, voice = texts[number % len(texts)], names[number % len(names)]
             made.append((kind, text, voice, speaker.speak(text, voice, rng.uniform(0.9, 1.3))))
             print(kind, number, flush=True)
@@ -138,4 +147,4 @@ def main(model: Path, voices: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*map(Path, sys.argv[1:4]), *sys.argv[4:])

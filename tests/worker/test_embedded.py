@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from agent.dialogue.level import amplified, gain_for, peak_of
+from agent.turn.barge_in import BACKCHANNEL_FROM
 from agent.wire import ContextItem
+from benchmarks.dialogue.barge_in import Caller, spoken
 from models.orders import Order, parse_order
 from worker.audio_files import read_question
 from worker.listener import PipelineListener
@@ -184,3 +186,28 @@ def test_a_quiet_microphone_is_understood(model: Pipeline) -> None:
         raised = (amplified(quiet, gain_for(peak_of(quiet))) / 32768).astype(np.float32)
         understood += ask_by_voice(model, raised, WRITTEN).text == ask_by_voice(model, loud, WRITTEN).text
     assert understood >= len(LABELS) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "lets_go_on"), [("000", True), ("005", True), ("020", True), ("022", True), ("024", True), ("071", False)]
+)
+def test_mm_hm_and_no_wait_are_told_apart_by_their_sound(model: Pipeline, name: str, lets_go_on: bool) -> None:
+    """By voices that nothing was trained on; no word of them is understood."""
+    heard = np.concatenate([np.zeros(4800), clip(f"interjections/{name}"), np.zeros(3200)])
+    heard += np.random.default_rng(0).normal(0, 3e-4, heard.size)
+    utterance = model.networks.ear.begin(12.5)
+    utterance.hear(heard.astype(np.float32))
+    utterance.prepare()
+    assert utterance.backchannel is not None
+    assert (utterance.backchannel >= BACKCHANNEL_FROM) is lets_go_on
+
+
+def test_those_who_speak_over_answers_are_heard_one_after_another(model: Pipeline) -> None:
+    """The model has places for fewer callers than `agogic eval bargein` has sounds."""
+    voice = spoken(clip(sorted(LABELS)[0]))[: 16_000 * 6 // 10]
+    for number in range(8):
+        with Caller(model, number, {}) as caller:
+            for at in range(0, len(voice), 320):
+                caller.step(voice[at : at + 320])
+            assert caller.of("input_audio_buffer.speech_started")
+            caller.say({"type": "response.create"})  # as after an interruption: waits for nobody
