@@ -136,6 +136,7 @@ async def test_a_worker_that_is_told_to_go_cuts_no_answer_and_another_goes_on() 
     async with cluster() as (_control, first, second), talker(first, second) as client:
         pool = first.service.models.default.pool
         await client.ask("one two three four five six")
+        await becomes(lambda: any(link.leased for link in pool._links.values()))
         index = next(index for index, link in pool._links.items() if link.leased)
         gone = pool.pids[index]
         os.kill(gone, signal.SIGTERM)
@@ -151,7 +152,7 @@ async def test_a_worker_that_the_other_can_do_without_ends_and_cuts_no_answer() 
         pool = first.service.models.default.pool
         for client in (one, other):
             await client.ask("one two three four")
-        assert sorted(link.leased for link in pool._links.values()) == [1, 1]
+        await becomes(lambda: sorted(link.leased for link in pool._links.values()) == [1, 1])
         fewer = replace(order(1), most=2, idle_s=0.1, leave_s=0.3)
         control.supervising = Supervising(fewer, control)
         for client in (one, other):
