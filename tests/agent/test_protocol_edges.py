@@ -217,7 +217,8 @@ def test_an_odd_byte_is_dropped_where_the_stream_ends(between: str) -> None:
     before = heard(driver).size
     append(driver, loud)
     driver.send(type="input_audio_buffer.commit")
-    assert np.abs(heard(driver)[before:].astype(int) - 4000).max() < 1500  # half a sample off it would be noise
+    # Half a sample off all of it would be noise; a resampler that begins anew rises from silence.
+    assert (np.abs(heard(driver)[before:].astype(int) - 4000) > 1500).mean() < 0.05
 
 
 # --- silence that is to be filled, asked for late ---
