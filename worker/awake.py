@@ -1,8 +1,8 @@
 """Keeps a virtual machine's processor from falling asleep between units of work, while many callers are served.
 
 A virtual processor that has nothing to do is taken away by the machine that it runs on, and others use its caches: it
-comes back late and cold. With a load of 60 % on two of them, work then took up to a fifth longer (docs/decisions.md). So
-from half a load on a process of the lowest kind of priority does nothing, busily; whatever else there is goes first.
+comes back late and cold. With a load of 60 % on two of them, work then took up to a fifth longer (docs/decisions.md).
+So from half a load on a process of the lowest kind of priority does nothing, busily; whatever else there is goes first.
 
 It would only cost where the processor is our own, and would harm where its time is rationed: there it is not done.
 """
